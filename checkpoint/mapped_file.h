@@ -1,0 +1,40 @@
+#ifndef FACET_CHECKPOINT_MAPPED_FILE_H_
+#define FACET_CHECKPOINT_MAPPED_FILE_H_
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace facet {
+
+// A file mapped read-only and private. Movable; the mapping lives as long as the object.
+// The file must not shrink while it is mapped: reading a page that is gone ends the process.
+class MappedFile {
+ public:
+  // NotFound, PermissionDenied or InvalidArgument (not a regular file, empty), naming the path.
+  static absl::StatusOr<MappedFile> Open(const std::string& path);
+
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return bytes_; }
+  const std::string& path() const { return path_; }
+
+  // Tells the kernel that `range`, inside bytes(), is not needed soon, so that it no longer counts
+  // as this process's resident memory. Reading it again stays correct.
+  void Release(std::span<const std::byte> range) const;
+
+ private:
+  MappedFile(std::string path, std::span<const std::byte> bytes)
+      : path_(std::move(path)), bytes_(bytes) {}
+
+  std::string path_;
+  std::span<const std::byte> bytes_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_CHECKPOINT_MAPPED_FILE_H_

@@ -1,0 +1,61 @@
+# Targets link only what they declare; tests/tree/include_table_test.py reads every #include
+# against the table in the README.
+
+# facet_library(name SOURCES a.cc ... DEPS target ...)
+function(facet_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${ARG_DEPS})
+endfunction()
+
+# facet_binary(name SOURCES a.cc ... DEPS target ...)
+function(facet_binary name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS})
+endfunction()
+
+# facet_test(name SOURCES a_test.cc ... DEPS target ... [LABELS label ...] [TIMEOUT s])
+# One ctest entry per binary; runs in the source directory so that tests find their data.
+function(facet_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  facet_binary(${name} SOURCES ${ARG_SOURCES} DEPS ${ARG_DEPS} GTest::gmock_main)
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()
+
+# facet_fuzzer(name SOURCES a_fuzz.cc DEPS target ...): a libFuzzer target, only with FACET_FUZZ.
+function(facet_fuzzer name)
+  if(NOT FACET_FUZZ)
+    return()
+  endif()
+  facet_binary(${name} ${ARGN})
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+endfunction()
+
+# facet_proto(name a.proto ...): messages and gRPC stubs.
+function(facet_proto name)
+  add_library(${name} STATIC)
+  target_include_directories(${name} PUBLIC ${PROJECT_BINARY_DIR}/protos)
+  target_link_libraries(${name} PUBLIC gRPC::grpc++ protobuf::libprotobuf)
+  foreach(proto IN LISTS ARGN)
+    get_filename_component(dir "${proto}" DIRECTORY)
+    get_filename_component(stem "${proto}" NAME_WLE)
+    set(out "${PROJECT_BINARY_DIR}/protos/${dir}/${stem}")
+    add_custom_command(
+      OUTPUT ${out}.pb.cc ${out}.pb.h ${out}.grpc.pb.cc ${out}.grpc.pb.h
+      COMMAND protobuf::protoc -I ${PROJECT_SOURCE_DIR}/protos
+              --cpp_out=${PROJECT_BINARY_DIR}/protos --grpc_out=${PROJECT_BINARY_DIR}/protos
+              --plugin=protoc-gen-grpc=$<TARGET_FILE:gRPC::grpc_cpp_plugin>
+              ${PROJECT_SOURCE_DIR}/protos/${proto}
+      DEPENDS ${PROJECT_SOURCE_DIR}/protos/${proto} VERBATIM)
+    target_sources(${name} PRIVATE ${out}.pb.cc ${out}.grpc.pb.cc)
+  endforeach()
+  target_compile_options(${name} PRIVATE -w)
+endfunction()
