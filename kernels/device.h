@@ -1,0 +1,237 @@
+#ifndef FACET_KERNELS_DEVICE_H_
+#define FACET_KERNELS_DEVICE_H_
+
+// The seam between a model and what computes it. A device knows bytes, matrices and a step's
+// layout; it knows no request, no model family and no rank. `reference/` is the scalar oracle,
+// `cpu/` equals it bit for bit; the order of every addition is fixed in kernels/README.md.
+//
+// Memory: a Floats or Matrix belongs to the device that made it, lives as long as the device, and
+// its address means something to that device and to a communicator built for it, to nobody else.
+// Threads: one thread calls a device. Operations run in the order of the calls; Synchronize()
+// waits for them, and the host reads results only after it.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "checkpoint/block_formats.h"
+#include "kernels/sum_tree.h"
+
+namespace facet {
+
+// An array of floats in device memory.
+struct Floats {
+  float* data = nullptr;
+  int64_t size = 0;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// A matrix as it lies in a model file: `rows` outputs by `columns` inputs, possibly a slice.
+struct MatrixSource {
+  std::string name;  // of the tensor, for errors
+  TensorType type = TensorType::kF32;
+  int64_t rows = 0;
+  int64_t columns = 0;              // a whole number of the type's blocks
+  const std::byte* data = nullptr;  // the first block of source row 0
+  int64_t row_stride = 0;           // bytes from one source row to the next
+  std::span<const int32_t> row_order = {};  // output row i is source row row_order[i]; empty: i
+};
+
+// How the columns of a row-parallel matrix are cut into the leaves of the sum tree.
+struct LeafCut {
+  int leaves_total = 1;             // in the whole tree, over all ranks
+  int first_leaf = 0;               // this matrix's first leaf
+  std::vector<int64_t> starts;      // column where each local leaf begins, and `columns` at the end
+  int leaves() const { return static_cast<int>(starts.size()) - 1; }
+};
+
+// A matrix packed for its device. Immutable.
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t columns() const = 0;
+  virtual int64_t packed_bytes() const = 0;
+  // The subtree roots that ProductRoots() writes; one, over everything, without a LeafCut.
+  virtual int root_count() const = 0;
+};
+
+enum class KvType { kF16, kF32 };
+
+// A pool of KV blocks shared by the layers that have the same lifetime of keys.
+struct KvPoolSpec {
+  int layers = 0;
+  int blocks = 0;
+  int block_tokens = 0;
+  int kv_heads = 0;  // on this rank
+  int head_dim = 0;
+  KvType type = KvType::kF16;
+};
+
+inline constexpr int kKvPools = 2;        // 0: layers that keep every key; 1: sliding windows
+inline constexpr int kFullPool = 0;
+inline constexpr int kWindowPool = 1;
+// Attention merges partial results at fixed absolute positions, every kSplitTokens keys.
+inline constexpr int kSplitTokens = 64;
+
+// Consecutive tokens of one sequence that a step computes.
+struct SequenceRun {
+  int first_row = 0;  // in the step's rows
+  int rows = 0;
+  int64_t first_position = 0;
+  // Block ids by position / block_tokens, per pool; -1 where the window has left them behind.
+  std::array<std::span<const int32_t>, kKvPools> blocks;
+};
+
+struct StepLayout {
+  int rows = 0;
+  std::span<const SequenceRun> runs;  // cover rows [0, rows) in order
+};
+
+// Rotates the pairs (i, i + rotary/2) of the first `rotary` elements of every head by
+// position x inverse_frequency[i] (the half-split or "NEOX" form).
+struct RopeSpec {
+  std::vector<float> inverse_frequency;  // rotary / 2
+};
+
+struct AttentionSpec {
+  int pool = kFullPool;
+  int pool_layer = 0;  // which layer of the pool
+  int heads = 0;       // query heads on this rank
+  int kv_heads = 0;    // on this rank
+  int head_dim = 0;
+  std::vector<int> kv_of_head;  // [heads]: local KV head that each query head reads
+  int64_t window = 0;           // 0: all keys; else key k is seen by query q iff q - k < window
+  float scale = 1;              // of q.k
+  float soft_cap = 0;           // 0: none; else s = cap * tanh(s / cap)
+  int rope = -1;                // from AddRope, -1: none
+  Floats q_norm, k_norm;        // [head_dim] RMS weights before the rotation, or empty
+  float norm_epsilon = 0;
+};
+
+enum class Activation { kGeluTanh, kSilu };
+
+// x += RMS(update; post_weight) or x += update; then out = RMS(x; next_weight).
+struct ResidualNormArgs {
+  Floats residual;     // [rows, width], updated
+  Floats update;       // [rows, width]
+  Floats post_weight;  // [width], or empty: the update is added as it is
+  Floats next_weight;  // [width]
+  Floats out;          // [rows, width]
+  int rows = 0;
+  int width = 0;
+  float epsilon = 0;
+};
+
+// value = repeat(raw + bias) - subtract, where repeat divides a positive and multiplies a
+// negative logit by `repetition`.
+struct LogitEdit {
+  int32_t row = 0;  // of this rank's slice of the head
+  float bias = 0;
+  float repetition = 1;
+  float subtract = 0;
+};
+
+// What a rank is asked about its slice of one row of logits.
+struct CandidateQuery {
+  std::span<const LogitEdit> edits;  // rows ascending, each at most once
+  float inverse_temperature = 1;     // processed = edited * inverse_temperature
+  bool gumbel = false;               // order by processed + Gumbel noise of (key, token id)
+  uint64_t key = 0;                  // PositionKey of the sequence and position
+  int count = 1;                     // best candidates wanted by that order
+  bool sums = false;                 // (max, sum) of the processed logits per vocabulary slice
+  int raw_count = 0;                 // best by raw logit wanted, for log-probabilities
+  bool raw_sums = false;             // (max, sum) of the raw logits per vocabulary slice
+};
+
+// Ordered by `order` descending, ties by id ascending.
+struct Candidate {
+  float order = 0;      // what it was ordered by
+  float processed = 0;  // after edits and temperature
+  float raw = 0;
+  int32_t id = 0;  // of the whole vocabulary
+};
+
+// max over a vocabulary slice, and sum of exp(logit - max) over it.
+struct SliceSum {
+  float max = 0;
+  float sum = 0;
+};
+
+struct CandidateReply {
+  std::vector<Candidate> best;
+  std::vector<SliceSum> sums;
+  std::vector<Candidate> raw_best;
+  std::vector<SliceSum> raw_sums;
+  bool finite = true;  // false: a logit was NaN or +infinity
+};
+
+// This rank's rows of the output layer: global ids and the canonical vocabulary slices.
+struct VocabularySlices {
+  int32_t first_id = 0;
+  std::vector<int64_t> starts;  // local row where each slice begins, and the row count at the end
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // "cpu-avx512", "cpu-avx2", "reference": goes into logs and, where it changes bits, into the
+  // group's fingerprint.
+  virtual std::string name() const = 0;
+
+  // --- Set-up. Everything is allocated before the first step.
+
+  // Packs a matrix. InvalidArgument names the tensor if a scale is not finite. With a cut,
+  // ProductRoots() is available.
+  virtual absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
+                                                             const LeafCut* cut) = 0;
+  virtual absl::StatusOr<Floats> AllocateFloats(int64_t size) = 0;
+  // Keys and values of every layer of both pools; a pool without layers takes nothing.
+  virtual absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) = 0;
+  virtual int AddRope(RopeSpec spec) = 0;
+  virtual void CopyIn(std::span<const float> host, Floats device) = 0;
+  virtual void CopyOut(Floats device, std::span<float> host) = 0;
+  virtual void Synchronize() = 0;
+
+  // --- One step.
+
+  // Names the rows that the following calls are about; `layout` must outlive them.
+  virtual void BeginStep(const StepLayout& layout) = 0;
+  // out[i] = scale * row `rows[i]` of the table, dequantised.  [rows.size(), columns]
+  virtual void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
+                         Floats out) = 0;
+  // out[i] = x[rows[i]].  width floats each
+  virtual void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) = 0;
+  // out = RMS(x; weight).  [rows, width]
+  virtual void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon,
+                       Floats out) = 0;
+  virtual void ResidualNorm(const ResidualNormArgs& args) = 0;
+  // out[r] = the products of x[r] with all parts, side by side. The parts share their columns;
+  // out has the sum of their rows per row of x.
+  virtual void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) = 0;
+  // roots[k][r] = the sums over the leaves of the k-th root.  [root_count, rows, matrix.rows()]
+  virtual void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) = 0;
+  // qkv: [rows, (heads + 2 kv_heads) head_dim], q then k then v. Norms and rotates q and k in
+  // place and stores k and v at the rows' positions.
+  virtual void RopeAndStore(const AttentionSpec& spec, Floats qkv) = 0;
+  // out: [rows, heads head_dim]. Reads q from qkv and all keys from the pool.
+  virtual void Attend(const AttentionSpec& spec, Floats qkv, Floats out) = 0;
+  // gate_up: [rows, 2 width], gate first.  out = act(gate) * up  [rows, width]
+  virtual void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) = 0;
+  // x = cap * tanh(x / cap)
+  virtual void SoftCap(Floats x, int64_t size, float cap) = 0;
+  // Looks at one row of logits of this rank's slice; the row is the same afterwards.
+  virtual void FindCandidates(Floats logits, const VocabularySlices& slices,
+                              const CandidateQuery& query, CandidateReply* reply) = 0;
+};
+
+}  // namespace facet
+
+#endif  // FACET_KERNELS_DEVICE_H_
