@@ -1,0 +1,105 @@
+#ifndef FACET_SHARD_WORKER_ENGINE_ENGINE_H_
+#define FACET_SHARD_WORKER_ENGINE_ENGINE_H_
+
+// Iteration-level scheduling of one group: continuous batching and chunked prefill over paged KV.
+// Sans-IO: events and the time go in, step plans and deltas come out. Not thread-safe; the
+// leader's engine thread owns it.
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/ids.h"
+#include "shard_worker/engine/step_plan.h"
+
+namespace facet {
+
+using TimeUs = int64_t;  // microseconds of a monotonic clock
+
+struct EngineOptions {
+  int block_tokens = 32;
+  std::array<int, kBlockPools> blocks = {0, 0};  // per pool; 0: no layer uses the pool
+  int64_t window = 0;             // tokens a layer of the window pool sees
+  int context_tokens = 0;         // prompt + output of a sequence, at most
+  int vocabulary_size = 0;
+  int step_tokens_max = 512;      // budget of one step, decodes included
+  int sequences_max = 64;         // running at once; slots are [0, sequences_max)
+  int waiting_max = 1024;         // submitted and not running
+  int prefill_chunk_max = 512;    // tokens of one sequence per step
+};
+
+enum class EngineFinish { kStopToken, kLength, kCancelled, kDeadline, kError };
+
+struct EngineRequest {
+  SequenceId id;
+  std::vector<TokenId> tokens;  // prompt, then what was emitted before a resubmission
+  int prompt_length = 0;
+  SamplingParams sampling;
+  uint64_t seed = 0;
+  int max_tokens = 0;           // output in all, tokens beyond prompt_length included
+  std::vector<TokenId> stop_token_ids;
+  int logprobs = -1;
+  bool prompt_logprobs = false;
+  bool logits_digest = false;
+  std::optional<TimeUs> deadline;
+};
+
+// News of one sequence after a step or an event.
+struct EngineDelta {
+  SequenceId id;
+  int offset = 0;  // output tokens before this delta
+  std::vector<ScoredToken> tokens;
+  int prompt_offset = 0;  // position of the first of `prompt`
+  std::vector<ScoredToken> prompt;
+  std::optional<EngineFinish> finish;
+  std::string error;  // with kError
+  // With finish:
+  SlotId slot;  // that the sequence ran in, or -1 if it never ran
+  int cached_tokens = 0;
+  TimeUs queue_us = 0, prefill_us = 0, decode_us = 0;
+};
+
+struct EngineStats {
+  int running = 0;
+  int waiting = 0;
+  std::array<int, kBlockPools> blocks_used = {0, 0};
+  std::array<int, kBlockPools> blocks_total = {0, 0};
+  int64_t prompt_tokens_done = 0;
+  int64_t output_tokens_done = 0;
+  int64_t preemptions = 0;
+};
+
+class Engine {
+ public:
+  explicit Engine(const EngineOptions& options);
+  ~Engine();
+
+  // ResourceExhausted: too many wait. InvalidArgument: empty, too long for the context or the
+  // pool, an id outside the vocabulary; the message names the field. Nothing changed then.
+  absl::Status Submit(EngineRequest request, TimeUs now);
+  // Unknown ids are ignored: the sequence may have ended on its own.
+  void Cancel(SequenceId id, TimeUs now);
+
+  // The next step, or nothing if there is nothing to compute. One step may be outstanding.
+  std::optional<StepPlan> Plan(TimeUs now);
+  // REQUIRES: `result` answers the outstanding plan.
+  void Complete(const StepResult& result, TimeUs now);
+
+  // Deltas since the last call, in order per sequence.
+  std::vector<EngineDelta> TakeDeltas();
+  // When the earliest deadline passes, if any sequence has one: call Plan() then.
+  std::optional<TimeUs> NextDeadline() const;
+  EngineStats stats() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_SHARD_WORKER_ENGINE_ENGINE_H_
