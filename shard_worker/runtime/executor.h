@@ -13,6 +13,7 @@ class Executor {
  public:
   virtual ~Executor() = default;
   // An error means that the group is broken: nothing more can be computed in this epoch.
+  // A plan without segments is a keep-alive: followers see that the leader lives.
   virtual absl::StatusOr<StepResult> Run(const StepPlan& plan) = 0;
   // SHA-256 of the raw float32 logits of every position of the sequence in `slot`, in order, for
   // a SequenceStart with logits_digest. Valid until the slot is started again.

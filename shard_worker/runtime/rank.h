@@ -1,0 +1,96 @@
+#ifndef FACET_SHARD_WORKER_RUNTIME_RANK_H_
+#define FACET_SHARD_WORKER_RUNTIME_RANK_H_
+
+// One rank of a group: its slice of the model on its device, its KV pools, and its end of the
+// communicator. The service layer loads it, attaches the communicator once all ranks are ready,
+// and then either makes the leader's executor or follows.
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/collectives/communicator.h"
+#include "kernels/device.h"
+#include "shard_worker/engine/engine.h"
+#include "shard_worker/runtime/executor.h"
+
+namespace facet {
+
+struct RankOptions {
+  std::string model_path;
+  int rank = 0;
+  int world = 1;
+  int threads = 1;
+  std::string device = "auto";  // "auto", "avx512", "avx2", "reference"
+  KvType kv_type = KvType::kF16;
+  int context_tokens = 0;       // 0: the model's own
+  int64_t kv_tokens = 16384;    // keys the pool of full layers holds, over all sequences
+  int step_tokens_max = 512;
+  int sequences_max = 64;
+  bool allow_logits_digest = false;
+  std::chrono::milliseconds step_timeout{10000};  // of each collective; a leader that idles runs
+                                                  // an empty plan well within it
+  // Called from Load() with bytes done of bytes in all; may be empty.
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+
+struct ModelFacts {
+  std::string architecture;
+  std::string description;  // general.name
+  int64_t parameters = 0;
+  int context_tokens = 0;
+  int vocabulary_size = 0;
+  uint64_t digest = 0;
+  std::string fingerprint;
+};
+
+struct RankMemory {
+  int64_t weight_bytes = 0;  // packed, of this rank's slice
+  int64_t kv_bytes = 0;
+};
+
+// Seconds since the last look.
+struct StepTimes {
+  int64_t steps = 0;
+  double compute_s = 0;
+  double collective_s = 0;  // moving and adding
+  double wait_s = 0;        // for slower ranks, and for the next plan
+};
+
+class Rank {
+ public:
+  // InvalidArgument or FailedPrecondition with a sentence about the file, the degree or the
+  // options; the message for a degree that cannot be split says which ones can.
+  static absl::StatusOr<std::unique_ptr<Rank>> Load(const RankOptions& options);
+  virtual ~Rank() = default;
+
+  virtual const ModelFacts& facts() const = 0;
+  virtual std::string device_name() const = 0;
+  virtual RankMemory memory() const = 0;
+  // Of the shard plan, the KV pools and the options that must agree between ranks.
+  virtual uint64_t plan_hash() const = 0;
+  // Options of an engine that schedules for this group.
+  virtual EngineOptions engine_options() const = 0;
+
+  // Gives the rank its communicator. REQUIRES: of the options' rank and world.
+  virtual void Attach(std::unique_ptr<Communicator> communicator) = 0;
+
+  // On rank 0. The executor borrows the rank.
+  virtual std::unique_ptr<Executor> MakeExecutor() = 0;
+  // On the other ranks: runs the leader's plans until it says stop (OK) or the group breaks.
+  virtual absl::Status Follow() = 0;
+  // On rank 0, once no step runs: lets the followers return from Follow().
+  virtual absl::Status StopFollowers() = 0;
+  // Any thread: breaks the group's collectives.
+  virtual void Abort() = 0;
+  // Any thread.
+  virtual StepTimes TakeTimes() = 0;
+};
+
+}  // namespace facet
+
+#endif  // FACET_SHARD_WORKER_RUNTIME_RANK_H_
