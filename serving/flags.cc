@@ -101,20 +101,22 @@ absl::Status SetFlag(absl::CommandLineFlag& flag, const std::string& value) {
 }
 
 // Takes the flag at argv[index] and, where the value stands apart, argv[index + 1]; leaves `index`
-// at the last one taken.
-absl::Status TakeFlag(int argc, char** argv, int& index) {
+// at the last one taken. Returns the flag's name.
+absl::StatusOr<std::string> TakeFlag(int argc, char** argv, int& index) {
   FlagArgument argument = SplitFlag(argv[index]);
   absl::CommandLineFlag* flag = Find(argument.name);
   if (flag == nullptr) {
-    if (absl::CommandLineFlag* negated = FindNegated(argument)) return SetFlag(*negated, "false");
-    return UnknownFlag(argument.name);
+    flag = FindNegated(argument);
+    if (flag == nullptr) return UnknownFlag(argument.name);
+    argument.value = "false";
   }
   if (!argument.value && flag->IsOfType<bool>()) argument.value = "true";
   if (!argument.value) {
     if (index + 1 >= argc) return InvalidArgument("--{} needs a value", argument.name);
     argument.value = argv[++index];
   }
-  return SetFlag(*flag, *argument.value);
+  FACET_RETURN_IF_ERROR(SetFlag(*flag, *argument.value));
+  return ToStd(flag->Name());
 }
 
 std::string Wrap(std::string_view text, size_t indent) {
@@ -154,21 +156,22 @@ bool WantsHelp(int argc, char** argv) {
   return false;
 }
 
-absl::StatusOr<std::vector<std::string>> ParseFlags(int argc, char** argv) {
-  std::vector<std::string> positional;
+absl::StatusOr<CommandLine> ParseFlags(int argc, char** argv) {
+  CommandLine line;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
     if (argument == "--") {
-      positional.insert(positional.end(), argv + i + 1, argv + argc);
+      line.positional.insert(line.positional.end(), argv + i + 1, argv + argc);
       break;
     }
     if (argument.size() < 2 || argument[0] != '-') {
-      positional.emplace_back(argument);
+      line.positional.emplace_back(argument);
       continue;
     }
-    FACET_RETURN_IF_ERROR(TakeFlag(argc, argv, i));
+    FACET_ASSIGN_OR_RETURN(std::string name, TakeFlag(argc, argv, i));
+    line.flags.push_back(std::move(name));
   }
-  return positional;
+  return line;
 }
 
 std::vector<std::string> ParseFlagsOrExit(int argc, char** argv, std::string_view usage,
@@ -177,15 +180,15 @@ std::vector<std::string> ParseFlagsOrExit(int argc, char** argv, std::string_vie
     fmt::print("{}\n\nFlags (dashes and underscores are the same):\n{}", usage, DescribeFlags());
     std::exit(0);
   }
-  absl::StatusOr<std::vector<std::string>> positional = ParseFlags(argc, argv);
-  if (positional.ok() && positional->size() > positional_max) {
-    positional = InvalidArgument("unexpected argument '{}'", (*positional)[positional_max]);
+  absl::StatusOr<CommandLine> line = ParseFlags(argc, argv);
+  if (line.ok() && line->positional.size() > positional_max) {
+    line = InvalidArgument("unexpected argument '{}'", line->positional[positional_max]);
   }
-  if (!positional.ok()) {
-    fmt::print(stderr, "{}: {} (see --help)\n", argv[0], MessageOf(positional.status()));
+  if (!line.ok()) {
+    fmt::print(stderr, "{}: {} (see --help)\n", argv[0], MessageOf(line.status()));
     std::exit(2);
   }
-  return *std::move(positional);
+  return std::move(line->positional);
 }
 
 std::string DescribeFlags(std::span<const std::string_view> names) {

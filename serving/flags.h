@@ -15,14 +15,18 @@
 
 namespace facet {
 
-// Sets every flag of the command line and returns what is left, in order: positional arguments,
-// a lone "-", and everything after "--". Accepts --flag=value, --flag value, -flag, and for
-// booleans --flag, --noflag, --no-flag. Errors are sentences for the user.
-absl::StatusOr<std::vector<std::string>> ParseFlags(int argc, char** argv);
+struct CommandLine {
+  std::vector<std::string> positional;  // also a lone "-", and everything after "--"
+  std::vector<std::string> flags;       // names of those that were set, with underscores
+};
 
-// For a main(): as above; --help prints `usage` and the flags to stdout and exits 0, an error is
-// printed to stderr and exits 2. A binary without positional arguments says so with
-// `positional_max` 0.
+// Sets every flag of the command line, in order. Accepts --flag=value, --flag value, -flag, and
+// for booleans --flag, --noflag, --no-flag. Errors are sentences for the user.
+absl::StatusOr<CommandLine> ParseFlags(int argc, char** argv);
+
+// For a main() without subcommands: as above, but --help prints `usage` and the flags to stdout and
+// exits 0, an error is printed to stderr and exits 2. A binary without positional arguments says so
+// with `positional_max` 0.
 std::vector<std::string> ParseFlagsOrExit(int argc, char** argv, std::string_view usage,
                                           size_t positional_max);
 

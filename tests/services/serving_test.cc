@@ -72,7 +72,7 @@ std::string ReadAll(const std::string& path) {
   return text.str();
 }
 
-absl::StatusOr<std::vector<std::string>> Parse(std::vector<std::string> words) {
+absl::StatusOr<CommandLine> Parse(std::vector<std::string> words) {
   words.insert(words.begin(), "program");
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
@@ -89,7 +89,7 @@ TEST(Flags, DashesAndUnderscoresAreTheSame) {
 }
 
 TEST(Flags, BooleansNeedNoValueAndCanBeNegated) {
-  EXPECT_THAT(*Parse({"--test-stream", "left"}), ElementsAre("left"));
+  EXPECT_THAT(Parse({"--test-stream", "left"})->positional, ElementsAre("left"));
   EXPECT_TRUE(absl::GetFlag(FLAGS_test_stream));
   ASSERT_TRUE(Parse({"--no-test-stream"}).ok());
   EXPECT_FALSE(absl::GetFlag(FLAGS_test_stream));
@@ -106,8 +106,9 @@ TEST(Flags, AnUnsetOptionalStaysUnset) {
 }
 
 TEST(Flags, PositionalArgumentsKeepTheirOrder) {
-  EXPECT_THAT(*Parse({"a", "--test_max_tokens=1", "-", "b", "--", "--not-a-flag"}),
-              ElementsAre("a", "-", "b", "--not-a-flag"));
+  const auto line = Parse({"a", "--test-max_tokens=1", "-", "b", "--", "--not-a-flag"});
+  EXPECT_THAT(line->positional, ElementsAre("a", "-", "b", "--not-a-flag"));
+  EXPECT_THAT(line->flags, ElementsAre("test_max_tokens"));
 }
 
 TEST(Flags, MistakesAreNamed) {
