@@ -31,7 +31,6 @@ struct RankOptions {
   int64_t kv_tokens = 16384;    // keys the pool of full layers holds, over all sequences
   int step_tokens_max = 512;
   int sequences_max = 64;
-  bool allow_logits_digest = false;
   std::chrono::milliseconds step_timeout{10000};  // of each collective; a leader that idles runs
                                                   // an empty plan well within it
   // Called from Load() with bytes done of bytes in all; may be empty.
