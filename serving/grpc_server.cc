@@ -1,0 +1,63 @@
+#include "serving/grpc_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <spdlog/spdlog.h>
+
+#include "base/status.h"
+#include "serving/address.h"
+
+namespace facet {
+namespace {
+
+constexpr int kClientPingIntervalMinMs = 250;
+
+void Configure(grpc::ServerBuilder& builder, const GrpcServerOptions& options) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  builder.SetMaxReceiveMessageSize(options.message_bytes_max);
+  builder.SetMaxSendMessageSize(options.message_bytes_max);
+  // Linux would let two servers share a port and split the connections between them.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             static_cast<int>(options.keepalive_interval.count()));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             static_cast<int>(options.keepalive_timeout.count()));
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kClientPingIntervalMinMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+}
+
+}  // namespace
+
+absl::StatusOr<RunningServer> StartGrpcServer(grpc::ServerBuilder& builder,
+                                              const GrpcServerOptions& options) {
+  // gRPC would unlink a unix socket that somebody else still listens on.
+  FACET_RETURN_IF_ERROR(ProbeListen(options.listen));
+  Configure(builder, options);
+  int port = 0;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  RunningServer running;
+  running.server = builder.BuildAndStart();
+  if (running.server == nullptr) {
+    FACET_RETURN_IF_ERROR(ProbeListen(options.listen));
+    return FailedPrecondition("{}: cannot listen", options.listen);
+  }
+  running.server->GetHealthCheckService()->SetServingStatus(false);
+  running.address = IsUnixAddress(options.listen) ? options.listen : WithPort(options.listen, port);
+  spdlog::info("listening on {}", running.address);
+  if (!options.address_file.empty()) {
+    FACET_RETURN_IF_ERROR(WriteAddressFile(options.address_file, running.address));
+  }
+  return running;
+}
+
+void ShutDown(grpc::Server& server, std::chrono::milliseconds grace) {
+  if (auto* health = server.GetHealthCheckService()) health->SetServingStatus(false);
+  server.Shutdown(std::chrono::system_clock::now() + grace);
+  server.Wait();
+}
+
+}  // namespace facet

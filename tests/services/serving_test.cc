@@ -1,0 +1,439 @@
+// What both services and the client share, each piece over real sockets, files and signals.
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <grpcpp/channel.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <prometheus/counter.h>
+#include <prometheus/registry.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "base/status.h"
+#include "serving/address.h"
+#include "serving/flags.h"
+#include "serving/grpc_channel.h"
+#include "serving/grpc_server.h"
+#include "serving/grpc_status.h"
+#include "serving/log.h"
+#include "serving/metrics_listener.h"
+#include "serving/progress.h"
+#include "serving/shutdown.h"
+
+ABSL_FLAG(int, test_max_tokens, 16, "How many tokens to make.");
+ABSL_FLAG(bool, test_stream, false, "Stream the answer.");
+ABSL_FLAG(absl::optional<double>, test_temperature, absl::nullopt, "Higher is wilder.");
+
+namespace facet {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+// A folder that is gone after the test.
+class Folder {
+ public:
+  Folder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "facet-XXXXXX").string();
+    path_ = mkdtemp(pattern.data());
+  }
+  ~Folder() { std::filesystem::remove_all(path_); }
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+absl::StatusOr<CommandLine> Parse(std::vector<std::string> words) {
+  words.insert(words.begin(), "program");
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  return ParseFlags(static_cast<int>(argv.size()), argv.data());
+}
+
+TEST(Flags, DashesAndUnderscoresAreTheSame) {
+  EXPECT_TRUE(Parse({"--test-max-tokens=5"}).ok());
+  EXPECT_EQ(absl::GetFlag(FLAGS_test_max_tokens), 5);
+  EXPECT_TRUE(Parse({"--test_max_tokens", "6"}).ok());
+  EXPECT_EQ(absl::GetFlag(FLAGS_test_max_tokens), 6);
+  EXPECT_TRUE(Parse({"-test-max_tokens", "-7"}).ok());
+  EXPECT_EQ(absl::GetFlag(FLAGS_test_max_tokens), -7);
+}
+
+TEST(Flags, BooleansNeedNoValueAndCanBeNegated) {
+  EXPECT_THAT(Parse({"--test-stream", "left"})->positional, ElementsAre("left"));
+  EXPECT_TRUE(absl::GetFlag(FLAGS_test_stream));
+  ASSERT_TRUE(Parse({"--no-test-stream"}).ok());
+  EXPECT_FALSE(absl::GetFlag(FLAGS_test_stream));
+  ASSERT_TRUE(Parse({"--test-stream=true"}).ok());
+  EXPECT_TRUE(absl::GetFlag(FLAGS_test_stream));
+  ASSERT_TRUE(Parse({"--notest_stream"}).ok());
+  EXPECT_FALSE(absl::GetFlag(FLAGS_test_stream));
+}
+
+TEST(Flags, AnUnsetOptionalStaysUnset) {
+  EXPECT_FALSE(absl::GetFlag(FLAGS_test_temperature).has_value());
+  ASSERT_TRUE(Parse({"--test-temperature=0"}).ok());
+  EXPECT_EQ(absl::GetFlag(FLAGS_test_temperature), 0.0);
+}
+
+TEST(Flags, PositionalArgumentsKeepTheirOrder) {
+  const auto line = Parse({"a", "--test-max_tokens=1", "-", "b", "--", "--not-a-flag"});
+  EXPECT_THAT(line->positional, ElementsAre("a", "-", "b", "--not-a-flag"));
+  EXPECT_THAT(line->flags, ElementsAre("test_max_tokens"));
+}
+
+TEST(Flags, MistakesAreNamed) {
+  EXPECT_EQ(MessageOf(Parse({"--test-max-token=5"}).status()),
+            "unknown flag --test_max_token; did you mean --test_max_tokens?");
+  EXPECT_EQ(MessageOf(Parse({"--zzzzzzzzzzzzzz"}).status()), "unknown flag --zzzzzzzzzzzzzz");
+  EXPECT_EQ(MessageOf(Parse({"--test-max-tokens"}).status()), "--test_max_tokens needs a value");
+  EXPECT_THAT(MessageOf(Parse({"--test-max-tokens=many"}).status()),
+              StartsWith("--test_max_tokens: 'many' is not a valid value"));
+}
+
+TEST(Flags, HelpShowsOurFlagsOnly) {
+  EXPECT_THAT(DescribeFlags(), AllOf(HasSubstr("--test_max_tokens (default 16)\n      How many"),
+                                     Not(HasSubstr("flagfile"))));
+  constexpr std::string_view kOne[] = {"test_stream"};
+  EXPECT_EQ(DescribeFlags(kOne), "  --test_stream\n      Stream the answer.\n");
+}
+
+TEST(FlagsDeathTest, HelpExitsZeroAndMistakesExitTwo) {
+  const auto parse = [](std::string word) {
+    std::string program = "program";
+    char* argv[] = {program.data(), word.data()};
+    ParseFlagsOrExit(2, argv, "program: does things", 0);
+    std::exit(7);  // not reached
+  };
+  EXPECT_EXIT(parse("--help"), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(parse("--nonsense"), testing::ExitedWithCode(2), "unknown flag --nonsense");
+  EXPECT_EXIT(parse("stray"), testing::ExitedWithCode(2), "unexpected argument 'stray'");
+}
+
+// A bare TCP client: what the listener says, byte for byte.
+class Client {
+ public:
+  explicit Client(int port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  }
+  ~Client() { close(fd_); }
+  void Send(const std::string& text) {
+    // A listener that has had enough may close before it took everything.
+    send(fd_, text.data(), text.size(), MSG_NOSIGNAL);
+  }
+  // Everything until the listener closes the connection.
+  std::string ReceiveAll() {
+    std::string text;
+    char buffer[4096];
+    for (ssize_t n; (n = recv(fd_, buffer, sizeof buffer, 0)) > 0;) text.append(buffer, n);
+    return text;
+  }
+  std::string ReceiveSome() {
+    char buffer[4096];
+    const ssize_t n = recv(fd_, buffer, sizeof buffer, 0);
+    return n > 0 ? std::string(buffer, n) : std::string();
+  }
+
+ private:
+  int fd_;
+};
+
+std::string Request(const std::string& line) {
+  return line + " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+}
+
+class MetricsListenerTest : public testing::Test {
+ protected:
+  void Start(const MetricsListenerOptions& options = {.address = "127.0.0.1"}) {
+    auto registry = std::make_shared<prometheus::Registry>();
+    prometheus::BuildCounter()
+        .Name("facet_apples_total")
+        .Help("Apples.")
+        .Register(*registry)
+        .Add({{"colour", "red"}})
+        .Increment(3);
+    auto listener = MetricsListener::Start(0, registry, options);
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    listener_ = *std::move(listener);
+  }
+  std::string Ask(const std::string& line) {
+    Client client(listener_->port());
+    client.Send(Request(line));
+    return client.ReceiveAll();
+  }
+  std::unique_ptr<MetricsListener> listener_;
+};
+
+TEST_F(MetricsListenerTest, ServesTheRegistry) {
+  Start();
+  EXPECT_THAT(Ask("GET /metrics"),
+              AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("text/plain; version=0.0.4"),
+                    HasSubstr("# HELP facet_apples_total Apples.\n"
+                              "# TYPE facet_apples_total counter\n"
+                              "facet_apples_total{colour=\"red\"} 3\n")));
+  EXPECT_THAT(Ask("GET /metrics?name=x"), StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(Ask("GET /healthz"), StartsWith("HTTP/1.1 200 OK\r\n"));
+}
+
+TEST_F(MetricsListenerTest, HeadSendsTheHeadersOnly) {
+  Start();
+  const std::string answer = Ask("HEAD /healthz");
+  EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Length: 3\r\n")));
+  EXPECT_TRUE(answer.ends_with("\r\n\r\n")) << answer;
+}
+
+TEST_F(MetricsListenerTest, RefusesWhatItDoesNotKnow) {
+  Start();
+  EXPECT_THAT(Ask("GET /"), StartsWith("HTTP/1.1 404 "));
+  EXPECT_THAT(Ask("GET /metricsx"), StartsWith("HTTP/1.1 404 "));
+  EXPECT_THAT(Ask("POST /metrics"),
+              AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("Allow: GET, HEAD\r\n")));
+  Client garbage(listener_->port());
+  garbage.Send("\x16\x03\x01 not http\r\n\r\n");
+  EXPECT_THAT(garbage.ReceiveAll(), StartsWith("HTTP/1.1 400 "));
+}
+
+TEST_F(MetricsListenerTest, RefusesHeadersThatAreTooLarge) {
+  Start({.address = "127.0.0.1", .header_bytes_max = 512});
+  Client client(listener_->port());
+  client.Send("GET /metrics HTTP/1.1\r\nX: " + std::string(600, 'x'));
+  EXPECT_THAT(client.ReceiveAll(), StartsWith("HTTP/1.1 431 "));
+}
+
+TEST_F(MetricsListenerTest, KeepsAConnectionForTheNextRequest) {
+  Start();
+  Client client(listener_->port());
+  client.Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
+  EXPECT_THAT(client.ReceiveSome(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  client.Send(Request("GET /nowhere"));
+  EXPECT_THAT(client.ReceiveAll(), StartsWith("HTTP/1.1 404 "));
+}
+
+TEST_F(MetricsListenerTest, DropsAnIdleConnection) {
+  Start({.address = "127.0.0.1", .idle_timeout = std::chrono::milliseconds(50)});
+  Client client(listener_->port());
+  client.Send("GET /met");
+  EXPECT_EQ(client.ReceiveAll(), "");
+}
+
+TEST_F(MetricsListenerTest, ConnectionsBeyondTheLimitWaitTheirTurn) {
+  Start({.address = "127.0.0.1", .connections_max = 1});
+  auto first = std::make_unique<Client>(listener_->port());
+  first->Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
+  EXPECT_THAT(first->ReceiveSome(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  Client second(listener_->port());
+  second.Send(Request("GET /healthz"));
+  first.reset();
+  EXPECT_THAT(second.ReceiveAll(), StartsWith("HTTP/1.1 200 OK\r\n"));
+}
+
+TEST_F(MetricsListenerTest, NamesAPortThatIsInUse) {
+  Start();
+  const auto second = MetricsListener::Start(
+      listener_->port(), std::make_shared<prometheus::Registry>(), {.address = "127.0.0.1"});
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(MessageOf(second.status()),
+            fmt::format("metrics: cannot listen on 127.0.0.1:{}: the port is in use by another "
+                        "process",
+                        listener_->port()));
+}
+
+TEST_F(MetricsListenerTest, StopsWithConnectionsOpen) {
+  Start();
+  Client idle(listener_->port());
+  idle.Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
+  EXPECT_THAT(idle.ReceiveSome(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  listener_.reset();
+  EXPECT_EQ(idle.ReceiveAll(), "");
+}
+
+TEST(GrpcServer, TakesAFreePortAndTellsIt) {
+  Folder folder;
+  grpc::ServerBuilder builder;
+  auto running =
+      StartGrpcServer(builder, {.listen = "127.0.0.1:0", .address_file = folder / "address"});
+  ASSERT_TRUE(running.ok()) << running.status();
+  EXPECT_THAT(running->address, AllOf(StartsWith("127.0.0.1:"), Not("127.0.0.1:0")));
+  EXPECT_EQ(ReadAll(folder / "address"), running->address + "\n");
+  const auto soon = std::chrono::system_clock::now() + std::chrono::seconds(10);
+  EXPECT_TRUE(MakeChannel(running->address)->WaitForConnected(soon));
+  ShutDown(*running->server, std::chrono::milliseconds(0));
+}
+
+TEST(GrpcServer, RefusesAPortThatIsInUse) {
+  grpc::ServerBuilder builder;
+  auto running = StartGrpcServer(builder, {.listen = "127.0.0.1:0"});
+  ASSERT_TRUE(running.ok()) << running.status();
+  grpc::ServerBuilder other;
+  const auto refused = StartGrpcServer(other, {.listen = running->address});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(MessageOf(refused.status()),
+            running->address + ": the port is in use by another process");
+  ShutDown(*running->server, std::chrono::milliseconds(0));
+}
+
+TEST(GrpcServer, NeverTakesOverALiveUnixSocket) {
+  Folder folder;
+  const std::string address = "unix:" + (folder / "socket");
+  grpc::ServerBuilder builder;
+  auto running = StartGrpcServer(builder, {.listen = address});
+  ASSERT_TRUE(running.ok()) << running.status();
+  EXPECT_EQ(running->address, address);
+  grpc::ServerBuilder other;
+  EXPECT_EQ(MessageOf(StartGrpcServer(other, {.listen = address}).status()),
+            address + ": in use by another process");
+  ShutDown(*running->server, std::chrono::milliseconds(0));
+  EXPECT_FALSE(std::filesystem::exists(folder / "socket"));
+}
+
+TEST(GrpcServer, ExplainsAnAddressThatIsNone) {
+  const auto message = [](std::string listen) {
+    grpc::ServerBuilder builder;
+    return MessageOf(StartGrpcServer(builder, {.listen = std::move(listen)}).status());
+  };
+  EXPECT_EQ(message("8470"), "8470: not an address; write host:port or unix:/path");
+  EXPECT_THAT(message("192.0.2.1:0"), StartsWith("192.0.2.1:0: cannot listen: "));
+  EXPECT_THAT(message("unix:" + std::string(200, 'x')), HasSubstr("has 1 to 107 bytes"));
+  EXPECT_THAT(message("127.0.0.1:port"), StartsWith("127.0.0.1:port: "));
+}
+
+TEST(GrpcStatus, CodesAndMessagesSurviveBothWays) {
+  for (int code = 0; code <= 16; ++code) {
+    const absl::Status status = MakeStatus(static_cast<absl::StatusCode>(code), "top_p: is 7");
+    EXPECT_EQ(static_cast<int>(ToGrpc(status).error_code()), code);
+    EXPECT_EQ(FromGrpc(ToGrpc(status)), status);
+  }
+}
+
+TEST(GrpcStatus, MessagesAreUtf8) {
+  const auto carried = [](std::string message) {
+    return ToGrpc(InvalidArgument("{}", message)).error_message();
+  };
+  EXPECT_EQ(carried("Größe 模型 🙂"), "Größe 模型 🙂");
+  EXPECT_EQ(carried("a\xff"
+                    "b\xc3"),
+            "a?b?");
+  EXPECT_EQ(carried("\xe6\xa8"), "??");
+}
+
+TEST(AddressFile, AFolderThatIsMissingIsNamed) {
+  EXPECT_THAT(MessageOf(WriteAddressFile("/nonexistent/address", "localhost:1")),
+              HasSubstr("/nonexistent/address"));
+}
+
+TEST(Log, OneLinePerMessageWhateverItHolds) {
+  const std::shared_ptr<spdlog::logger> before = spdlog::default_logger();
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(InitLog("facet-test", "info").ok());
+  spdlog::info("model '{}'", "a\nforged line");
+  spdlog::debug("not shown");
+  const std::string log = testing::internal::GetCapturedStderr();
+  spdlog::set_default_logger(before);
+  EXPECT_THAT(log, testing::MatchesRegex("....-..-..T..:..:......Z I facet-test: "
+                                         "model 'a.x0aforged line'\n"));
+}
+
+TEST(Log, AnUnknownLevelIsRefused) {
+  EXPECT_THAT(MessageOf(InitLog("facet-test", "loud")), HasSubstr("--log_level is 'loud'"));
+}
+
+std::string Shown(bool terminal, const std::vector<int64_t>& updates) {
+  std::FILE* out = std::tmpfile();
+  {
+    Progress progress("loading", 1000000, {.out = out, .terminal = terminal});
+    for (const int64_t done : updates) progress.Update(done);
+    progress.Finish();
+  }
+  std::string text(static_cast<size_t>(std::ftell(out)), '\0');
+  std::rewind(out);
+  EXPECT_EQ(std::fread(text.data(), 1, text.size(), out), text.size());
+  std::fclose(out);
+  return text;
+}
+
+TEST(Progress, PlainLinesComeOncePerTenPercent) {
+  std::vector<int64_t> updates;
+  for (int64_t done = 0; done <= 1000000; done += 1000) updates.push_back(done);
+  const std::string text = Shown(false, updates);
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 10) << text;
+  EXPECT_THAT(text, AllOf(StartsWith("loading:  10 %  0 of 1 MB"),
+                          HasSubstr("\nloading: 100 %  1 of 1 MB")));
+}
+
+TEST(Progress, ABarIsRedrawnInPlaceAndEndsItsLine) {
+  const std::string text = Shown(true, {500000, 500001, 2000000});
+  EXPECT_THAT(text, AllOf(StartsWith("\rloading [###############...............]  50 %"),
+                          HasSubstr("[##############################] 100 %")));
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1) << text;
+  EXPECT_LE(std::count(text.begin(), text.end(), '\r'), 3) << "redraws are rate-limited";
+}
+
+TEST(ShutdownSignalDeathTest, ASignalEndsTheWait) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const auto wait = [signal] {
+      ShutdownSignal shutdown;
+      const bool early = shutdown.Requested();
+      kill(getpid(), signal);
+      shutdown.Wait();
+      std::exit(!early && shutdown.Requested() && shutdown.WaitFor(std::chrono::hours(1)) ? 0 : 1);
+    };
+    EXPECT_EXIT(wait(), testing::ExitedWithCode(0), "");
+  }
+}
+
+TEST(ShutdownSignalDeathTest, ASecondSignalEndsTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto wait = [] {
+    ShutdownSignal shutdown;
+    kill(getpid(), SIGTERM);
+    shutdown.Wait();
+    kill(getpid(), SIGTERM);
+    while (true) pause();
+  };
+  EXPECT_EXIT(wait(), testing::ExitedWithCode(128 + SIGTERM), "");
+}
+
+TEST(ShutdownSignal, AProcessCanAskItself) {
+  ShutdownSignal shutdown;
+  EXPECT_FALSE(shutdown.WaitFor(std::chrono::milliseconds(0)));
+  shutdown.Request();
+  EXPECT_TRUE(shutdown.Requested());
+  shutdown.Wait();
+}
+
+}  // namespace
+}  // namespace facet
