@@ -1,6 +1,5 @@
 // ParseGguf: the byte-level reader. Model files come from strangers, so every integer here is an
-// attack until it has been compared with the bytes that are there; README, "File formats", lists
-// the known ones.
+// attack until it has been compared with the bytes that are there.
 
 #include <algorithm>
 #include <bit>
