@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/status.h"
 #include "kernels/collectives/arena.h"
 #include "kernels/collectives/communicator.h"
 
@@ -25,8 +26,26 @@ std::vector<absl::Status> RunThreads(int world, const RankWork& work,
 std::vector<absl::Status> RunProcesses(int world, const RankWork& work,
                                        const ArenaOptions& options = {});
 
+enum class Backend { kThreads, kProcesses };
+
+inline std::vector<absl::Status> RunGroup(Backend backend, int world, const RankWork& work,
+                                          const ArenaOptions& options = {}) {
+  return backend == Backend::kThreads ? RunThreads(world, work, options)
+                                      : RunProcesses(world, work, options);
+}
+
 // A group name that nobody else uses.
 std::string UniqueGroupName();
+
+// Expects that every rank succeeded, and otherwise prints what it says.
+#define EXPECT_ALL_OK(statuses)                                               \
+  do {                                                                        \
+    const std::vector<absl::Status> all_ok = (statuses);                      \
+    for (size_t ok_rank = 0; ok_rank < all_ok.size(); ++ok_rank) {            \
+      EXPECT_TRUE(all_ok[ok_rank].ok())                                       \
+          << "rank " << ok_rank << ": " << ::facet::MessageOf(all_ok[ok_rank]); \
+    }                                                                         \
+  } while (false)
 
 }  // namespace facet
 
