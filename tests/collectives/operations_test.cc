@@ -44,7 +44,7 @@ class TreeInputs {
       std::vector<float>& values = leaves_.emplace_back();
       for (int64_t i = 0; i < kElementsMax; ++i) values.push_back(LeafValue(leaf, i));
     }
-    for (int leaves = 1; leaves <= kLeavesMax; ++leaves) sums_.push_back(Sum(0, leaves));
+    for (int leaves = 1; leaves <= kLeavesMax; ++leaves) sums_.push_back(Sum(0, leaves, kElementsMax));
   }
 
   // The first `elements` sums over `leaves` leaves.
@@ -56,19 +56,19 @@ class TreeInputs {
   std::vector<float> Roots(const SumTree& tree, int rank, int64_t elements) const {
     std::vector<float> roots;
     for (const Subtree& root : tree.roots(rank)) {
-      const std::vector<float> sums = Sum(root.begin, root.end);
-      roots.insert(roots.end(), sums.begin(), sums.begin() + elements);
+      const std::vector<float> sums = Sum(root.begin, root.end, elements);
+      roots.insert(roots.end(), sums.begin(), sums.end());
     }
     return roots;
   }
 
  private:
-  std::vector<float> Sum(int begin, int end) const {
-    if (end - begin == 1) return leaves_[begin];
+  std::vector<float> Sum(int begin, int end, int64_t elements) const {
+    if (end - begin == 1) return {leaves_[begin].begin(), leaves_[begin].begin() + elements};
     int half = 1;
     while (half * 2 < end - begin) half *= 2;
-    std::vector<float> left = Sum(begin, begin + half);
-    const std::vector<float> right = Sum(begin + half, end);
+    std::vector<float> left = Sum(begin, begin + half, elements);
+    const std::vector<float> right = Sum(begin + half, end, elements);
     for (size_t i = 0; i < left.size(); ++i) left[i] = left[i] + right[i];
     return left;
   }
@@ -242,9 +242,9 @@ absl::Status RandomCall(Communicator& comm, uint64_t random) {
     }
     return absl::OkStatus();
   }
-  const int leaves = comm.world() + static_cast<int>((random >> 32) % 8);
+  const int leaves = comm.world() + static_cast<int>((random >> 32) % 8);  // at most kLeavesMax
   const SumTree tree(leaves, EvenRanks(leaves, comm.world()));
-  return CheckAllReduce(comm, tree, NaiveRoots(tree, comm.rank(), size), size);
+  return CheckAllReduce(comm, tree, Inputs().Roots(tree, comm.rank(), size), size);
 }
 
 absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
@@ -260,7 +260,10 @@ absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
   return absl::OkStatus();
 }
 
-class Stress : public ::testing::TestWithParam<std::tuple<Backend, int, int>> {};
+class Stress : public ::testing::TestWithParam<std::tuple<Backend, int, int>> {
+ protected:
+  Stress() { Inputs(); }
+};
 
 INSTANTIATE_TEST_SUITE_P(
     , Stress,
