@@ -7,7 +7,8 @@ namespace {
 
 TEST(CheckDeathTest, StopsTheProcessWithPlaceConditionAndMessage) {
   const int n = 3;
-  EXPECT_DEATH(FACET_CHECK(n > 5, "n is {}", n), "check_test.cc:[0-9]+: check failed: n > 5 n is 3");
+  EXPECT_DEATH(FACET_CHECK(n > 5, "n is {}", n),
+               "check_test.cc:[0-9]+: check failed: n > 5 n is 3");
   EXPECT_DEATH(FACET_CHECK(n > 5), "check failed: n > 5");
 }
 

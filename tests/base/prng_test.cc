@@ -28,7 +28,8 @@ TEST(Prng, EveryInputBitFlipsEveryOutputBitHalfTheTime) {
       for (int out = 0; out < 64; ++out) flips[out] += static_cast<int>((changed >> out) & 1);
     }
     // Six standard deviations of a fair coin: 6 * sqrt(4096) / 2.
-    for (int out = 0; out < 64; ++out) EXPECT_NEAR(flips[out], kInputs / 2, 192) << in << " " << out;
+    for (int out = 0; out < 64; ++out)
+      EXPECT_NEAR(flips[out], kInputs / 2, 192) << in << " " << out;
   }
 }
 

@@ -50,9 +50,8 @@ TEST_P(ThreadPools, ManyShortRegionsSeeEachOther) {
   for (int region = 0; region < 5'000; ++region) {
     // Each region reads what another thread may have written in the one before.
     std::vector<int64_t> next(kTasks);
-    pool.ParallelFor(kTasks, [&](int64_t task, int) {
-      next[task] = values[(task + 1) % kTasks] + 1;
-    });
+    pool.ParallelFor(kTasks,
+                     [&](int64_t task, int) { next[task] = values[(task + 1) % kTasks] + 1; });
     values = next;
   }
   EXPECT_EQ(values, std::vector<int64_t>(kTasks, 5'000));
@@ -101,9 +100,7 @@ TEST(ThreadPool, SeveralPoolsLiveSideBySide) {
   EXPECT_EQ(sum, 4 * 200 * 45);
 }
 
-TEST(ThreadPoolDeathTest, NeedsAThread) {
-  EXPECT_DEATH(ThreadPool(0), "threads is 0");
-}
+TEST(ThreadPoolDeathTest, NeedsAThread) { EXPECT_DEATH(ThreadPool(0), "threads is 0"); }
 
 }  // namespace
 }  // namespace facet
