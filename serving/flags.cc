@@ -164,6 +164,7 @@ absl::StatusOr<CommandLine> ParseFlags(int argc, char** argv) {
       line.positional.insert(line.positional.end(), argv + i + 1, argv + argc);
       break;
     }
+    if (IsHelp(argument)) continue;
     if (argument.size() < 2 || argument[0] != '-') {
       line.positional.emplace_back(argument);
       continue;

@@ -21,7 +21,8 @@ struct CommandLine {
 };
 
 // Sets every flag of the command line, in order. Accepts --flag=value, --flag value, -flag, and
-// for booleans --flag, --noflag, --no-flag. Errors are sentences for the user.
+// for booleans --flag, --noflag, --no-flag; passes over what WantsHelp() looks for. Errors are
+// sentences for the user.
 absl::StatusOr<CommandLine> ParseFlags(int argc, char** argv);
 
 // For a main() without subcommands: as above, but --help prints `usage` and the flags to stdout and

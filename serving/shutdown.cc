@@ -13,13 +13,27 @@
 
 namespace facet {
 
-SignalWatcher::SignalWatcher(std::initializer_list<int> signals,
-                             std::function<void(int signal)> on_signal)
-    : on_signal_(std::move(on_signal)) {
+namespace {
+
+sigset_t SetOf(std::initializer_list<int> signals) {
   sigset_t set;
   sigemptyset(&set);
   for (const int signal : signals) sigaddset(&set, signal);
+  return set;
+}
+
+}  // namespace
+
+void SignalWatcher::Block(std::initializer_list<int> signals) {
+  const sigset_t set = SetOf(signals);
   FACET_CHECK(pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
+}
+
+SignalWatcher::SignalWatcher(std::initializer_list<int> signals,
+                             std::function<void(int signal)> on_signal)
+    : on_signal_(std::move(on_signal)) {
+  Block(signals);
+  const sigset_t set = SetOf(signals);
   signal_fd_ = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   stop_fd_ = eventfd(0, EFD_CLOEXEC);
   FACET_CHECK(signal_fd_ >= 0 && stop_fd_ >= 0, "no file descriptors left at start");

@@ -11,10 +11,14 @@
 namespace facet {
 
 // Hands signals to an ordinary thread, where a handler may lock, allocate and log.
-// Construct it in main() before any other thread: it blocks the signals for this thread, and
-// threads inherit that. `on_signal` runs on the watcher's own thread, one signal at a time.
+// Construct it in main() before any other thread, or Block() the signals there first: threads
+// inherit the mask, and one without it would take the signal's default action.
+// `on_signal` runs on the watcher's own thread, one signal at a time.
 class SignalWatcher {
  public:
+  // For the calling thread and those it starts.
+  static void Block(std::initializer_list<int> signals);
+
   SignalWatcher(std::initializer_list<int> signals, std::function<void(int signal)> on_signal);
   ~SignalWatcher();
   SignalWatcher(const SignalWatcher&) = delete;

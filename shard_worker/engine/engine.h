@@ -23,15 +23,20 @@ using TimeUs = int64_t;  // microseconds of a monotonic clock
 struct EngineOptions {
   int block_tokens = 32;
   std::array<int, kBlockPools> blocks = {0, 0};  // per pool; 0: no layer uses the pool
-  int64_t window = 0;             // tokens a layer of the window pool sees
-  int context_tokens = 0;         // prompt + output of a sequence, at most
+  int64_t window = 0;                            // tokens a layer of the window pool sees
+  int context_tokens = 0;                        // prompt + output of a sequence, at most
   int vocabulary_size = 0;
-  int step_tokens_max = 512;      // budget of one step, decodes included
-  int sequences_max = 64;         // running at once; slots are [0, sequences_max)
-  int waiting_max = 1024;         // submitted and not running
-  int prefill_chunk_max = 512;    // tokens of one sequence per step
+  int step_tokens_max = 512;    // budget of one step, decodes included
+  int sequences_max = 64;       // running at once; slots are [0, sequences_max)
+  int waiting_max = 1024;       // submitted and not running
+  int prefill_chunk_max = 512;  // tokens of one sequence per step
+  int logprobs_max = 64;        // alternatives with each token
+  int stop_token_ids_max = 1024;
 };
 
+// kStopToken: the last token is one of stop_token_ids; it is among the delta's tokens.
+// kLength: max_tokens, or the context is full.
+// kError: the model's logits were not finite.
 enum class EngineFinish { kStopToken, kLength, kCancelled, kDeadline, kError };
 
 struct EngineRequest {
@@ -40,7 +45,7 @@ struct EngineRequest {
   int prompt_length = 0;
   SamplingParams sampling;
   uint64_t seed = 0;
-  int max_tokens = 0;           // output in all, tokens beyond prompt_length included
+  int max_tokens = 0;  // output in all, tokens beyond prompt_length included
   std::vector<TokenId> stop_token_ids;
   int logprobs = -1;
   bool prompt_logprobs = false;
@@ -66,9 +71,10 @@ struct EngineDelta {
 struct EngineStats {
   int running = 0;
   int waiting = 0;
+  int64_t waiting_tokens = 0;  // of the waiting sequences
   std::array<int, kBlockPools> blocks_used = {0, 0};
   std::array<int, kBlockPools> blocks_total = {0, 0};
-  int64_t prompt_tokens_done = 0;
+  int64_t prompt_tokens_done = 0;  // computed for the first time
   int64_t output_tokens_done = 0;
   int64_t preemptions = 0;
 };
@@ -78,14 +84,23 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   ~Engine();
 
+  // Prompt + output of a sequence, at most: what the options say, or what the pools hold if that
+  // is less.
+  int context_tokens() const;
+
   // ResourceExhausted: too many wait. InvalidArgument: empty, too long for the context or the
-  // pool, an id outside the vocabulary; the message names the field. Nothing changed then.
+  // pool, an id outside the vocabulary, a parameter out of its range; the message names the field.
+  // Nothing changed then. REQUIRES: the id is new.
   absl::Status Submit(EngineRequest request, TimeUs now);
   // Unknown ids are ignored: the sequence may have ended on its own.
   void Cancel(SequenceId id, TimeUs now);
 
-  // The next step, or nothing if there is nothing to compute. One step may be outstanding.
+  // The next step, or nothing if there is nothing to compute. Ends what is past its deadline.
+  // REQUIRES: no step is outstanding.
   std::optional<StepPlan> Plan(TimeUs now);
+  // A plan without segments, for a group that idles; it needs no Complete().
+  // REQUIRES: no step is outstanding.
+  StepPlan PlanIdle();
   // REQUIRES: `result` answers the outstanding plan.
   void Complete(const StepResult& result, TimeUs now);
 

@@ -51,8 +51,8 @@ struct Segment {
   std::vector<TokenId> tokens;
   // Block ids by position / block size; -1 where a window has left them behind.
   std::array<std::vector<int32_t>, kBlockPools> blocks;
-  bool sample = false;          // choose the token after the last one
-  bool score_prompt = false;    // log-probability of each token that follows in the prompt
+  bool sample = false;        // choose the token after the last one
+  bool score_prompt = false;  // log-probability of each token that follows in the prompt
   // With score_prompt: the prompt token after the segment's last, if the prompt goes on.
   std::optional<TokenId> next_prompt_token;
 };

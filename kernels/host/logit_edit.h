@@ -1,0 +1,23 @@
+#ifndef FACET_KERNELS_HOST_LOGIT_EDIT_H_
+#define FACET_KERNELS_HOST_LOGIT_EDIT_H_
+
+#include "kernels/device.h"
+
+namespace facet {
+
+// A logit after its edit and before the temperature. `logits` is the whole row.
+inline float EditedLogit(const LogitEdit& edit, const float* logits) {
+  const float biased = logits[edit.row] + edit.bias;
+  const float repeated =
+      biased > 0 ? biased / edit.repetition : biased * edit.repetition;
+  return repeated - edit.subtract;
+}
+
+// The order of candidates: descending, ties by ascending id.
+inline bool ComesBefore(const Candidate& a, const Candidate& b) {
+  return a.order != b.order ? a.order > b.order : a.id < b.id;
+}
+
+}  // namespace facet
+
+#endif  // FACET_KERNELS_HOST_LOGIT_EDIT_H_

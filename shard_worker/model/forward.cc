@@ -1,0 +1,188 @@
+#include "shard_worker/model/forward.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace facet {
+
+absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const ModelSpec& spec,
+                                                         const ShardPlan& plan, int rank,
+                                                         const Weights& weights, Device* device,
+                                                         int rows_max) {
+  std::unique_ptr<Forward> forward(new Forward(spec, plan, rank, weights, device));
+  forward->PlanLayers();
+  FACET_RETURN_IF_ERROR(forward->Allocate(rows_max));
+  return forward;
+}
+
+Forward::Forward(const ModelSpec& spec, const ShardPlan& plan, int rank, const Weights& weights,
+                 Device* device)
+    : spec_(spec), plan_(plan), rank_(rank), weights_(weights), device_(device),
+      vocabulary_rows_(plan.VocabularyRows(rank).size()) {}
+
+void Forward::PlanLayers() {
+  std::vector<int> ropes;
+  for (const RopeSpec& rope : spec_.ropes) ropes.push_back(device_->AddRope(rope));
+  for (int i = 0; i < static_cast<int>(spec_.layers.size()); ++i) {
+    const LayerSpec& spec = spec_.layers[i];
+    const LayerWeights& weights = weights_.layers[i];
+    const LayerShard shard = plan_.Layer(spec_, i, rank_);
+    AttentionSpec attention;
+    attention.pool = spec.window > 0 ? kWindowPool : kFullPool;
+    KvPoolSpec& pool = pools_[attention.pool];
+    attention.pool_layer = pool.layers++;
+    attention.heads = static_cast<int>(shard.heads.size());
+    attention.kv_heads = static_cast<int>(shard.kv_heads.size());
+    attention.head_dim = spec.head_dim;
+    for (int64_t head = shard.heads.begin; head < shard.heads.end; ++head) {
+      const int64_t kv_head = head / (spec.heads / spec.kv_heads);
+      attention.kv_of_head.push_back(static_cast<int>(kv_head - shard.kv_heads.begin));
+    }
+    attention.window = spec.window;
+    attention.scale = spec.attention_scale;
+    attention.soft_cap = spec.soft_cap;
+    attention.rope = ropes[spec.rope];
+    attention.q_norm = weights.query_norm;
+    attention.k_norm = weights.key_norm;
+    attention.norm_epsilon = spec_.epsilon;
+    pool.kv_heads = std::max(pool.kv_heads, attention.kv_heads);
+    pool.head_dim = std::max(pool.head_dim, attention.head_dim);
+    layers_.push_back(Layer{std::move(attention),
+                            plan_.AttentionTree(i),
+                            plan_.FfnTree(i),
+                            {weights.query.get(), weights.key.get(), weights.value.get()},
+                            {weights.gate.get(), weights.up.get()},
+                            static_cast<int>(shard.ffn.size())});
+  }
+}
+
+absl::Status Forward::Allocate(int rows_max) {
+  const int64_t rows = rows_max;
+  int64_t qkv = 0, heads = 0, ffn = 0, roots = 0;
+  for (const Layer& layer : layers_) {
+    const AttentionSpec& attention = layer.attention;
+    qkv = std::max<int64_t>(
+        qkv, int64_t{attention.heads + 2 * attention.kv_heads} * attention.head_dim);
+    heads = std::max<int64_t>(heads, int64_t{attention.heads} * attention.head_dim);
+    ffn = std::max<int64_t>(ffn, layer.ffn);
+    roots = std::max<int64_t>({roots, layer.attention_tree.root_count(rank_),
+                               layer.ffn_tree.root_count(rank_)});
+  }
+  const struct {
+    Floats* buffer;
+    int64_t size;
+  } buffers[] = {
+      {&residual_, rows * spec_.width},         {&normed_, rows * spec_.width},
+      {&update_, rows * spec_.width},           {&qkv_, rows * qkv},
+      {&attended_, rows * heads},               {&gate_up_, rows * 2 * ffn},
+      {&gated_, rows * ffn},                    {&roots_, roots * rows * spec_.width},
+      {&owned_embeddings_, rows * spec_.width}, {&all_embeddings_, rows * spec_.width},
+      {&logit_inputs_, int64_t{kLogitRowsMax} * spec_.width},
+      {&logits_, kLogitRowsMax * vocabulary_rows_},
+  };
+  for (const auto& [buffer, size] : buffers) {
+    FACET_ASSIGN_OR_RETURN(*buffer, device_->AllocateFloats(size));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tokens,
+                          Communicator* communicator) {
+  FACET_CHECK(static_cast<int>(tokens.size()) == layout.rows);
+  device_->BeginStep(layout);
+  FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
+  const int layers = static_cast<int>(layers_.size());
+  device_->RmsNorm(residual_, layout.rows, spec_.width, weights_.layers[0].attention_norm,
+                   spec_.epsilon, normed_);
+  for (int layer = 0; layer < layers; ++layer) {
+    const LayerWeights& weights = weights_.layers[layer];
+    FACET_RETURN_IF_ERROR(RunAttention(layer, layout.rows, communicator));
+    AddResidual(layout.rows, weights.attention_post_norm, weights.ffn_norm);
+    FACET_RETURN_IF_ERROR(RunFfn(layer, layout.rows, communicator));
+    AddResidual(layout.rows, weights.ffn_post_norm,
+                layer + 1 < layers ? weights_.layers[layer + 1].attention_norm
+                                   : weights_.output_norm);
+  }
+  return absl::OkStatus();
+}
+
+// The owner of a vocabulary row sends it: one exchange per step, copied, never added.
+absl::Status Forward::Embed(const StepLayout& layout, std::span<const TokenId> tokens,
+                            Communicator* communicator) {
+  const int world = plan_.world();
+  std::vector<std::vector<int32_t>> rows_of_rank(world);  // step rows, by owner
+  for (int row = 0; row < layout.rows; ++row) {
+    rows_of_rank[plan_.OwnerOf(tokens[row])].push_back(row);
+  }
+  std::vector<int32_t> owned;
+  const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
+  for (const int32_t row : rows_of_rank[rank_]) owned.push_back(tokens[row] - first);
+  if (world == 1) {
+    device_->EmbedRows(*weights_.embedding, owned, spec_.embedding_scale, residual_);
+    return absl::OkStatus();
+  }
+  device_->EmbedRows(*weights_.embedding, owned, spec_.embedding_scale, owned_embeddings_);
+  device_->Synchronize();
+  std::vector<int64_t> counts;
+  std::vector<int32_t> place(layout.rows);  // where each step row lies in the gathered rows
+  int32_t next = 0;
+  for (const std::vector<int32_t>& rows : rows_of_rank) {
+    counts.push_back(static_cast<int64_t>(rows.size()) * spec_.width);
+    for (const int32_t row : rows) place[row] = next++;
+  }
+  FACET_RETURN_IF_ERROR(communicator->AllGather(
+      std::span<const float>(owned_embeddings_.data, static_cast<size_t>(counts[rank_])), counts,
+      all_embeddings_.data));
+  device_->GatherRows(all_embeddings_, place, spec_.width, residual_);
+  return absl::OkStatus();
+}
+
+absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicator) {
+  const Layer& l = layers_[layer];
+  device_->Product(l.qkv, normed_, rows, qkv_);
+  device_->RopeAndStore(l.attention, qkv_);
+  device_->Attend(l.attention, qkv_, attended_);
+  device_->ProductRoots(*weights_.layers[layer].attention_output, attended_, rows, roots_);
+  device_->Synchronize();
+  return communicator->AllReduceSum(l.attention_tree, roots_.data, int64_t{rows} * spec_.width,
+                                    update_.data);
+}
+
+absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
+  const Layer& l = layers_[layer];
+  device_->Product(l.gate_up, normed_, rows, gate_up_);
+  device_->Gate(spec_.layers[layer].activation, gate_up_, rows, l.ffn, gated_);
+  device_->ProductRoots(*weights_.layers[layer].down, gated_, rows, roots_);
+  device_->Synchronize();
+  return communicator->AllReduceSum(l.ffn_tree, roots_.data, int64_t{rows} * spec_.width,
+                                    update_.data);
+}
+
+void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm) {
+  ResidualNormArgs args;
+  args.residual = residual_;
+  args.update = update_;
+  args.post_weight = post_norm;
+  args.next_weight = next_norm;
+  args.out = normed_;
+  args.rows = rows;
+  args.width = spec_.width;
+  args.epsilon = spec_.epsilon;
+  device_->ResidualNorm(args);
+}
+
+Floats Forward::Logits(std::span<const int32_t> rows) {
+  FACET_CHECK(rows.size() <= kLogitRowsMax);
+  const int count = static_cast<int>(rows.size());
+  const Matrix* head = &weights_.head();
+  device_->GatherRows(normed_, rows, spec_.width, logit_inputs_);
+  device_->Product(std::span(&head, 1), logit_inputs_, count, logits_);
+  if (spec_.logit_soft_cap > 0) {
+    device_->SoftCap(logits_, count * vocabulary_rows_, spec_.logit_soft_cap);
+  }
+  return logits_;
+}
+
+}  // namespace facet

@@ -1,0 +1,87 @@
+#ifndef FACET_SHARD_WORKER_MODEL_FORWARD_H_
+#define FACET_SHARD_WORKER_MODEL_FORWARD_H_
+
+// One rank's forward pass: walks the layers of a spec over a device and a communicator. Owns the
+// activation buffers, all allocated in Create(). One thread.
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "kernels/collectives/communicator.h"
+#include "kernels/device.h"
+#include "shard_worker/model/model_spec.h"
+#include "shard_worker/model/shard_plan.h"
+#include "shard_worker/model/weights.h"
+
+namespace facet {
+
+// Rows of logits that exist at a time; more are computed tile by tile. 32 rows of a 262,144-id
+// vocabulary are 32 MiB.
+inline constexpr int kLogitRowsMax = 32;
+
+class Forward {
+ public:
+  // Borrows everything; `rows_max` bounds the rows of a step.
+  static absl::StatusOr<std::unique_ptr<Forward>> Create(const ModelSpec& spec,
+                                                         const ShardPlan& plan, int rank,
+                                                         const Weights& weights, Device* device,
+                                                         int rows_max);
+
+  // The KV pools that the attention layers of this rank need, without their block counts.
+  std::array<KvPoolSpec, kKvPools> pools() const { return pools_; }
+
+  // Computes the final hidden states of the step's rows. `tokens` has one id per row.
+  absl::Status Run(const StepLayout& layout, std::span<const TokenId> tokens,
+                   Communicator* communicator);
+  // This rank's logits of up to kLogitRowsMax rows of the step just run, [rows.size(), slice].
+  // Valid until the next call.
+  Floats Logits(std::span<const int32_t> rows);
+  int64_t vocabulary_rows() const { return vocabulary_rows_; }
+
+ private:
+  Forward(const ModelSpec& spec, const ShardPlan& plan, int rank, const Weights& weights,
+          Device* device);
+
+  struct Layer {
+    AttentionSpec attention;
+    SumTree attention_tree;
+    SumTree ffn_tree;
+    std::vector<const Matrix*> qkv;
+    std::vector<const Matrix*> gate_up;
+    int ffn = 0;  // columns of this rank
+  };
+
+  void PlanLayers();
+  absl::Status Allocate(int rows_max);
+  absl::Status Embed(const StepLayout& layout, std::span<const TokenId> tokens,
+                     Communicator* communicator);
+  absl::Status RunAttention(int layer, int rows, Communicator* communicator);
+  absl::Status RunFfn(int layer, int rows, Communicator* communicator);
+  // x += update, normed; normed_ = RMS(x; next).
+  void AddResidual(int rows, Floats post_norm, Floats next_norm);
+
+  const ModelSpec& spec_;
+  const ShardPlan& plan_;
+  const int rank_;
+  const Weights& weights_;
+  Device* const device_;
+  std::vector<Layer> layers_;
+  std::array<KvPoolSpec, kKvPools> pools_;
+  int64_t vocabulary_rows_ = 0;
+
+  Floats residual_, normed_, update_;     // [rows, width]
+  Floats qkv_, attended_, gate_up_, gated_;
+  Floats roots_;                          // [roots, rows, width]
+  Floats owned_embeddings_, all_embeddings_;
+  Floats logit_inputs_, logits_;          // [kLogitRowsMax, width], [kLogitRowsMax, slice]
+};
+
+}  // namespace facet
+
+#endif  // FACET_SHARD_WORKER_MODEL_FORWARD_H_

@@ -1,0 +1,182 @@
+#include "shard_worker/model/weights.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "base/status.h"
+#include "shard_worker/model/tensor_roles.h"
+
+namespace facet {
+namespace {
+
+// Source rows of heads [heads.begin, heads.end) in the order the device rotates: the file keeps
+// rotation pairs adjacent (2j, 2j + 1), the device wants (j, j + rotary / 2).
+std::vector<int32_t> SeparateRotationPairs(Span heads, int head_dim, int rotary) {
+  std::vector<int32_t> order;
+  for (int64_t head = 0; head < heads.size(); ++head) {
+    const int64_t base = head * head_dim;
+    for (int i = 0; i < head_dim; ++i) {
+      const int half = rotary / 2;
+      const int source = i < half ? 2 * i : i < rotary ? 2 * (i - half) + 1 : i;
+      order.push_back(static_cast<int32_t>(base + source));
+    }
+  }
+  return order;
+}
+
+class Loader {
+ public:
+  Loader(const GgufModel& model, const ModelSpec& spec, const ShardPlan& plan, int rank,
+         Device* device, const std::function<void(int64_t, int64_t)>& progress)
+      : model_(model), spec_(spec), plan_(plan), rank_(rank), device_(device),
+        progress_(progress) {
+    for (const GgufTensor& tensor : model.tensors()) {
+      total_bytes_ += static_cast<int64_t>(tensor.data.size());
+    }
+  }
+
+  absl::StatusOr<Weights> Load() {
+    Weights weights;
+    const Span vocabulary = plan_.VocabularyRows(rank_);
+    FACET_RETURN_IF_ERROR(
+        LoadRows(TensorRole::kTokenEmbedding, 0, vocabulary, {}, &weights.embedding));
+    if (!spec_.tied_head) {
+      FACET_RETURN_IF_ERROR(
+          LoadRows(TensorRole::kOutput, 0, vocabulary, {}, &weights.untied_head));
+    }
+    FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kOutputNorm, 0, &weights.output_norm));
+    weights.layers.resize(spec_.layers.size());
+    for (int layer = 0; layer < static_cast<int>(spec_.layers.size()); ++layer) {
+      FACET_RETURN_IF_ERROR(LoadNorms(layer, &weights.layers[layer]));
+      FACET_RETURN_IF_ERROR(LoadMatrices(layer, &weights.layers[layer]));
+    }
+    weights.packed_bytes = packed_bytes_;
+    return weights;
+  }
+
+ private:
+  absl::Status LoadNorms(int layer, LayerWeights* weights) {
+    const LayerSpec& spec = spec_.layers[layer];
+    FACET_RETURN_IF_ERROR(
+        LoadVector(TensorRole::kAttentionNorm, layer, &weights->attention_norm));
+    FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kFfnNorm, layer, &weights->ffn_norm));
+    if (spec.qk_norm) {
+      FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kQueryNorm, layer, &weights->query_norm));
+      FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kKeyNorm, layer, &weights->key_norm));
+    }
+    if (spec.post_norms) {
+      FACET_RETURN_IF_ERROR(
+          LoadVector(TensorRole::kAttentionPostNorm, layer, &weights->attention_post_norm));
+      FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kFfnPostNorm, layer, &weights->ffn_post_norm));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadMatrices(int layer, LayerWeights* weights) {
+    const LayerSpec& spec = spec_.layers[layer];
+    const LayerShard shard = plan_.Layer(spec_, layer, rank_);
+    const int64_t head_dim = spec.head_dim;
+    const auto rows_of = [&](Span heads) {
+      return Span{heads.begin * head_dim, heads.end * head_dim};
+    };
+    std::vector<int32_t> query_order, key_order;
+    if (spec_.rotation_pairs_adjacent) {
+      const int rotary =
+          static_cast<int>(spec_.ropes[spec.rope].inverse_frequency.size()) * 2;
+      query_order = SeparateRotationPairs(shard.heads, spec.head_dim, rotary);
+      key_order = SeparateRotationPairs(shard.kv_heads, spec.head_dim, rotary);
+    }
+    FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kQuery, layer, rows_of(shard.heads), query_order,
+                                   &weights->query));
+    FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kKey, layer, rows_of(shard.kv_heads), key_order,
+                                   &weights->key));
+    FACET_RETURN_IF_ERROR(
+        LoadRows(TensorRole::kValue, layer, rows_of(shard.kv_heads), {}, &weights->value));
+    FACET_RETURN_IF_ERROR(LoadColumns(TensorRole::kAttentionOutput, layer, rows_of(shard.heads),
+                                      shard.attention_leaves, &weights->attention_output));
+    FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kFfnGate, layer, shard.ffn, {}, &weights->gate));
+    FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kFfnUp, layer, shard.ffn, {}, &weights->up));
+    return LoadColumns(TensorRole::kFfnDown, layer, shard.ffn, shard.ffn_leaves, &weights->down);
+  }
+
+  // Rows [rows.begin, rows.end), all columns; `order` permutes them.
+  absl::Status LoadRows(TensorRole role, int layer, Span rows, std::span<const int32_t> order,
+                        std::unique_ptr<Matrix>* matrix) {
+    FACET_ASSIGN_OR_RETURN(const GgufTensor* tensor, FindRole(model_, spec_, role, layer));
+    MatrixSource source = SourceOf(*tensor);
+    source.rows = rows.size();
+    source.data += rows.begin * source.row_stride;
+    source.row_order = order;
+    return Pack(*tensor, source, nullptr, matrix);
+  }
+
+  // All rows, columns [columns.begin, columns.end), cut into leaves.
+  absl::Status LoadColumns(TensorRole role, int layer, Span columns, const LeafCut& leaves,
+                           std::unique_ptr<Matrix>* matrix) {
+    FACET_ASSIGN_OR_RETURN(const GgufTensor* tensor, FindRole(model_, spec_, role, layer));
+    MatrixSource source = SourceOf(*tensor);
+    source.columns = columns.size();
+    source.data += RowBytes(tensor->type, columns.begin);
+    return Pack(*tensor, source, &leaves, matrix);
+  }
+
+  static MatrixSource SourceOf(const GgufTensor& tensor) {
+    MatrixSource source;
+    source.name = std::string(tensor.name);
+    source.type = tensor.type;
+    source.rows = tensor.shape[1];
+    source.columns = tensor.shape[0];
+    source.data = tensor.data.data();
+    source.row_stride = RowBytes(tensor.type, tensor.shape[0]);
+    return source;
+  }
+
+  absl::Status Pack(const GgufTensor& tensor, const MatrixSource& source, const LeafCut* leaves,
+                    std::unique_ptr<Matrix>* matrix) {
+    FACET_ASSIGN_OR_RETURN(*matrix, device_->LoadMatrix(source, leaves));
+    packed_bytes_ += (*matrix)->packed_bytes();
+    Done(tensor);
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadVector(TensorRole role, int layer, Floats* out) {
+    FACET_ASSIGN_OR_RETURN(const GgufTensor* tensor, FindRole(model_, spec_, role, layer));
+    std::vector<float> host(static_cast<size_t>(tensor->shape[0]));
+    std::memcpy(host.data(), tensor->data.data(), host.size() * sizeof(float));
+    for (size_t i = 0; i < host.size(); ++i) {
+      if (!std::isfinite(host[i])) return InvalidArgument("{}[{}]: not finite", tensor->name, i);
+    }
+    FACET_ASSIGN_OR_RETURN(*out, device_->AllocateFloats(tensor->shape[0]));
+    device_->CopyIn(host, *out);
+    packed_bytes_ += tensor->shape[0] * static_cast<int64_t>(sizeof(float));
+    Done(*tensor);
+    return absl::OkStatus();
+  }
+
+  void Done(const GgufTensor& tensor) {
+    model_.Release(tensor);
+    done_bytes_ += static_cast<int64_t>(tensor.data.size());
+    if (progress_) progress_(done_bytes_, total_bytes_);
+  }
+
+  const GgufModel& model_;
+  const ModelSpec& spec_;
+  const ShardPlan& plan_;
+  const int rank_;
+  Device* const device_;
+  const std::function<void(int64_t, int64_t)>& progress_;
+  int64_t total_bytes_ = 0;
+  int64_t done_bytes_ = 0;
+  int64_t packed_bytes_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<Weights> LoadWeights(const GgufModel& model, const ModelSpec& spec,
+                                    const ShardPlan& plan, int rank, Device* device,
+                                    const std::function<void(int64_t, int64_t)>& progress) {
+  FACET_RETURN_IF_ERROR(CheckTensors(model, spec));
+  return Loader(model, spec, plan, rank, device, progress).Load();
+}
+
+}  // namespace facet

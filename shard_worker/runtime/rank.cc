@@ -1,0 +1,391 @@
+#include "shard_worker/runtime/rank.h"
+
+#include <algorithm>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "base/check.h"
+#include "base/prng.h"
+#include "base/status.h"
+#include "checkpoint/gguf.h"
+#include "kernels/cpu/cpu_device.h"
+#include "kernels/reference/reference_device.h"
+#include "shard_worker/model/forward.h"
+#include "shard_worker/model/model_spec.h"
+#include "shard_worker/model/shard_plan.h"
+#include "shard_worker/model/weights.h"
+#include "shard_worker/runtime/plan_codec.h"
+#include "shard_worker/runtime/sampler.h"
+#include "shard_worker/runtime/sequence_slots.h"
+
+namespace facet {
+namespace {
+
+constexpr int kBlockTokens = 32;
+// Changes whenever any kernel's order of additions does: equal fingerprints promise equal bits.
+constexpr int kArithmeticVersion = 1;
+// The step number of the message that lets followers go.
+constexpr uint64_t kStopStep = ~uint64_t{0};
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options) {
+  if (options.make_device) return options.make_device();
+  if (options.device == "reference") return MakeReferenceDevice();
+  CpuDeviceOptions cpu;
+  cpu.threads = options.threads;
+  if (options.device == "avx512") {
+    cpu.isa = CpuDeviceOptions::Isa::kAvx512;
+  } else if (options.device == "avx2") {
+    cpu.isa = CpuDeviceOptions::Isa::kAvx2;
+  } else if (options.device != "auto") {
+    return InvalidArgument("device: '{}' is not one of auto, avx512, avx2, reference",
+                           options.device);
+  }
+  return MakeCpuDevice(cpu);
+}
+
+absl::Status CheckOptions(const RankOptions& o) {
+  if (o.world < 1) return InvalidArgument("world: {} is not positive", o.world);
+  if (o.rank < 0 || o.rank >= o.world) {
+    return InvalidArgument("rank: {} is outside [0, {})", o.rank, o.world);
+  }
+  if (o.threads < 1 || o.threads > 1024) {
+    return InvalidArgument("threads: {} is outside [1, 1024]", o.threads);
+  }
+  if (o.kv_tokens < kBlockTokens || o.kv_tokens > (int64_t{1} << 30)) {
+    return InvalidArgument("kv_tokens: {} is outside [{}, 2^30]", o.kv_tokens, kBlockTokens);
+  }
+  if (o.step_tokens_max < 1 || o.step_tokens_max > 65536) {
+    return InvalidArgument("step_tokens: {} is outside [1, 65536]", o.step_tokens_max);
+  }
+  if (o.prefill_chunk_max < 0) {
+    return InvalidArgument("prefill_chunk: {} is negative", o.prefill_chunk_max);
+  }
+  if (o.sequences_max < 1 || o.sequences_max > 65536) {
+    return InvalidArgument("sequences: {} is outside [1, 65536]", o.sequences_max);
+  }
+  if (o.context_tokens < 0) {
+    return InvalidArgument("context_tokens: {} is negative", o.context_tokens);
+  }
+  return absl::OkStatus();
+}
+
+class RankImpl;
+
+class GroupExecutor : public Executor {
+ public:
+  explicit GroupExecutor(RankImpl* rank) : rank_(rank) {}
+  absl::StatusOr<StepResult> Run(const StepPlan& plan) override;
+  std::string LogitsDigest(SlotId slot) const override;
+
+ private:
+  RankImpl* const rank_;
+};
+
+class RankImpl : public Rank {
+ public:
+  RankImpl(const RankOptions& options, GgufModel model)
+      : options_(options), model_(std::move(model)), slots_(options.sequences_max) {}
+
+  absl::Status Init() {
+    FACET_ASSIGN_OR_RETURN(spec_, ReadModelSpec(model_));
+    FACET_ASSIGN_OR_RETURN(plan_, ShardPlan::Make(model_, spec_, options_.world));
+    FACET_ASSIGN_OR_RETURN(device_, MakeDevice(options_));
+    FACET_ASSIGN_OR_RETURN(weights_, LoadWeights(model_, spec_, plan_, options_.rank,
+                                                 device_.get(), options_.progress));
+    FACET_ASSIGN_OR_RETURN(forward_,
+                           Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
+                                           options_.step_tokens_max));
+    FACET_RETURN_IF_ERROR(AllocateKv());
+    sampler_.emplace(device_.get(), plan_.Slices(options_.rank), spec_.vocabulary);
+    SetFacts();
+    model_.ReleaseAll();
+    return absl::OkStatus();
+  }
+
+  const ModelFacts& facts() const override { return facts_; }
+  std::string device_name() const override { return device_->name(); }
+  RankMemory memory() const override { return {weights_.packed_bytes, kv_bytes_}; }
+
+  uint64_t plan_hash() const override {
+    uint64_t hash = Mix64(kArithmeticVersion, options_.world);
+    for (const KvPoolSpec& pool : kv_pools_) {
+      hash = Mix64(hash, (uint64_t(pool.blocks) << 32) | uint64_t(pool.block_tokens));
+    }
+    for (const uint64_t value :
+         {uint64_t(options_.kv_type), uint64_t(options_.step_tokens_max),
+          uint64_t(options_.sequences_max), uint64_t(facts_.context_tokens)}) {
+      hash = Mix64(hash, value);
+    }
+    return hash;
+  }
+
+  EngineOptions engine_options() const override {
+    EngineOptions engine;
+    engine.block_tokens = kBlockTokens;
+    for (int pool = 0; pool < kKvPools; ++pool) engine.blocks[pool] = kv_pools_[pool].blocks;
+    engine.window = window_;
+    engine.context_tokens = facts_.context_tokens;
+    engine.vocabulary_size = facts_.vocabulary_size;
+    engine.step_tokens_max = options_.step_tokens_max;
+    engine.sequences_max = options_.sequences_max;
+    engine.prefill_chunk_max =
+        options_.prefill_chunk_max > 0 ? options_.prefill_chunk_max : options_.step_tokens_max;
+    return engine;
+  }
+
+  void Attach(std::unique_ptr<Communicator> communicator) override {
+    FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
+    communicator->SetTimeout(options_.step_timeout);
+    const std::lock_guard lock(abort_mutex_);
+    communicator_ = std::move(communicator);
+  }
+
+  std::unique_ptr<Executor> MakeExecutor() override {
+    FACET_CHECK(options_.rank == 0 && communicator_ != nullptr);
+    return std::make_unique<GroupExecutor>(this);
+  }
+
+  absl::Status Follow() override {
+    FACET_CHECK(options_.rank != 0 && communicator_ != nullptr);
+    while (true) {
+      std::vector<std::byte> message;
+      FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
+      FACET_ASSIGN_OR_RETURN(const StepPlan plan, DecodePlan(message));
+      if (plan.step == kStopStep) return absl::OkStatus();
+      FACET_RETURN_IF_ERROR(RunStep(plan).status());
+    }
+  }
+
+  absl::Status StopFollowers() override {
+    if (options_.world == 1) return absl::OkStatus();
+    StepPlan stop;
+    stop.step = kStopStep;
+    std::vector<std::byte> message = EncodePlan(stop);
+    return communicator_->Broadcast(&message);
+  }
+
+  void Abort() override {
+    const std::lock_guard lock(abort_mutex_);
+    if (communicator_ != nullptr) communicator_->Abort();
+  }
+
+  StepTimes TakeTimes() override {
+    const std::lock_guard lock(times_mutex_);
+    return std::exchange(times_, StepTimes());
+  }
+
+  absl::StatusOr<StepResult> LeadStep(const StepPlan& plan) {
+    if (options_.world > 1) {
+      std::vector<std::byte> message = EncodePlan(plan);
+      FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
+    }
+    return RunStep(plan);
+  }
+
+  std::string LogitsDigest(SlotId slot) const { return slots_[slot].digest().Digest(); }
+
+ private:
+  // A row of the step whose logits somebody needs.
+  struct LogitRow {
+    int32_t row;
+    size_t segment;
+    SampleRow sample;
+  };
+
+  absl::Status AllocateKv() {
+    kv_pools_ = forward_->pools();
+    const auto full_blocks = static_cast<int>((options_.kv_tokens + kBlockTokens - 1) /
+                                              kBlockTokens);
+    for (const LayerSpec& layer : spec_.layers) window_ = std::max(window_, layer.window);
+    for (int pool = 0; pool < kKvPools; ++pool) {
+      KvPoolSpec& spec = kv_pools_[pool];
+      spec.block_tokens = kBlockTokens;
+      spec.type = options_.kv_type;
+      if (spec.layers > 0) spec.blocks = pool == kFullPool ? full_blocks : WindowBlocks(full_blocks);
+      const int64_t element_bytes = spec.type == KvType::kF16 ? 2 : 4;
+      kv_bytes_ += int64_t{2} * spec.layers * spec.blocks * spec.block_tokens * spec.kv_heads *
+                   spec.head_dim * element_bytes;
+    }
+    return device_->AllocateKv(kv_pools_);
+  }
+
+  // What full_blocks worth of sequences can need: each at most its length and at most a window, a
+  // chunk and two partly used blocks.
+  int WindowBlocks(int full_blocks) const {
+    const int64_t per_sequence =
+        (window_ + options_.step_tokens_max + kBlockTokens - 1) / kBlockTokens + 2;
+    return static_cast<int>(std::min<int64_t>(int64_t{full_blocks} + options_.sequences_max,
+                                              per_sequence * options_.sequences_max));
+  }
+
+  void SetFacts() {
+    facts_.architecture = spec_.architecture;
+    facts_.description = spec_.description;
+    for (const GgufTensor& tensor : model_.tensors()) facts_.parameters += tensor.elements();
+    facts_.context_tokens = options_.context_tokens > 0
+                                ? std::min(options_.context_tokens, spec_.context_tokens)
+                                : spec_.context_tokens;
+    facts_.vocabulary_size = static_cast<int>(spec_.vocabulary);
+    facts_.digest = model_.digest();
+    facts_.fingerprint =
+        fmt::format("{:016x}-kv{}-a{}", facts_.digest,
+                    options_.kv_type == KvType::kF16 ? "f16" : "f32", kArithmeticVersion);
+  }
+
+  absl::StatusOr<StepResult> RunStep(const StepPlan& plan) {
+    const Clock::time_point start = Clock::now();
+    communicator_->SetStep(plan.step);
+    slots_.Apply(plan);
+    StepResult result;
+    result.step = plan.step;
+    if (!plan.segments.empty()) {
+      FACET_ASSIGN_OR_RETURN(result.segments, Compute(plan));
+    }
+    CountTimes(SecondsSince(start), !plan.segments.empty());
+    return result;
+  }
+
+  absl::StatusOr<std::vector<SegmentResult>> Compute(const StepPlan& plan) {
+    std::vector<TokenId> tokens;
+    std::vector<SequenceRun> runs;
+    std::vector<LogitRow> logit_rows;
+    for (size_t i = 0; i < plan.segments.size(); ++i) {
+      const Segment& segment = plan.segments[i];
+      SequenceRun run;
+      run.first_row = static_cast<int>(tokens.size());
+      run.rows = static_cast<int>(segment.tokens.size());
+      run.first_position = segment.first_position;
+      for (int pool = 0; pool < kKvPools; ++pool) run.blocks[pool] = segment.blocks[pool];
+      runs.push_back(run);
+      AddLogitRows(segment, i, run.first_row, &logit_rows);
+      tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
+    }
+    const StepLayout layout{static_cast<int>(tokens.size()), runs};
+    FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
+    FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens, communicator_.get()));
+    std::vector<SegmentResult> results(plan.segments.size());
+    for (size_t first = 0; first < logit_rows.size(); first += kLogitRowsMax) {
+      const size_t count = std::min<size_t>(kLogitRowsMax, logit_rows.size() - first);
+      FACET_RETURN_IF_ERROR(
+          ComputeLogits(plan, std::span(logit_rows).subspan(first, count), &results));
+    }
+    return results;
+  }
+
+  void AddLogitRows(const Segment& segment, size_t index, int first_row,
+                    std::vector<LogitRow>* rows) {
+    const SequenceState& state = slots_[segment.slot];
+    const int count = static_cast<int>(segment.tokens.size());
+    for (int i = 0; i < count; ++i) {
+      SampleRow sample;
+      sample.state = &state;
+      sample.position = segment.first_position + i;
+      sample.sample = segment.sample && i == count - 1;
+      if (segment.score_prompt) {
+        if (i + 1 < count) {
+          sample.score = segment.tokens[i + 1];
+        } else {
+          sample.score = segment.next_prompt_token;
+        }
+      }
+      if (sample.sample || sample.score || state.logits_digest()) {
+        rows->push_back({first_row + i, index, sample});
+      }
+    }
+  }
+
+  absl::Status ComputeLogits(const StepPlan& plan, std::span<const LogitRow> rows,
+                             std::vector<SegmentResult>* results) {
+    std::vector<int32_t> step_rows;
+    std::vector<SampleRow> samples;
+    for (const LogitRow& row : rows) {
+      step_rows.push_back(row.row);
+      samples.push_back(row.sample);
+    }
+    const Floats logits = forward_->Logits(step_rows);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      SequenceState& state = slots_[plan.segments[rows[i].segment].slot];
+      if (state.logits_digest()) FACET_RETURN_IF_ERROR(HashRow(logits, i, &state));
+    }
+    FACET_ASSIGN_OR_RETURN(const std::vector<SampleOutcome> outcomes,
+                           sampler_->Run(logits, samples, communicator_.get()));
+    for (size_t i = 0; i < rows.size(); ++i) {
+      SegmentResult& result = (*results)[rows[i].segment];
+      const SampleOutcome& outcome = outcomes[i];
+      result.finite = result.finite && outcome.finite;
+      if (outcome.scored) result.prompt.push_back(*outcome.scored);
+      if (outcome.sampled) {
+        result.sampled = outcome.sampled;
+        slots_[plan.segments[rows[i].segment].slot].Append(outcome.sampled->id);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Adds one row of logits, assembled from all ranks in vocabulary order, to a sequence's digest.
+  absl::Status HashRow(Floats logits, size_t index, SequenceState* state) {
+    const int64_t mine = forward_->vocabulary_rows();
+    std::vector<float> slice(static_cast<size_t>(mine));
+    device_->CopyOut(Floats{logits.data + static_cast<int64_t>(index) * mine, mine}, slice);
+    std::vector<int64_t> counts;
+    for (int rank = 0; rank < options_.world; ++rank) {
+      counts.push_back(plan_.VocabularyRows(rank).size());
+    }
+    std::vector<float> row(static_cast<size_t>(spec_.vocabulary));
+    FACET_RETURN_IF_ERROR(communicator_->AllGather(slice, counts, row.data()));
+    state->digest().Update(row.data(), row.size() * sizeof(float));
+    return absl::OkStatus();
+  }
+
+  void CountTimes(double total_s, bool computed) {
+    const Communicator::Times collective = communicator_->TakeTimes();
+    const std::lock_guard lock(times_mutex_);
+    if (computed) ++times_.steps;
+    times_.wait_s += collective.wait_s;
+    times_.collective_s += collective.work_s;
+    times_.compute_s += std::max(0.0, total_s - collective.wait_s - collective.work_s);
+  }
+
+  const RankOptions options_;
+  GgufModel model_;
+  ModelSpec spec_;
+  ShardPlan plan_;
+  std::unique_ptr<Device> device_;
+  Weights weights_;
+  std::unique_ptr<Forward> forward_;
+  std::optional<Sampler> sampler_;
+  std::array<KvPoolSpec, kKvPools> kv_pools_;
+  int64_t kv_bytes_ = 0;
+  int64_t window_ = 0;
+  ModelFacts facts_;
+  SequenceSlots slots_;
+  std::mutex abort_mutex_;  // Abort() may come from any thread, also before Attach()
+  std::unique_ptr<Communicator> communicator_;
+  std::mutex times_mutex_;
+  StepTimes times_;
+};
+
+absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {
+  return rank_->LeadStep(plan);
+}
+
+std::string GroupExecutor::LogitsDigest(SlotId slot) const { return rank_->LogitsDigest(slot); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Rank>> Rank::Load(const RankOptions& options) {
+  FACET_RETURN_IF_ERROR(CheckOptions(options));
+  FACET_ASSIGN_OR_RETURN(GgufModel model, GgufModel::Open(options.model_path));
+  auto rank = std::make_unique<RankImpl>(options, std::move(model));
+  FACET_RETURN_IF_ERROR(rank->Init());
+  return rank;
+}
+
+}  // namespace facet

@@ -1,0 +1,246 @@
+#include "shard_worker/runtime/sampler.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/prng.h"
+#include "base/status.h"
+#include "kernels/canonical_math.h"
+#include "kernels/sum_tree.h"
+
+namespace facet {
+namespace {
+
+// Candidates asked for first where top_p or min_p decide how many are needed, and the factor by
+// which a distribution too flat for them asks again.
+constexpr int kFirstCandidates = 128;
+constexpr int kCandidatesGrowth = 16;
+
+bool Greedy(const SamplingParams& p) { return p.temperature == 0; }
+bool Filters(const SamplingParams& p) { return p.top_k > 0 || p.top_p < 1 || p.min_p > 0; }
+
+int FirstCount(const SamplingParams& p, int64_t vocabulary) {
+  if (Greedy(p) || !Filters(p)) return 1;
+  const int64_t count = p.top_k > 0 ? p.top_k : kFirstCandidates;
+  return static_cast<int>(std::min(count, vocabulary));
+}
+
+bool Better(const Candidate& a, const Candidate& b) {
+  return a.order != b.order ? a.order > b.order : a.id < b.id;
+}
+
+template <typename T>
+void Write(const std::vector<T>& values, std::vector<std::byte>* out) {
+  const auto count = static_cast<uint32_t>(values.size());
+  const auto* head = reinterpret_cast<const std::byte*>(&count);
+  out->insert(out->end(), head, head + sizeof(count));
+  const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
+  out->insert(out->end(), bytes, bytes + values.size() * sizeof(T));
+}
+
+// Reads what Write() wrote and appends it to *out.
+template <typename T>
+bool Read(std::span<const std::byte>* in, std::vector<T>* out) {
+  uint32_t count = 0;
+  if (in->size() < sizeof(count)) return false;
+  std::memcpy(&count, in->data(), sizeof(count));
+  *in = in->subspan(sizeof(count));
+  if (in->size() / sizeof(T) < count) return false;
+  const size_t before = out->size();
+  out->resize(before + count);
+  std::memcpy(out->data() + before, in->data(), count * sizeof(T));
+  *in = in->subspan(count * sizeof(T));
+  return true;
+}
+
+SliceSum MergeSums(std::span<const SliceSum> sums) {
+  if (sums.size() == 1) return sums[0];
+  const int split = SplitPoint(0, static_cast<int>(sums.size()));
+  const SliceSum a = MergeSums(sums.first(split));
+  const SliceSum b = MergeSums(sums.subspan(split));
+  const float max = std::max(a.max, b.max);
+  if (max == -std::numeric_limits<float>::infinity()) return {max, 0};  // every id is banned
+  return {max, a.sum * CanonicalExp(a.max - max) + b.sum * CanonicalExp(b.max - max)};
+}
+
+// All ranks' replies about one row.
+struct Gathered {
+  std::vector<Candidate> best, raw_best;
+  std::vector<SliceSum> sums, raw_sums;  // in slice order
+  std::vector<float> scored;             // raw logit of the row's scored token, from its owner
+  bool finite = true;
+};
+
+bool ReadReply(std::span<const std::byte>* in, Gathered* all) {
+  std::vector<uint8_t> finite;
+  if (!Read(in, &finite) || finite.size() != 1) return false;
+  all->finite = all->finite && finite[0] != 0;
+  return Read(in, &all->best) && Read(in, &all->raw_best) && Read(in, &all->sums) &&
+         Read(in, &all->raw_sums) && Read(in, &all->scored);
+}
+
+void KeepBest(std::vector<Candidate>* candidates, size_t count) {
+  std::sort(candidates->begin(), candidates->end(), Better);
+  if (candidates->size() > count) candidates->resize(count);
+}
+
+// How many of the best candidates survive top_k, top_p and min_p; nothing if that takes more
+// candidates than `best` holds.
+std::optional<size_t> Survivors(const SamplingParams& p, const std::vector<Candidate>& best,
+                                std::span<const SliceSum> sums, int64_t vocabulary) {
+  const bool whole = p.top_k > 0 || static_cast<int64_t>(best.size()) == vocabulary;
+  std::vector<float> weights;
+  for (const Candidate& c : best) {
+    weights.push_back(CanonicalExp(c.processed - best[0].processed));
+  }
+  float total = 0;
+  if (p.top_k > 0) {
+    for (const float weight : weights) total += weight;
+  } else if (p.top_p < 1) {
+    total = MergeSums(sums).sum;
+  }
+  float mass = 0;
+  for (size_t i = 0; i < best.size(); ++i) {
+    if (p.top_p < 1 && i > 0 && mass >= p.top_p * total) return i;
+    if (p.min_p > 0 && weights[i] < p.min_p) return i;
+    mass += weights[i];
+  }
+  if (whole || (p.top_p < 1 && mass >= p.top_p * total)) return best.size();
+  return std::nullopt;
+}
+
+const Candidate& Draw(std::span<const Candidate> survivors, uint64_t key) {
+  const Candidate* chosen = nullptr;
+  float chosen_order = 0;
+  for (const Candidate& c : survivors) {
+    const float order = c.processed + GumbelNoise(key, static_cast<uint32_t>(c.id));
+    if (chosen == nullptr || order > chosen_order ||
+        (order == chosen_order && c.id < chosen->id)) {
+      chosen = &c;
+      chosen_order = order;
+    }
+  }
+  return *chosen;
+}
+
+uint64_t KeyOf(const SampleRow& row) {
+  return PositionKey(row.state->seed(), row.position + 1);
+}
+
+// The token the row samples, or nothing if more candidates are needed.
+std::optional<Candidate> Choose(const SampleRow& row, const Gathered& all, int64_t vocabulary) {
+  const SamplingParams& p = row.state->sampling();
+  if (Greedy(p) || !Filters(p)) return all.best.front();
+  const std::optional<size_t> survivors = Survivors(p, all.best, all.sums, vocabulary);
+  if (!survivors.has_value()) return std::nullopt;
+  return Draw(std::span(all.best).first(*survivors), KeyOf(row));
+}
+
+ScoredToken Score(TokenId id, float raw, const SequenceState& state, const Gathered& all) {
+  ScoredToken token;
+  token.id = id;
+  if (state.logprobs() < 0) return token;
+  const SliceSum sum = MergeSums(all.raw_sums);
+  const float log_sum = sum.max + CanonicalLog(sum.sum);
+  token.logprob = raw - log_sum;
+  for (const Candidate& c : all.raw_best) token.top.emplace_back(c.id, c.raw - log_sum);
+  return token;
+}
+
+}  // namespace
+
+Sampler::Sampler(Device* device, VocabularySlices slices, int64_t vocabulary)
+    : device_(device), slices_(std::move(slices)), vocabulary_(vocabulary) {}
+
+CandidateQuery Sampler::MakeQuery(const SampleRow& row, int count,
+                                  std::span<const LogitEdit> edits) const {
+  const SamplingParams& p = row.state->sampling();
+  CandidateQuery query;
+  query.edits = edits;
+  query.count = count;
+  if (!Greedy(p)) {
+    query.inverse_temperature = 1 / p.temperature;
+    query.gumbel = !Filters(p);
+    query.key = KeyOf(row);
+    query.sums = p.top_p < 1 && p.top_k <= 0;
+  }
+  query.raw_count = std::max(row.state->logprobs(), 0);
+  query.raw_sums = row.state->logprobs() >= 0;
+  return query;
+}
+
+float Sampler::RawLogit(Floats row_logits, TokenId id) const {
+  float logit = 0;
+  device_->CopyOut(Floats{row_logits.data + (id - slices_.first_id), 1}, std::span(&logit, 1));
+  return logit;
+}
+
+// Appends this rank's reply about one row to *out.
+void Sampler::Look(Floats logits, const SampleRow& row, int count, std::vector<std::byte>* out) {
+  const int64_t size = slices_.starts.back();
+  const std::vector<LogitEdit> edits =
+      row.sample ? row.state->Edits(slices_.first_id, size) : std::vector<LogitEdit>();
+  CandidateReply reply;
+  device_->FindCandidates(logits, slices_, MakeQuery(row, count, edits), &reply);
+  std::vector<float> scored;
+  if (row.score && *row.score >= slices_.first_id && *row.score < slices_.first_id + size) {
+    scored.push_back(RawLogit(logits, *row.score));
+  }
+  Write(std::vector<uint8_t>{reply.finite}, out);
+  Write(reply.best, out);
+  Write(reply.raw_best, out);
+  Write(reply.sums, out);
+  Write(reply.raw_sums, out);
+  Write(scored, out);
+}
+
+absl::StatusOr<std::vector<SampleOutcome>> Sampler::Run(Floats logits,
+                                                        std::span<const SampleRow> rows,
+                                                        Communicator* communicator) {
+  const int64_t size = slices_.starts.back();
+  std::vector<SampleOutcome> outcomes(rows.size());
+  std::vector<int> counts;
+  std::vector<size_t> open(rows.size());  // rows without an outcome yet
+  for (size_t i = 0; i < rows.size(); ++i) {
+    counts.push_back(FirstCount(rows[i].state->sampling(), vocabulary_));
+    open[i] = i;
+  }
+  while (!open.empty()) {
+    std::vector<std::byte> mine;
+    for (const size_t i : open) {
+      Look(Floats{logits.data + static_cast<int64_t>(i) * size, size}, rows[i], counts[i], &mine);
+    }
+    std::vector<std::vector<std::byte>> replies;
+    FACET_RETURN_IF_ERROR(communicator->AllGatherBytes(mine, &replies));
+    std::vector<std::span<const std::byte>> rest(replies.begin(), replies.end());
+    std::vector<size_t> still_open;
+    for (const size_t i : open) {
+      const SampleRow& row = rows[i];
+      Gathered all;
+      for (std::span<const std::byte>& reply : rest) {
+        if (!ReadReply(&reply, &all)) return Internal("a rank's candidates are malformed");
+      }
+      outcomes[i].finite = all.finite;
+      if (!all.finite) continue;
+      KeepBest(&all.best, static_cast<size_t>(counts[i]));
+      KeepBest(&all.raw_best, static_cast<size_t>(std::max(row.state->logprobs(), 0)));
+      if (row.score) {
+        if (all.scored.size() != 1) return Internal("token {} has no single owner", *row.score);
+        outcomes[i].scored = Score(*row.score, all.scored[0], *row.state, all);
+      }
+      if (!row.sample) continue;
+      if (const std::optional<Candidate> chosen = Choose(row, all, vocabulary_)) {
+        outcomes[i].sampled = Score(chosen->id, chosen->raw, *row.state, all);
+      } else {
+        const int64_t more = int64_t{counts[i]} * kCandidatesGrowth;
+        counts[i] = static_cast<int>(std::min(more, vocabulary_));
+        still_open.push_back(i);
+      }
+    }
+    open = std::move(still_open);
+  }
+  return outcomes;
+}
+
+}  // namespace facet

@@ -1,0 +1,102 @@
+#include "shard_worker/runtime/sequence_slots.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace facet {
+
+struct Sha256::Context {
+  EVP_MD_CTX* evp = EVP_MD_CTX_new();
+  ~Context() { EVP_MD_CTX_free(evp); }
+};
+
+Sha256::Sha256() : context_(std::make_unique<Context>()) {
+  FACET_CHECK(EVP_DigestInit_ex(context_->evp, EVP_sha256(), nullptr) == 1);
+}
+Sha256::~Sha256() = default;
+Sha256::Sha256(Sha256&&) noexcept = default;
+Sha256& Sha256::operator=(Sha256&&) noexcept = default;
+
+void Sha256::Update(const void* data, size_t bytes) {
+  FACET_CHECK(EVP_DigestUpdate(context_->evp, data, bytes) == 1);
+}
+
+std::string Sha256::Digest() const {
+  Context copy;
+  FACET_CHECK(EVP_MD_CTX_copy_ex(copy.evp, context_->evp) == 1);
+  std::string digest(32, '\0');
+  FACET_CHECK(EVP_DigestFinal_ex(copy.evp, reinterpret_cast<unsigned char*>(digest.data()),
+                                 nullptr) == 1);
+  return digest;
+}
+
+SequenceState::SequenceState(SequenceStart start) : start_(std::move(start)) {
+  for (size_t i = 0; i < start_.history.size(); ++i) {
+    Count(start_.history[i], static_cast<int>(i) >= start_.prompt_length);
+  }
+  start_.history.clear();
+}
+
+bool SequenceState::penalises() const {
+  const SamplingParams& p = start_.sampling;
+  return p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
+}
+
+void SequenceState::Count(TokenId token, bool output) {
+  Counts& counts = counts_[token];
+  ++counts.all;
+  if (output) ++counts.output;
+}
+
+void SequenceState::Append(TokenId token) {
+  if (penalises()) Count(token, true);
+}
+
+std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows) const {
+  const SamplingParams& p = start_.sampling;
+  const int64_t end_id = first_id + rows;
+  std::vector<LogitEdit> edits;
+  for (auto it = counts_.lower_bound(first_id); it != counts_.end() && it->first < end_id; ++it) {
+    LogitEdit edit;
+    edit.row = it->first - first_id;
+    edit.repetition = p.repetition_penalty;
+    if (it->second.output > 0) {
+      edit.subtract = p.presence_penalty +
+                      p.frequency_penalty * static_cast<float>(it->second.output);
+    }
+    edits.push_back(edit);
+  }
+  for (const auto& [id, bias] : p.logit_bias) {
+    if (id < first_id || id >= end_id) continue;
+    const int32_t row = id - first_id;
+    auto edit = std::lower_bound(edits.begin(), edits.end(), row,
+                                 [](const LogitEdit& e, int32_t r) { return e.row < r; });
+    if (edit == edits.end() || edit->row != row) edit = edits.insert(edit, LogitEdit{.row = row});
+    edit->bias = bias;
+  }
+  return edits;
+}
+
+void SequenceSlots::Apply(const StepPlan& plan) {
+  for (const SlotId slot : plan.ends) states_.at(slot.value).reset();
+  for (const SequenceStart& start : plan.starts) {
+    std::unique_ptr<SequenceState>& state = states_.at(start.slot.value);
+    FACET_CHECK(state == nullptr, "slot {} is taken", start.slot.value);
+    state = std::make_unique<SequenceState>(start);
+  }
+}
+
+SequenceState& SequenceSlots::operator[](SlotId slot) {
+  FACET_CHECK(states_.at(slot.value) != nullptr, "slot {} is empty", slot.value);
+  return *states_[slot.value];
+}
+
+const SequenceState& SequenceSlots::operator[](SlotId slot) const {
+  FACET_CHECK(states_.at(slot.value) != nullptr, "slot {} is empty", slot.value);
+  return *states_[slot.value];
+}
+
+}  // namespace facet

@@ -1,0 +1,79 @@
+#ifndef FACET_SHARD_WORKER_RUNTIME_SEQUENCE_SLOTS_H_
+#define FACET_SHARD_WORKER_RUNTIME_SEQUENCE_SLOTS_H_
+
+// What every rank remembers of a running sequence between steps: how it samples, the counts that
+// penalties need, and a digest of its logits where a test asks for one.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/device.h"
+#include "shard_worker/engine/step_plan.h"
+
+namespace facet {
+
+// An incremental SHA-256.
+class Sha256 {
+ public:
+  Sha256();
+  ~Sha256();
+  Sha256(Sha256&&) noexcept;
+  Sha256& operator=(Sha256&&) noexcept;
+  void Update(const void* data, size_t bytes);
+  // The 32 bytes so far; more may follow.
+  std::string Digest() const;
+
+ private:
+  struct Context;
+  std::unique_ptr<Context> context_;
+};
+
+class SequenceState {
+ public:
+  explicit SequenceState(SequenceStart start);
+
+  uint64_t seed() const { return start_.seed; }
+  const SamplingParams& sampling() const { return start_.sampling; }
+  int logprobs() const { return start_.logprobs; }
+  bool logits_digest() const { return start_.logits_digest; }
+  Sha256& digest() { return digest_; }
+  const Sha256& digest() const { return digest_; }
+
+  // Counts a token just sampled.
+  void Append(TokenId token);
+
+  // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row.
+  std::vector<LogitEdit> Edits(int32_t first_id, int64_t rows) const;
+
+ private:
+  bool penalises() const;
+  void Count(TokenId token, bool output);
+
+  SequenceStart start_;
+  struct Counts {
+    int all = 0;     // in prompt and output
+    int output = 0;
+  };
+  std::map<TokenId, Counts> counts_;  // ordered: edits come out by row
+  Sha256 digest_;
+};
+
+class SequenceSlots {
+ public:
+  explicit SequenceSlots(int slots) : states_(static_cast<size_t>(slots)) {}
+
+  // Forgets the plan's ends, then makes its starts.
+  void Apply(const StepPlan& plan);
+  SequenceState& operator[](SlotId slot);
+  const SequenceState& operator[](SlotId slot) const;
+
+ private:
+  std::vector<std::unique_ptr<SequenceState>> states_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_SHARD_WORKER_RUNTIME_SEQUENCE_SLOTS_H_

@@ -1,0 +1,238 @@
+// What a running cluster promises beyond its answers: memory, idle cost, hostile clients and
+// files, clean ends.
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <thread>
+
+#include "base/status.h"
+#include "tests/cluster/cluster.h"
+
+namespace facet::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr char kTiny[] = "tests/golden/tiny/gemma3_8h_quantized.gguf";
+
+std::unique_ptr<Cluster> StartOrFail(const ClusterOptions& options) {
+  auto cluster = Cluster::Start(options);
+  EXPECT_TRUE(cluster.ok()) << cluster.status();
+  return cluster.ok() ? *std::move(cluster) : nullptr;
+}
+
+v1::GenerateRequest Request(const std::string& prompt, int max_tokens) {
+  v1::GenerateRequest request;
+  request.add_prompts()->set_text(prompt);
+  request.set_max_tokens(max_tokens);
+  request.mutable_sampling()->set_temperature(0);
+  request.set_ignore_eos(true);
+  return request;
+}
+
+grpc::Status Complete(Cluster& cluster, const v1::GenerateRequest& request,
+                      v1::CompleteResponse* response) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(60));
+  return cluster.inference().Complete(&context, request, response);
+}
+
+v1::GetStatusResponse GetStatus(Cluster& cluster) {
+  grpc::ClientContext context;
+  v1::GetStatusResponse response;
+  EXPECT_TRUE(cluster.status().GetStatus(&context, {}, &response).ok());
+  return response;
+}
+
+// Waits until the groups hold nothing: no sequence, no KV token.
+bool BecomesIdle(Cluster& cluster, seconds timeout) {
+  for (const auto end = std::chrono::steady_clock::now() + timeout;
+       std::chrono::steady_clock::now() < end;) {
+    const v1::GetStatusResponse status = GetStatus(cluster);
+    bool idle = status.running_requests() == 0 && status.queued_requests() == 0;
+    for (const v1::GroupStatus& group : status.groups()) {
+      idle = idle && group.running() == 0 && group.waiting() == 0 && group.kv_tokens_used() == 0;
+    }
+    if (idle) return true;
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+  return false;
+}
+
+TEST(Cluster, IsReadySoonAndLean) {
+  ClusterOptions options;
+  options.model = ModelPath(kGemmaFile);
+  options.tensor_parallel = 2;
+  options.worker_flags = {"--kv_tokens=8192"};
+  { StartOrFail(options); }  // warms the page cache
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  v1::CompleteResponse response;
+  ASSERT_TRUE(Complete(*cluster, Request("The sea", 32), &response).ok());
+  // Half of the file's 246 MB of weights, K and V and the norms on both: 124 MB. The KV pools
+  // count as far as they are used.
+  constexpr int64_t kPlanBytes = 126'000'000;
+  for (int rank = 0; rank < 2; ++rank) {
+    EXPECT_LT(cluster->worker(0, rank).ResidentBytes(),
+              kPlanBytes * 115 / 100 + (int64_t{64} << 20) + (int64_t{16} << 20))
+        << "rank " << rank;
+  }
+}
+
+TEST(Cluster, IdleCostsLittle) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 2;
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  const auto cpu = [&] {
+    return cluster->router().CpuSeconds() + cluster->worker(0, 0).CpuSeconds() +
+           cluster->worker(0, 1).CpuSeconds();
+  };
+  const double before = cpu();
+  std::this_thread::sleep_for(seconds(3));
+  EXPECT_LE(cpu() - before, 0.02 * 3 + 0.02);  // and two ticks of the clock
+}
+
+TEST(Cluster, ClientThatVanishesFreesItsBlocks) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 2;
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  for (int i = 0; i < 5; ++i) {
+    grpc::ClientContext context;
+    auto stream = cluster->inference().Generate(&context, Request("Hello there", 100));
+    v1::GenerateResponse message;
+    ASSERT_TRUE(stream->Read(&message));
+    context.TryCancel();
+    stream->Finish();
+  }
+  EXPECT_TRUE(BecomesIdle(*cluster, seconds(10)));
+}
+
+TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 2;
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  {
+    grpc::ClientContext silent;
+    auto stream = cluster->inference().Generate(&silent, Request("Hello", 120));
+    v1::CompleteResponse response;
+    EXPECT_TRUE(Complete(*cluster, Request("Hello", 20), &response).ok());
+    silent.TryCancel();
+    stream->Finish();
+  }
+  EXPECT_TRUE(BecomesIdle(*cluster, seconds(10)));
+}
+
+TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
+  ClusterOptions options;
+  options.model = kTiny;
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  struct Case {
+    const char* field;
+    grpc::StatusCode code;
+    std::function<void(v1::GenerateRequest*)> spoil;
+  };
+  const Case cases[] = {
+      {"prompts", grpc::INVALID_ARGUMENT, [](auto* r) { r->clear_prompts(); }},
+      {"sampling.temperature", grpc::INVALID_ARGUMENT,
+       [](auto* r) { r->mutable_sampling()->set_temperature(NAN); }},
+      {"sampling.top_p", grpc::INVALID_ARGUMENT,
+       [](auto* r) { r->mutable_sampling()->set_top_p(1.5f); }},
+      {"tokens", grpc::INVALID_ARGUMENT,
+       [](auto* r) { r->mutable_prompts(0)->mutable_tokens()->add_ids(1 << 30); }},
+      {"model", grpc::NOT_FOUND, [](auto* r) { r->set_model("no-such-model"); }},
+      {"context", grpc::INVALID_ARGUMENT,
+       [](auto* r) {
+         r->mutable_prompts(0)->mutable_tokens()->mutable_ids()->Resize(100'000, 5);
+       }},
+      {"logits_digest", grpc::UNIMPLEMENTED, [](auto* r) { r->set_logits_digest(true); }},
+  };
+  for (const Case& c : cases) {
+    v1::GenerateRequest request = Request("Hello", 4);
+    c.spoil(&request);
+    v1::CompleteResponse response;
+    const grpc::Status status = Complete(*cluster, request, &response);
+    EXPECT_EQ(status.error_code(), c.code) << c.field << ": " << status.error_message();
+    EXPECT_NE(status.error_message().find(c.field), std::string::npos) << status.error_message();
+  }
+  v1::GenerateRequest huge = Request(std::string(100 << 20, 'x'), 4);
+  v1::CompleteResponse response;
+  const grpc::Status refused = Complete(*cluster, huge, &response);
+  EXPECT_EQ(refused.error_code(), grpc::RESOURCE_EXHAUSTED) << refused.error_message();
+  EXPECT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
+  EXPECT_TRUE(BecomesIdle(*cluster, seconds(10)));
+}
+
+TEST(Cluster, SigtermEndsEveryProcessWithZero) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 2;
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  v1::CompleteResponse response;
+  ASSERT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
+  cluster->router().Signal(SIGTERM);
+  EXPECT_EQ(cluster->router().Wait(seconds(10)), 0) << cluster->router().Log();
+  cluster->worker(0, 0).Signal(SIGTERM);
+  EXPECT_EQ(cluster->worker(0, 0).Wait(seconds(10)), 0) << cluster->worker(0, 0).Log();
+  EXPECT_EQ(cluster->worker(0, 1).Wait(seconds(10)), 0) << cluster->worker(0, 1).Log();
+}
+
+// A dead rank takes its group down, promptly and visibly; nothing waits for it.
+TEST(Cluster, GroupEndsWithItsDeadRank) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 3;
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  cluster->worker(0, 2).Signal(SIGKILL);
+  for (int rank = 0; rank < 2; ++rank) {
+    const std::optional<int> code = cluster->worker(0, rank).Wait(seconds(10));
+    ASSERT_TRUE(code.has_value()) << "rank " << rank << " still runs";
+    EXPECT_NE(*code, 0);
+  }
+}
+
+// Starts a lone worker that must refuse; returns its log.
+std::string RefusalOf(const std::vector<std::string>& flags) {
+  ClusterOptions options;
+  options.worker_flags = flags;
+  auto cluster = Cluster::Start(options);
+  EXPECT_FALSE(cluster.ok());
+  return MessageOf(cluster.status());
+}
+
+TEST(Cluster, BadFilesAndFlagsAreRefusedWithASentence) {
+  TemporaryDirectory directory;
+  const std::string truncated = directory.path() + "/truncated.gguf";
+  {
+    std::ifstream in(kTiny, std::ios::binary);
+    std::vector<char> bytes(600'000);
+    in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(truncated, std::ios::binary).write(bytes.data(), in.gcount());
+  }
+  EXPECT_NE(RefusalOf({"--model=" + truncated}).find("truncated.gguf"), std::string::npos);
+  EXPECT_NE(RefusalOf({"--model=/no/such/file.gguf"}).find("/no/such/file.gguf"),
+            std::string::npos);
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 9;
+  const auto too_many = Cluster::Start(options);
+  ASSERT_FALSE(too_many.ok());
+  EXPECT_NE(MessageOf(too_many.status()).find("splits into 1 to 8 ranks"), std::string::npos)
+      << too_many.status();
+}
+
+}  // namespace
+}  // namespace facet::testing

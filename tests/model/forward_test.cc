@@ -1,0 +1,149 @@
+// The forward pass of every family against the logits that transformers (float32) and llama.cpp
+// recorded for the same tiny random files; tests/golden/README.md says how.
+
+#include "shard_worker/model/forward.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <numeric>
+#include <sstream>
+
+#include "base/status.h"
+#include "kernels/collectives/local.h"
+#include "kernels/cpu/cpu_device.h"
+#include "kernels/reference/reference_device.h"
+
+namespace facet {
+namespace {
+
+constexpr int kBlockTokens = 32;
+
+struct Case {
+  std::vector<TokenId> prompt;
+  std::vector<int32_t> positions;
+};
+
+struct Recorded {
+  int64_t vocabulary = 0;
+  std::vector<Case> cases;
+};
+
+std::string Path(const std::string& file) { return "tests/golden/tiny/" + file; }
+
+Recorded ReadCases(const std::string& model) {
+  Recorded recorded;
+  std::ifstream in(Path(model + ".cases"));
+  std::string line;
+  while (std::getline(in, line)) {
+    std::istringstream words(line);
+    std::string kind;
+    words >> kind;
+    if (kind == "vocabulary") words >> recorded.vocabulary;
+    if (kind == "prompt") recorded.cases.emplace_back();
+    for (int32_t value; words >> value;) {
+      (kind == "prompt" ? recorded.cases.back().prompt : recorded.cases.back().positions)
+          .push_back(value);
+    }
+  }
+  return recorded;
+}
+
+std::vector<float> ReadLogits(const std::string& file) {
+  std::ifstream in(Path(file), std::ios::binary);
+  std::vector<char> bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  std::vector<float> logits(bytes.size() / sizeof(float));
+  std::memcpy(logits.data(), bytes.data(), logits.size() * sizeof(float));
+  return logits;
+}
+
+std::unique_ptr<Device> MakeDevice(const std::string& name) {
+  if (name == "reference") return MakeReferenceDevice();
+  auto device = MakeCpuDevice(CpuDeviceOptions{});
+  EXPECT_TRUE(device.ok()) << device.status();
+  return *std::move(device);
+}
+
+// Facet's logits at the recorded positions, in the order of the recording.
+std::vector<float> RunFacet(const std::string& model_name, const std::string& device_name,
+                            const Recorded& recorded) {
+  auto model = GgufModel::Open(Path(model_name + ".gguf"));
+  EXPECT_TRUE(model.ok()) << model.status();
+  auto spec = ReadModelSpec(*model);
+  EXPECT_TRUE(spec.ok()) << spec.status();
+  auto plan = ShardPlan::Make(*model, *spec, 1);
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  std::unique_ptr<Device> device = MakeDevice(device_name);
+  auto weights = LoadWeights(*model, *spec, *plan, 0, device.get(), {});
+  EXPECT_TRUE(weights.ok()) << weights.status();
+  auto forward = Forward::Create(*spec, *plan, 0, *weights, device.get(), 512);
+  EXPECT_TRUE(forward.ok()) << forward.status();
+  auto pools = (*forward)->pools();
+  for (KvPoolSpec& pool : pools) {
+    pool.blocks = pool.layers > 0 ? 16 : 0;
+    pool.block_tokens = kBlockTokens;
+    pool.type = KvType::kF32;
+  }
+  EXPECT_TRUE(device->AllocateKv(pools).ok());
+  auto communicators = MakeLocalGroup(1);
+  std::vector<int32_t> blocks(16);
+  std::iota(blocks.begin(), blocks.end(), 0);
+
+  std::vector<float> all;
+  for (const Case& c : recorded.cases) {
+    SequenceRun run;
+    run.rows = static_cast<int>(c.prompt.size());
+    run.blocks = {blocks, blocks};
+    const StepLayout layout{run.rows, std::span(&run, 1)};
+    const absl::Status status = (*forward)->Run(layout, c.prompt, communicators[0].get());
+    EXPECT_TRUE(status.ok()) << status;
+    for (const int32_t position : c.positions) {
+      const Floats logits = (*forward)->Logits(std::span(&position, 1));
+      const size_t before = all.size();
+      all.resize(before + static_cast<size_t>(spec->vocabulary));
+      device->CopyOut(Floats{logits.data, spec->vocabulary}, std::span(all).subspan(before));
+    }
+  }
+  return all;
+}
+
+// Largest difference, relative to the largest logit.
+double Difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double largest = 0, difference = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    largest = std::max(largest, std::abs(double{b[i]}));
+    difference = std::max(difference, std::abs(double{a[i]} - b[i]));
+  }
+  return difference / largest;
+}
+
+class ForwardTest : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {};
+
+TEST_P(ForwardTest, LogitsAgreeWithOthers) {
+  const std::string model = std::get<0>(GetParam());
+  const bool quantised = model.find("quantized") != std::string::npos;
+  const Recorded recorded = ReadCases(model);
+  ASSERT_FALSE(recorded.cases.empty());
+  const std::vector<float> facet = RunFacet(model, std::get<1>(GetParam()), recorded);
+  const std::vector<float> transformers = ReadLogits(model + ".transformers.f32");
+  const std::vector<float> llama_cpp = ReadLogits(model + ".llama_cpp.f32");
+  ASSERT_EQ(facet.size(), transformers.size());
+  ASSERT_EQ(facet.size(), llama_cpp.size());
+  // Quantised activations differ from float ones by about a percent of a hidden state.
+  EXPECT_LT(Difference(facet, transformers), quantised ? 6e-2 : 1e-4);
+  EXPECT_LT(Difference(facet, llama_cpp), quantised ? 6e-2 : 2e-2);
+  RecordProperty("difference_transformers", std::to_string(Difference(facet, transformers)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, ForwardTest,
+    ::testing::Combine(::testing::Values("gemma", "gemma2", "gemma3", "gemma3_8h", "llama",
+                                         "llama3", "gemma3_8h_quantized", "llama_quantized"),
+                       ::testing::Values("reference", "cpu")),
+    [](const auto& info) {
+      return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
+    });
+
+}  // namespace
+}  // namespace facet

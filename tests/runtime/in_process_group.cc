@@ -1,0 +1,94 @@
+#include "tests/runtime/in_process_group.h"
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "kernels/collectives/local.h"
+
+namespace facet::testing {
+
+std::vector<TokenId> Output::ids() const {
+  std::vector<TokenId> ids;
+  for (const ScoredToken& token : tokens) ids.push_back(token.id);
+  return ids;
+}
+
+absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(
+    const GroupOptions& options) {
+  std::unique_ptr<InProcessGroup> group(new InProcessGroup);
+  std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalGroup(options.world);
+  for (int rank = 0; rank < options.world; ++rank) {
+    RankOptions rank_options = options.rank;
+    rank_options.rank = rank;
+    rank_options.world = options.world;
+    FACET_ASSIGN_OR_RETURN(std::unique_ptr<Rank> loaded, Rank::Load(rank_options));
+    loaded->Attach(std::move(communicators[rank]));
+    group->ranks_.push_back(std::move(loaded));
+  }
+  for (int rank = 1; rank < options.world; ++rank) {
+    group->followers_.emplace_back([follower = group->ranks_[rank].get()] {
+      const absl::Status status = follower->Follow();
+      FACET_CHECK(status.ok(), "{}", MessageOf(status));
+    });
+  }
+  group->executor_ = group->ranks_[0]->MakeExecutor();
+  group->engine_ = std::make_unique<Engine>(group->ranks_[0]->engine_options());
+  return group;
+}
+
+InProcessGroup::~InProcessGroup() {
+  if (!followers_.empty()) FACET_CHECK(ranks_[0]->StopFollowers().ok());
+  for (std::thread& follower : followers_) follower.join();
+}
+
+std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
+  const uint64_t first_id = next_id_;
+  next_id_ += requests.size();
+  std::vector<Output> outputs(requests.size());
+  std::vector<bool> hashed(requests.size());
+  size_t open = requests.size();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    requests[i].id = SequenceId{first_id + i};
+    hashed[i] = requests[i].logits_digest;
+    const absl::Status status = engine_->Submit(std::move(requests[i]), 0);
+    FACET_CHECK(status.ok(), "{}", MessageOf(status));
+  }
+  while (open > 0) {
+    std::optional<StepPlan> plan = engine_->Plan(0);
+    FACET_CHECK(plan.has_value(), "{} requests are open and the engine has no plan", open);
+    absl::StatusOr<StepResult> result = executor_->Run(*plan);
+    FACET_CHECK(result.ok(), "{}", MessageOf(result.status()));
+    engine_->Complete(*result, 0);
+    for (EngineDelta& delta : engine_->TakeDeltas()) {
+      Output& output = outputs[delta.id.value - first_id];
+      FACET_CHECK(delta.offset == static_cast<int>(output.tokens.size()));
+      for (ScoredToken& token : delta.tokens) output.tokens.push_back(std::move(token));
+      for (ScoredToken& token : delta.prompt) output.prompt.push_back(std::move(token));
+      if (!delta.finish) continue;
+      output.finish = *delta.finish;
+      output.error = delta.error;
+      if (hashed[delta.id.value - first_id]) output.logits_sha256 = Hex(executor_->LogitsDigest(delta.slot));
+      --open;
+    }
+  }
+  return outputs;
+}
+
+EngineRequest GreedyRequest(std::vector<TokenId> prompt, int max_tokens) {
+  EngineRequest request;
+  request.prompt_length = static_cast<int>(prompt.size());
+  request.tokens = std::move(prompt);
+  request.sampling.temperature = 0;
+  request.max_tokens = max_tokens;
+  request.logits_digest = true;
+  return request;
+}
+
+std::string Hex(const std::string& bytes) {
+  std::string hex;
+  for (const char byte : bytes) hex += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+  return hex;
+}
+
+}  // namespace facet::testing

@@ -1,0 +1,57 @@
+#include "shard_worker/runtime/plan_codec.h"
+
+#include <gtest/gtest.h>
+
+namespace facet {
+namespace {
+
+StepPlan SomePlan() {
+  StepPlan plan;
+  plan.step = 77;
+  plan.ends = {SlotId{3}, SlotId{1}};
+  SequenceStart start;
+  start.slot = SlotId{1};
+  start.seed = 0x123456789abcdef0;
+  start.sampling.temperature = 0.5f;
+  start.sampling.logit_bias = {{4, -1.5f}, {9, 2.0f}};
+  start.logprobs = 3;
+  start.history = {5, 6, 7};
+  start.prompt_length = 2;
+  plan.starts = {start};
+  Segment segment;
+  segment.slot = SlotId{1};
+  segment.first_position = 1 << 20;
+  segment.tokens = {1, 2, 3};
+  segment.blocks = {std::vector<int32_t>{0, 4}, std::vector<int32_t>{-1, 7}};
+  segment.sample = true;
+  segment.next_prompt_token = 12;
+  plan.segments = {segment, Segment{}};
+  return plan;
+}
+
+TEST(PlanCodec, RoundTripKeepsEveryField) {
+  const StepPlan plan = SomePlan();
+  const std::vector<std::byte> bytes = EncodePlan(plan);
+  const auto decoded = DecodePlan(bytes);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(EncodePlan(*decoded), bytes);
+  ASSERT_EQ(decoded->starts.size(), 1u);
+  EXPECT_EQ(decoded->starts[0].sampling, plan.starts[0].sampling);
+  EXPECT_EQ(decoded->starts[0].history, plan.starts[0].history);
+  EXPECT_EQ(decoded->segments[0].blocks, plan.segments[0].blocks);
+  EXPECT_EQ(decoded->segments[0].next_prompt_token, plan.segments[0].next_prompt_token);
+  EXPECT_EQ(decoded->ends, plan.ends);
+}
+
+TEST(PlanCodec, TruncationIsAnError) {
+  const std::vector<std::byte> bytes = EncodePlan(SomePlan());
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_FALSE(DecodePlan(std::span(bytes).first(size)).ok()) << size;
+  }
+  std::vector<std::byte> longer = bytes;
+  longer.push_back(std::byte{0});
+  EXPECT_FALSE(DecodePlan(longer).ok());
+}
+
+}  // namespace
+}  // namespace facet
