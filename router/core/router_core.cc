@@ -54,6 +54,7 @@ absl::StatusOr<RequestId> RouterCore::Submit(RouterRequest request, TimeUs now) 
   if (groups_.none_since() != kNever && now - groups_.none_since() >= options_.group_wait_us) {
     return Unavailable("no group of shard workers is ready");
   }
+  if (request.deadline <= now) return DeadlineExceeded("the request's deadline passed");
   const int64_t tokens = PromptTokens(request);
   FACET_RETURN_IF_ERROR(queue_.Admit(tokens));
 

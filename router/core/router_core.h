@@ -71,7 +71,7 @@ class RouterCore {
   void OnDelta(GroupId group, LeaderDelta delta, TimeUs now);
 
   // AlreadyExists: the client's id is alive. ResourceExhausted: the queue is full. Unavailable: no
-  // group for a long time. Nothing has changed then. After OK each choice ends exactly once.
+  // group for a long time. DeadlineExceeded. Nothing has changed then. After OK each choice ends exactly once.
   // REQUIRES: prompts, none empty; n >= 1.
   absl::StatusOr<RequestId> Submit(RouterRequest request, TimeUs now);
   // The client is gone: every choice ends with kCancelled. Unknown ids are ignored, here and below.

@@ -117,7 +117,7 @@ class World {
     request.n = 1 + Roll(3);
     request.seed = random_();
     request.priority = Roll(3);
-    if (Roll(3) == 0) request.deadline = now_ + Roll(20'000'000);
+    if (Roll(3) == 0) request.deadline = now_ + 1 + Roll(20'000'000);
     const int prompts = 1 + Roll(2);
     const int max_tokens = 1 + Roll(15);
     for (int i = 0; i < prompts; ++i) {

@@ -340,6 +340,15 @@ TEST_F(RouterCoreTest, ADeadlineEndsQueuedAndRunningSequences) {
   EXPECT_EQ(core_->NextWake(), kNever);
 }
 
+TEST_F(RouterCoreTest, ARequestThatComesTooLateReachesNoLeader) {
+  Up(a_);
+  RouterRequest request = RequestOf("r");
+  now_ = 100;
+  request.deadline = 100;
+  EXPECT_TRUE(absl::IsDeadlineExceeded(core_->Submit(std::move(request), now_).status()));
+  EXPECT_TRUE(core_->TakeActions().submits.empty());
+}
+
 TEST_F(RouterCoreTest, CancelEndsEveryChoiceAndTellsTheLeader) {
   Up(a_, 3);
   RouterRequest request = RequestOf("r");
