@@ -21,6 +21,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 POLL_S = 0.02
+DRAIN_S = 2  # what servers give to running requests when they are stopped
 STOP_S = 10  # for a clean shutdown, before SIGKILL
 LOG_LINES_SHOWN = 30
 BAR_WIDTH = 30
@@ -58,8 +59,8 @@ class Process:
             return log.read()
 
     def metrics_url(self):
-        found = re.search(r"metrics on (http://\S+)", self.log())
-        return found.group(1) if found else None
+        found = re.search(r"metrics on port (\d+)", self.log())
+        return f"http://127.0.0.1:{found.group(1)}/metrics" if found else None
 
     def loaded_percent(self):
         found = re.findall(r"(\d+) %  \d+ of \d+ MB", self.log())
@@ -82,6 +83,7 @@ class Cluster:
         worker_flags=(),
         router_flags=(),
         ready_s=120,
+        stop_s=STOP_S,
         show_progress=False,
     ):
         self.model = os.path.abspath(model)
@@ -95,6 +97,7 @@ class Cluster:
         self.worker_flags = list(worker_flags)
         self.router_flags = list(router_flags)
         self.ready_s = ready_s
+        self.stop_s = stop_s
         self.show_progress = show_progress
         self.folder = None
         self.processes = []
@@ -132,7 +135,7 @@ class Cluster:
     def stop(self):
         """Ends everything, routers first. Returns the names of servers that did not end well."""
         unwell = []
-        deadline = time.monotonic() + STOP_S
+        deadline = time.monotonic() + self.stop_s
         for process in reversed(self.processes):
             if process.popen.poll() is None:
                 process.popen.terminate()
@@ -183,7 +186,7 @@ class Cluster:
             f"--threads={self.threads}",
             f"--listen={leader}" if rank == 0 else f"--leader={leader}",
         ]
-        self._start(name, command + self._metrics_flags() + self.worker_flags)
+        self._start(name, command + self._common_flags() + self.worker_flags)
 
     def _start_router(self, index, leaders):
         address_file = os.path.join(self.folder, f"router{index}.address")
@@ -196,11 +199,14 @@ class Cluster:
             f"--listen={self.listen if index == 0 else host + ':0'}",
             f"--address_file={address_file}",
         ]
-        self._start(f"router-{index}", command + self._metrics_flags() + self.router_flags)
+        self._start(f"router-{index}", command + self._common_flags() + self.router_flags)
         return address_file
 
-    def _metrics_flags(self):
-        return ["--metrics_port=0"] if self.metrics else []
+    def _common_flags(self):
+        flags = [f"--drain_s={DRAIN_S}"]
+        if self.metrics:
+            flags += ["--metrics_address=127.0.0.1", "--metrics_port=0"]
+        return flags
 
     def _wait(self, done, deadline):
         while not done():
@@ -306,6 +312,7 @@ def parse_options():
     parser.add_argument("--worker-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument("--router-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument("--ready-s", type=float, default=120, help="time to become ready")
+    parser.add_argument("--stop-s", type=float, default=STOP_S, help="time to shut down")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and what to run")
     options = parser.parse_args()
     if min(options.tp, options.replicas, options.routers) < 1 or options.threads < 0:
@@ -330,6 +337,7 @@ def main():
         worker_flags=options.worker_flag,
         router_flags=options.router_flag,
         ready_s=options.ready_s,
+        stop_s=options.stop_s,
         show_progress=sys.stderr.isatty(),
     )
     status = 1
