@@ -58,10 +58,12 @@ absl::StatusOr<std::unique_ptr<Leader>> Leader::Start(const WorkerOptions& optio
   builder.RegisterService(&leader->group_);
   builder.RegisterService(&leader->sessions_);
   FACET_ASSIGN_OR_RETURN(leader->running_, StartGrpcServer(builder, options.server));
+  leader->SetServing(false);  // else health calls the service unknown
   return leader;
 }
 
 Leader::~Leader() {
+  if (running_.server == nullptr) return;
   group_.EndAll(Unavailable("the leader has gone"));
   ShutDown(*running_.server, kStreamsEnd);
 }
