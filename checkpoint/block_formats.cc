@@ -179,7 +179,7 @@ void BlockIQ4_XS(const Byte* block, float* out) {
     const int low = (block[4 + group / 2] >> (4 * (group % 2))) & 15;
     const int high = static_cast<int>((high_bits >> (2 * group)) & 3);
     const float scale = d * static_cast<float>((low | high << 4) - 32);
-    const Byte* qs = block + 8 + 16 * group;
+    const Byte* qs = &block[8 + 16 * group];
     for (int i = 0; i < 32; ++i) {
       out[32 * group + i] = scale * static_cast<float>(kIq4Values[SplitNibble(qs, i)]);
     }

@@ -2,7 +2,7 @@
 #define FACET_CHECKPOINT_BLOCK_FORMATS_H_
 
 // The element formats a GGUF tensor can have. Layouts and closed forms: ggml's block formats, as
-// described in README, "File formats".
+// described by the closed forms in block_formats.cc.
 
 #include <cstddef>
 #include <cstdint>

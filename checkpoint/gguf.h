@@ -79,7 +79,7 @@ class GgufModel {
 
   // Metadata. Has() tells absence from error; the getters return NotFound for an absent key and
   // InvalidArgument for a wrong type or range, naming the key. Integers of any width are accepted
-  // where they fit.
+  // where they fit. The vectors are the caller's: keep the StatusOr in a variable while looping.
   bool Has(std::string_view key) const;
   absl::StatusOr<std::string_view> GetString(std::string_view key) const;
   absl::StatusOr<int64_t> GetInt(std::string_view key) const;

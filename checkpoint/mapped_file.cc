@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -76,16 +75,15 @@ void MappedFile::Release(std::span<const std::byte> range) const {
   FACET_CHECK(
       range.data() >= bytes_.data() && range.data() + range.size() <= bytes_.data() + bytes_.size(),
       "a range outside {}", path_);
-  // Only pages wholly inside: the others also hold bytes somebody may be reading right now. The
-  // file's last page has no other bytes, so it counts as whole.
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(range.data());
-  const bool to_the_end = range.data() + range.size() == bytes_.data() + bytes_.size();
-  const uintptr_t end = begin + range.size() + (to_the_end ? page - 1 : 0);
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = end / page * page;
+  // Only pages wholly inside: the others also hold bytes somebody may be reading right now. Behind
+  // the file's end its last page has no other bytes. The mapping begins with a page.
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = static_cast<size_t>(range.data() - bytes_.data());
+  const size_t end = begin + range.size();
+  const size_t first = (begin + page - 1) / page * page;
+  const size_t last = (end == bytes_.size() ? end + page - 1 : end) / page * page;
   if (first >= last) return;
-  ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  ::madvise(const_cast<std::byte*>(bytes_.data()) + first, last - first, MADV_DONTNEED);
 }
 
 }  // namespace facet

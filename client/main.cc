@@ -41,8 +41,7 @@ void PrintHelp() {
       "facet: asks a Facet cluster.\n\n"
       "  facet COMMAND [flags]          facet COMMAND --help explains the command's flags\n\n");
   for (const CommandHelp& command : Commands()) {
-    const std::string_view line = command.description.substr(0, command.description.find(". "));
-    fmt::print("  {:<10} {}\n", command.name, line.substr(0, line.find('\n')));
+    fmt::print("  {:<10} {}\n", command.name, command.summary);
   }
   fmt::print(
       "\nThe router is --endpoint host:port, else the environment's FACET_ENDPOINT, else "

@@ -107,6 +107,9 @@ ABSL_FLAG(bool, logits_digest, false,
 ABSL_FLAG(absl::optional<double>, watch, absl::nullopt,
           "Show the status again every so many seconds.");
 
+ABSL_FLAG(int, until_ready, 0,
+          "First wait until this many groups are ready; --timeout_s says how long (default 60).");
+
 ABSL_FLAG(int, streams, 1, "Requests that run at the same time.");
 ABSL_FLAG(int, requests, 0,
           "Requests in all; unless set, four per stream. Not together with --seconds.");
@@ -196,7 +199,7 @@ absl::Status AddTokenPrompt(const std::vector<std::string>& ids, v1::GenerateReq
 
 std::span<const CommandHelp> Commands() {
   static const std::vector<CommandHelp> commands = {
-      {"generate", "facet generate [flags] [PROMPT...]",
+      {"generate", "answer a prompt", "facet generate [flags] [PROMPT...]",
        "Answers a prompt. The answer goes to standard output as it streams, followed by a newline; "
        "rates and\nusage go to standard error. Several prompts, or --n above 1, are answered at "
        "the same time and printed one\nafter the other.\n\n"
@@ -207,16 +210,16 @@ std::span<const CommandHelp> Commands() {
              kSamplingFlags,
              {"logprobs", "echo", "logits_digest", "json"},
              kConnectionFlags})},
-      {"chat", "facet chat [flags]",
+      {"chat", "talk with the model, turn by turn", "facet chat [flags]",
        "Talks with the model, turn by turn; every line is a message. /reset forgets the "
        "conversation, /exit or\nCtrl-D leaves, Ctrl-C interrupts the answer.",
        Join({{"system", "model"}, kSamplingFlags, kConnectionFlags})},
-      {"status", "facet status [flags]",
+      {"status", "show the groups, their memory, queues and rates", "facet status [flags]",
        "Shows what the router sees: groups of ranks, their state, memory, queues and rates.",
-       Join({{"watch", "json"}, kConnectionFlags})},
-      {"models", "facet models [flags]", "Lists the models that are served.",
-       Join({{"json"}, kConnectionFlags})},
-      {"bench", "facet bench [flags]",
+       Join({{"watch", "until_ready", "json"}, kConnectionFlags})},
+      {"models", "list the models that are served", "facet models [flags]",
+       "Lists the models that are served.", Join({{"json"}, kConnectionFlags})},
+      {"bench", "load the cluster and measure rates and latencies", "facet bench [flags]",
        "Loads the router with concurrent requests of random tokens and reports rates and latencies:"
        "\nTTFT is the time to the first token, TPOT a request's mean time per further token, ITL "
        "the time between\ntwo tokens of one request.\n\n"
@@ -277,6 +280,7 @@ absl::StatusOr<StatusOptions> StatusOptionsFromFlags() {
   StatusOptions options;
   options.json = absl::GetFlag(FLAGS_json);
   options.clear_screen = isatty(STDOUT_FILENO) == 1;
+  options.until_ready = absl::GetFlag(FLAGS_until_ready);
   if (const auto seconds = absl::GetFlag(FLAGS_watch)) {
     FACET_ASSIGN_OR_RETURN(options.watch, Seconds("watch", *seconds));
   }

@@ -29,10 +29,14 @@ struct ChatOptions {
   bool interactive = false;     // somebody types: show prompts
 };
 
+constexpr std::chrono::seconds kReadyTimeout{60};
+
 struct StatusOptions {
   bool json = false;
   std::optional<std::chrono::milliseconds> watch;  // show again so often
   bool clear_screen = false;                       // before each showing
+  int until_ready = 0;  // first wait for this many ready groups, for the connection's timeout or
+                        // kReadyTimeout
 };
 
 struct ModelsOptions {
@@ -54,6 +58,7 @@ struct BenchOptions {
 // The commands, each with its line of help and the names of its flags.
 struct CommandHelp {
   std::string_view name;
+  std::string_view summary;  // for the list of commands
   std::string_view synopsis;
   std::string_view description;
   std::vector<std::string_view> flags;

@@ -12,6 +12,8 @@
 namespace facet {
 namespace {
 
+constexpr std::chrono::milliseconds kReadyPoll{20};
+
 std::string KvUse(const v1::GroupStatus& group) {
   if (group.kv_tokens_total() <= 0) return "-";
   return fmt::format("{} of {} ({:.0f} %)", group.kv_tokens_used(), group.kv_tokens_total(),
@@ -58,16 +60,50 @@ std::string ToJson(const v1::GetStatusResponse& response) {
   return json.text() + "\n";
 }
 
+absl::StatusOr<v1::GetStatusResponse> Ask(const Connection& connection) {
+  grpc::ClientContext context;
+  connection.Prepare(context);
+  v1::GetStatusResponse response;
+  FACET_RETURN_IF_ERROR(connection.Explain(connection.status->GetStatus(&context, {}, &response)));
+  return response;
+}
+
+// OK if enough groups are ready; Unavailable says what is not.
+absl::Status CheckReady(const v1::GetStatusResponse& response, int wanted) {
+  int ready = 0;
+  std::string others;
+  for (const v1::GroupStatus& group : response.groups()) {
+    if (group.ready()) {
+      ++ready;
+    } else {
+      others += fmt::format("; {}: {}", group.address(), group.state());
+    }
+  }
+  if (ready >= wanted) return absl::OkStatus();
+  return Unavailable("{} of {} groups are ready{}", ready, wanted, others);
+}
+
+absl::Status WaitUntilReady(const Connection& connection, int wanted) {
+  const auto timeout = connection.options.timeout.value_or(kReadyTimeout);
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (true) {
+    const absl::StatusOr<v1::GetStatusResponse> response = Ask(connection);
+    const absl::Status status = response.ok() ? CheckReady(*response, wanted) : response.status();
+    if (status.code() != absl::StatusCode::kUnavailable) return status;
+    if (std::chrono::steady_clock::now() >= deadline) return status;
+    std::this_thread::sleep_for(kReadyPoll);
+  }
+}
+
 }  // namespace
 
 absl::Status RunStatus(const Connection& connection, const StatusOptions& options,
                        std::ostream& out) {
+  if (options.until_ready > 0) {
+    FACET_RETURN_IF_ERROR(WaitUntilReady(connection, options.until_ready));
+  }
   while (true) {
-    grpc::ClientContext context;
-    connection.Prepare(context);
-    v1::GetStatusResponse response;
-    FACET_RETURN_IF_ERROR(
-        connection.Explain(connection.status->GetStatus(&context, {}, &response)));
+    FACET_ASSIGN_OR_RETURN(const v1::GetStatusResponse response, Ask(connection));
     if (options.watch && options.clear_screen) out << "\x1b[H\x1b[2J";
     out << (options.json ? ToJson(response) : ToTable(response)) << std::flush;
     if (!options.watch) return absl::OkStatus();

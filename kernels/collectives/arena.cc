@@ -98,8 +98,8 @@ absl::StatusOr<Arena> Arena::Open(std::shared_ptr<std::byte> memory, size_t byte
                               header.nonce, nonce);
   }
   const uint64_t slot_bytes = header.slot_bytes;
-  if (slot_bytes < kMinSlotBytes || slot_bytes > kMaxSlotBytes || slot_bytes % kSlotBytesUnit != 0 ||
-      bytes != BytesFor(world, slot_bytes)) {
+  if (slot_bytes < kMinSlotBytes || slot_bytes > kMaxSlotBytes ||
+      slot_bytes % kSlotBytesUnit != 0 || bytes != BytesFor(world, slot_bytes)) {
     return FailedPrecondition("the shared segment has {} bytes, which do not fit slots of {}",
                               bytes, slot_bytes);
   }
@@ -125,8 +125,7 @@ void Arena::MarkFailed() const {
 absl::Status Arena::Fail(absl::StatusCode code, std::string_view message) const {
   Header& header = shared();
   uint32_t expected = kNoFailure;
-  if (header.failure.compare_exchange_strong(expected, kBeingWritten,
-                                             std::memory_order_acq_rel)) {
+  if (header.failure.compare_exchange_strong(expected, kBeingWritten, std::memory_order_acq_rel)) {
     message = message.substr(0, sizeof(header.message));
     header.failure_code = static_cast<int32_t>(code);
     header.message_bytes = static_cast<uint32_t>(message.size());

@@ -134,15 +134,13 @@ absl::StatusOr<UniqueFd> ReceiveReply(int from) {
 bool IsOurUser(int socket) {
   ucred peer = {};
   socklen_t length = sizeof(peer);
-  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
-         peer.uid == geteuid();
+  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == geteuid();
 }
 
 // Rank 0's side: visitors until each rank is among them.
 class Host {
  public:
-  Host(UniqueFd listener, const GroupName& group)
-      : listener_(std::move(listener)), group_(group) {}
+  Host(UniqueFd listener, const GroupName& group) : listener_(std::move(listener)), group_(group) {}
 
   bool whole() const { return missing().empty(); }
   std::vector<int> missing() const;
@@ -242,9 +240,9 @@ absl::Status Host::Check(const Hello& hello, ssize_t bytes) const {
 absl::Status Host::HandOutToAll(int fd) const {
   for (const Visitor& visitor : visitors_) {
     if (visitor.rank < 0) continue;
-    FACET_RETURN_IF_ERROR(Annotate(SendReply(visitor.socket.get(), absl::OkStatus(), fd),
-                                   fmt::format("rank {} left group '{}' as it formed", visitor.rank,
-                                               group_.name)));
+    FACET_RETURN_IF_ERROR(
+        Annotate(SendReply(visitor.socket.get(), absl::OkStatus(), fd),
+                 fmt::format("rank {} left group '{}' as it formed", visitor.rank, group_.name)));
   }
   return absl::OkStatus();
 }

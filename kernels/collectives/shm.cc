@@ -49,8 +49,7 @@ absl::StatusOr<UniqueFd> MakeMemoryFile(size_t bytes) {
 absl::StatusOr<std::shared_ptr<std::byte>> Map(int fd, size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (memory == MAP_FAILED) {
-    return ResourceExhausted("mapping {} bytes of shared memory: {}", bytes,
-                             std::strerror(errno));
+    return ResourceExhausted("mapping {} bytes of shared memory: {}", bytes, std::strerror(errno));
   }
   return std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
                                     [bytes](std::byte* mapped) { munmap(mapped, bytes); });

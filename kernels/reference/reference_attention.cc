@@ -5,6 +5,7 @@
 
 #include "kernels/canonical_math.h"
 #include "kernels/device.h"
+#include "kernels/host/rotation.h"
 
 namespace facet {
 namespace {
@@ -90,9 +91,7 @@ void NormInPlace(float* x, int width, const float* weight, float epsilon) {
 void RotateInPlace(float* x, const std::vector<float>& inverse_frequency, int64_t position) {
   const size_t pairs = inverse_frequency.size();
   for (size_t i = 0; i < pairs; ++i) {
-    const float angle = static_cast<float>(position) * inverse_frequency[i];
-    const float c = static_cast<float>(std::cos(static_cast<double>(angle)));
-    const float s = static_cast<float>(std::sin(static_cast<double>(angle)));
+    const auto [c, s] = RotationAt(position, inverse_frequency[i]);
     const float a = x[i];
     const float b = x[i + pairs];
     x[i] = std::fma(a, c, -(b * s));

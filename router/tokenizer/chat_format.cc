@@ -334,7 +334,8 @@ absl::StatusOr<std::vector<TokenId>> ChatFormat::Render(
   bool has_system = row_->always_system || !system.empty();
   if (messages[0].role == "system") {
     system = Content(messages[0]);
-    has_system = true;
+    // Inside a user's turn an empty one would leave only its separator.
+    has_system = row_->system_place == SystemPlace::kOwnTurn || !system.empty();
     messages = messages.subspan(1);
   }
   const size_t host = has_system ? SystemHost(messages) : kNowhere;

@@ -35,6 +35,7 @@ double SecondsSince(Clock::time_point start) {
 }
 
 absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options) {
+  if (options.make_device) return options.make_device();
   if (options.device == "reference") return MakeReferenceDevice();
   CpuDeviceOptions cpu;
   cpu.threads = options.threads;
@@ -62,6 +63,9 @@ absl::Status CheckOptions(const RankOptions& o) {
   }
   if (o.step_tokens_max < 1 || o.step_tokens_max > 65536) {
     return InvalidArgument("step_tokens: {} is outside [1, 65536]", o.step_tokens_max);
+  }
+  if (o.prefill_chunk_max < 0) {
+    return InvalidArgument("prefill_chunk: {} is negative", o.prefill_chunk_max);
   }
   if (o.sequences_max < 1 || o.sequences_max > 65536) {
     return InvalidArgument("sequences: {} is outside [1, 65536]", o.sequences_max);
@@ -131,7 +135,8 @@ class RankImpl : public Rank {
     engine.vocabulary_size = facts_.vocabulary_size;
     engine.step_tokens_max = options_.step_tokens_max;
     engine.sequences_max = options_.sequences_max;
-    engine.prefill_chunk_max = options_.step_tokens_max;
+    engine.prefill_chunk_max =
+        options_.prefill_chunk_max > 0 ? options_.prefill_chunk_max : options_.step_tokens_max;
     return engine;
   }
 

@@ -30,9 +30,12 @@ struct RankOptions {
   int context_tokens = 0;       // 0: the model's own
   int64_t kv_tokens = 16384;    // keys the pool of full layers holds, over all sequences
   int step_tokens_max = 512;
+  int prefill_chunk_max = 0;    // of one sequence per step; 0: step_tokens_max
   int sequences_max = 64;
   std::chrono::milliseconds step_timeout{10000};  // of each collective; a leader that idles runs
                                                   // an empty plan well within it
+  // Makes the device instead of `device`; for tests.
+  std::function<std::unique_ptr<Device>()> make_device;
   // Called from Load() with bytes done of bytes in all; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };

@@ -75,9 +75,10 @@ void Measure(Communicator& comm) {
       asm volatile("" ::: "memory");
     });
     if (comm.rank() != 0) continue;
-    std::printf("all-reduce of %7lld floats over %d ranks: %8.2f us (waiting %2.0f %%), copy %8.2f us\n",
-                static_cast<long long>(elements), comm.world(), reduce_us,
-                100 * times.wait_s / (times.wait_s + times.work_s), copy_us);
+    std::printf(
+        "all-reduce of %7lld floats over %d ranks: %8.2f us (waiting %2.0f %%), copy %8.2f us\n",
+        static_cast<long long>(elements), comm.world(), reduce_us,
+        100 * times.wait_s / (times.wait_s + times.work_s), copy_us);
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include "base/status.h"
 #include "tests/checkpoint/gguf_builder.h"
+#include "tests/checkpoint/resident_memory.h"
 #include "tests/checkpoint/temp_folder.h"
 
 namespace facet {
@@ -121,6 +122,19 @@ TEST(GgufModel, NamesTheFileThatIsWrong) {
   GgufBuilder().SetVersion(1).WriteFile(path);
   ExpectError(GgufModel::Open(path), path + ": GGUF version 1");
   EXPECT_EQ(GgufModel::Open(folder.File("none")).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST(GgufModel, OpeningReadsNoTensorData) {
+  constexpr uint64_t kElements = 8 << 20;  // 32 MiB
+  TempFolder folder;
+  GgufBuilder builder;
+  builder.AddTensor("large", {kElements}, std::vector<float>(kElements));
+  builder.WriteFile(folder.File("model.gguf"));
+  const int64_t before = testing::ResidentFileBytes();
+  const auto model = GgufModel::Open(folder.File("model.gguf"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  // The kernel maps what lies around a page that is read, at most 2 MiB here.
+  EXPECT_LT(testing::ResidentFileBytes() - before, static_cast<int64_t>(kElements));
 }
 
 // The digest stands for the model: any change of the header or of the size must show.
@@ -282,7 +296,7 @@ TEST(SplitGguf, RefusesNamesThatAreNotAFirstPart) {
   const GgufBuilder first = SplitFolder::Keys(0, 3);
   for (const char* name :
        {"model.gguf", "m-00001-of-00002.gguf", "m-00002-of-00003.gguf", "m-0001-of-0003.gguf",
-        "m-00001-of-00003.bin", "m-00001-of-00003.gguf.gguf", "m-0000a-of-00003.gguf",
+        "m-00001-of-00003.ggml", "m-00001-of-00003.gguf.gguf", "m-0000a-of-00003.gguf",
         "m-00001-of-0000+.gguf", "m-00001_of_00003.gguf", "m_00001-of-00003.gguf"}) {
     first.WriteFile(folder.File(name));
     ExpectError(GgufModel::Open(folder.File(name)), "must be named x-00001-of-00003.gguf");

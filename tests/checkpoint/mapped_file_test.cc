@@ -12,12 +12,14 @@
 #include <utility>
 
 #include "base/status.h"
+#include "tests/checkpoint/resident_memory.h"
 #include "tests/checkpoint/temp_folder.h"
 
 namespace facet {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::ResidentFileBytes;
 using testing::TempFolder;
 
 std::string WriteFile(const TempFolder& folder, std::string_view contents) {
@@ -28,18 +30,6 @@ std::string WriteFile(const TempFolder& folder, std::string_view contents) {
 
 std::string TextOf(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
-}
-
-// Bytes of files that are mapped and in this process's resident memory.
-int64_t ResidentFileBytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;) {
-    if (word != "RssFile:") continue;
-    int64_t kib = 0;
-    status >> kib;
-    return kib * 1024;
-  }
-  return -1;
 }
 
 TEST(MappedFile, ShowsTheFilesBytes) {

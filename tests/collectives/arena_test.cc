@@ -62,8 +62,7 @@ TEST_F(ArenaOpen, RefusesEachMismatchWithASentence) {
 }
 
 TEST(Arena, KeepsTheFirstFailureAndMarksEveryRank) {
-  const Arena arena =
-      Arena::Create(Pages(Arena::BytesFor(2, kMinSlotBytes)), 2, kMinSlotBytes, 0);
+  const Arena arena = Arena::Create(Pages(Arena::BytesFor(2, kMinSlotBytes)), 2, kMinSlotBytes, 0);
   const std::string long_message(10'000, 'x');
   const absl::Status first = arena.Fail(absl::StatusCode::kAborted, long_message);
   EXPECT_EQ(first.code(), absl::StatusCode::kAborted);
@@ -76,8 +75,7 @@ TEST(Arena, KeepsTheFirstFailureAndMarksEveryRank) {
 }
 
 TEST(Arena, BuffersOfARankAlternateAndNeverOverlap) {
-  const Arena arena =
-      Arena::Create(Pages(Arena::BytesFor(2, kMinSlotBytes)), 2, kMinSlotBytes, 0);
+  const Arena arena = Arena::Create(Pages(Arena::BytesFor(2, kMinSlotBytes)), 2, kMinSlotBytes, 0);
   const uint32_t before_wrap = 0u - kRoundStep;
   EXPECT_NE(arena.buffer(0, before_wrap), arena.buffer(0, before_wrap + kRoundStep));
   EXPECT_EQ(arena.buffer(0, 2), arena.buffer(0, 6));

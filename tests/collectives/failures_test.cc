@@ -22,9 +22,9 @@
 namespace facet {
 namespace {
 
+using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLong(60'000);
@@ -34,8 +34,7 @@ absl::Status Reduce(Communicator& comm, int64_t elements, int leaves = 8) {
   std::vector<int> begin;
   for (int rank = 0; rank <= comm.world(); ++rank) begin.push_back(leaves * rank / comm.world());
   const SumTree tree(leaves, begin);
-  const std::vector<float> roots(
-      static_cast<size_t>(elements * tree.root_count(comm.rank())), 1.f);
+  const std::vector<float> roots(static_cast<size_t>(elements * tree.root_count(comm.rank())), 1.f);
   std::vector<float> out(static_cast<size_t>(elements));
   return comm.AllReduceSum(tree, roots.data(), elements, out.data());
 }
@@ -109,9 +108,9 @@ TEST_P(Failures, ADifferentStepOfTheSameOperationFails) {
     comm.SetStep(comm.rank() == 2 ? 5 : 6);
     return comm.Barrier();
   });
-  ExpectAllFail(statuses, absl::StatusCode::kFailedPrecondition,
-                AllOf(HasSubstr("rank 2"), HasSubstr("barrier of step 5"),
-                      HasSubstr("barrier of step 6")));
+  ExpectAllFail(
+      statuses, absl::StatusCode::kFailedPrecondition,
+      AllOf(HasSubstr("rank 2"), HasSubstr("barrier of step 5"), HasSubstr("barrier of step 6")));
 }
 
 TEST_P(Failures, ADifferentSizeFails) {
@@ -120,21 +119,20 @@ TEST_P(Failures, ADifferentSizeFails) {
       comm.SetStep(3);
       return Reduce(comm, comm.rank() == 3 ? elements : elements + 1);
     });
-    ExpectAllFail(statuses, absl::StatusCode::kFailedPrecondition,
-                  AllOf(HasSubstr("rank 3"), HasSubstr("all-reduce of step 3"),
-                        HasSubstr(fmt::format("{}", elements)),
-                        HasSubstr(fmt::format("{}", elements + 1))));
+    ExpectAllFail(
+        statuses, absl::StatusCode::kFailedPrecondition,
+        AllOf(HasSubstr("rank 3"), HasSubstr("all-reduce of step 3"),
+              HasSubstr(fmt::format("{}", elements)), HasSubstr(fmt::format("{}", elements + 1))));
   }
 }
 
 TEST_P(Failures, ADifferentDivisionOfTheSameSizeFails) {
-  const auto trees = Run(2, [](Communicator& comm) {
-    return Reduce(comm, 640, comm.rank() == 0 ? 8 : 9);
-  });
+  const auto trees =
+      Run(2, [](Communicator& comm) { return Reduce(comm, 640, comm.rank() == 0 ? 8 : 9); });
   ExpectAllFail(trees, absl::StatusCode::kFailedPrecondition, HasSubstr("divide them differently"));
   const auto parts = Run(2, [](Communicator& comm) {
-    const std::vector<int64_t> counts = comm.rank() == 0 ? std::vector<int64_t>{4, 6}
-                                                         : std::vector<int64_t>{5, 5};
+    const std::vector<int64_t> counts =
+        comm.rank() == 0 ? std::vector<int64_t>{4, 6} : std::vector<int64_t>{5, 5};
     const std::vector<float> mine(static_cast<size_t>(counts[comm.rank()]));
     std::vector<float> out(10);
     return comm.AllGather(mine, counts, out.data());
@@ -176,10 +174,13 @@ TEST_P(Failures, NobodyWaitsBeyondTheDeadlineForARankThatStaysAway) {
 TEST_P(Failures, ABroadcastThatIsTooLongFails) {
   ArenaOptions options;
   options.message_bytes_max = 1'000;
-  const auto statuses = Run(3, [](Communicator& comm) -> absl::Status {
-    FACET_RETURN_IF_ERROR(BroadcastBytes(comm, 1'000));
-    return BroadcastBytes(comm, 1'001);
-  }, options);
+  const auto statuses = Run(
+      3,
+      [](Communicator& comm) -> absl::Status {
+        FACET_RETURN_IF_ERROR(BroadcastBytes(comm, 1'000));
+        return BroadcastBytes(comm, 1'001);
+      },
+      options);
   ExpectAllFail(statuses, absl::StatusCode::kResourceExhausted,
                 AllOf(HasSubstr("rank 0 sends 1001 bytes in broadcast"), HasSubstr("1000")));
 }
@@ -187,10 +188,13 @@ TEST_P(Failures, ABroadcastThatIsTooLongFails) {
 TEST_P(Failures, AGatheredMessageThatIsTooLongFails) {
   ArenaOptions options;
   options.message_bytes_max = 1'000;
-  const auto statuses = Run(3, [](Communicator& comm) {
-    std::vector<std::vector<std::byte>> out;
-    return comm.AllGatherBytes(std::vector<std::byte>(comm.rank() == 1 ? 1'001 : 1), &out);
-  }, options);
+  const auto statuses = Run(
+      3,
+      [](Communicator& comm) {
+        std::vector<std::vector<std::byte>> out;
+        return comm.AllGatherBytes(std::vector<std::byte>(comm.rank() == 1 ? 1'001 : 1), &out);
+      },
+      options);
   ExpectAllFail(statuses, absl::StatusCode::kResourceExhausted,
                 HasSubstr("rank 1 sends 1001 bytes in all-gather of bytes"));
 }

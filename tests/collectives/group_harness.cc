@@ -29,8 +29,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> Join(const std::string& name, int 
     auto comm = Join(name, rank, world, options);
     status = comm.ok() ? work(**comm) : comm.status();
   }
-  const std::string text =
-      std::string(1, static_cast<char>(status.code())) + MessageOf(status);
+  const std::string text = std::string(1, static_cast<char>(status.code())) + MessageOf(status);
   FACET_CHECK(write(pipe, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
   _exit(0);  // no handlers of the test binary
 }
@@ -51,8 +50,7 @@ absl::Status ReadStatus(const Child& child) {
   while (waitpid(child.pid, &exit_status, 0) < 0 && errno == EINTR) {
   }
   if (!WIFEXITED(exit_status) || WEXITSTATUS(exit_status) != 0 || text.empty()) {
-    return MakeStatus(absl::StatusCode::kUnknown,
-                      fmt::format("wait status {:#x}", exit_status));
+    return MakeStatus(absl::StatusCode::kUnknown, fmt::format("wait status {:#x}", exit_status));
   }
   return MakeStatus(static_cast<absl::StatusCode>(text[0]), text.substr(1));
 }
@@ -64,8 +62,7 @@ std::string UniqueGroupName() {
   return fmt::format("test-{}-{}", getpid(), count++);
 }
 
-std::vector<absl::Status> RunThreads(int world, const RankWork& work,
-                                     const ArenaOptions& options) {
+std::vector<absl::Status> RunThreads(int world, const RankWork& work, const ArenaOptions& options) {
   auto group = MakeLocalGroup(world, options);
   std::vector<absl::Status> statuses(static_cast<size_t>(world));
   std::vector<std::thread> threads;

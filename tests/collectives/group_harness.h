@@ -38,13 +38,13 @@ inline std::vector<absl::Status> RunGroup(Backend backend, int world, const Rank
 std::string UniqueGroupName();
 
 // Expects that every rank succeeded, and otherwise prints what it says.
-#define EXPECT_ALL_OK(statuses)                                               \
-  do {                                                                        \
-    const std::vector<absl::Status> all_ok = (statuses);                      \
-    for (size_t ok_rank = 0; ok_rank < all_ok.size(); ++ok_rank) {            \
-      EXPECT_TRUE(all_ok[ok_rank].ok())                                       \
+#define EXPECT_ALL_OK(statuses)                                                 \
+  do {                                                                          \
+    const std::vector<absl::Status> all_ok = (statuses);                        \
+    for (size_t ok_rank = 0; ok_rank < all_ok.size(); ++ok_rank) {              \
+      EXPECT_TRUE(all_ok[ok_rank].ok())                                         \
           << "rank " << ok_rank << ": " << ::facet::MessageOf(all_ok[ok_rank]); \
-    }                                                                         \
+    }                                                                           \
   } while (false)
 
 }  // namespace facet

@@ -44,7 +44,8 @@ class TreeInputs {
       std::vector<float>& values = leaves_.emplace_back();
       for (int64_t i = 0; i < kElementsMax; ++i) values.push_back(LeafValue(leaf, i));
     }
-    for (int leaves = 1; leaves <= kLeavesMax; ++leaves) sums_.push_back(Sum(0, leaves));
+    for (int leaves = 1; leaves <= kLeavesMax; ++leaves)
+      sums_.push_back(Sum(0, leaves, kElementsMax));
   }
 
   // The first `elements` sums over `leaves` leaves.
@@ -56,19 +57,19 @@ class TreeInputs {
   std::vector<float> Roots(const SumTree& tree, int rank, int64_t elements) const {
     std::vector<float> roots;
     for (const Subtree& root : tree.roots(rank)) {
-      const std::vector<float> sums = Sum(root.begin, root.end);
-      roots.insert(roots.end(), sums.begin(), sums.begin() + elements);
+      const std::vector<float> sums = Sum(root.begin, root.end, elements);
+      roots.insert(roots.end(), sums.begin(), sums.end());
     }
     return roots;
   }
 
  private:
-  std::vector<float> Sum(int begin, int end) const {
-    if (end - begin == 1) return leaves_[begin];
+  std::vector<float> Sum(int begin, int end, int64_t elements) const {
+    if (end - begin == 1) return {leaves_[begin].begin(), leaves_[begin].begin() + elements};
     int half = 1;
     while (half * 2 < end - begin) half *= 2;
-    std::vector<float> left = Sum(begin, begin + half);
-    const std::vector<float> right = Sum(begin + half, end);
+    std::vector<float> left = Sum(begin, begin + half, elements);
+    const std::vector<float> right = Sum(begin + half, end, elements);
     for (size_t i = 0; i < left.size(); ++i) left[i] = left[i] + right[i];
     return left;
   }
@@ -124,13 +125,14 @@ class Operations : public ::testing::TestWithParam<std::tuple<Backend, int>> {
   int world() const { return std::get<1>(GetParam()); }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    , Operations,
-    ::testing::Combine(::testing::Values(Backend::kThreads, Backend::kProcesses),
-                       ::testing::Values(1, 2, 3, 4, 5, 8)),
-    [](const auto& info) {
-      return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)), std::get<1>(info.param));
-    });
+INSTANTIATE_TEST_SUITE_P(, Operations,
+                         ::testing::Combine(::testing::Values(Backend::kThreads,
+                                                              Backend::kProcesses),
+                                            ::testing::Values(1, 2, 3, 4, 5, 8)),
+                         [](const auto& info) {
+                           return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)),
+                                              std::get<1>(info.param));
+                         });
 
 TEST_P(Operations, AllReduceGivesTheBitsOfTheNaiveTree) {
   EXPECT_ALL_OK(RunGroup(backend(), world(), ReduceMatrix));
@@ -216,7 +218,8 @@ TEST_P(Operations, BroadcastBringsAnySizeToAll) {
 // One call of a random kind and size, checked; the same on every rank.
 absl::Status RandomCall(Communicator& comm, uint64_t random) {
   const uint64_t kind = random % 16;
-  const int64_t size = static_cast<int64_t>((random >> 8) % ((random >> 4) % 16 == 0 ? 20'000 : 700));
+  const int64_t size =
+      static_cast<int64_t>((random >> 8) % ((random >> 4) % 16 == 0 ? 20'000 : 700));
   if (kind == 0) return comm.Barrier();
   if (kind <= 2) {
     const std::vector<std::byte> want = Bytes(static_cast<int>(random % 97), size);
@@ -242,9 +245,9 @@ absl::Status RandomCall(Communicator& comm, uint64_t random) {
     }
     return absl::OkStatus();
   }
-  const int leaves = comm.world() + static_cast<int>((random >> 32) % 8);
+  const int leaves = comm.world() + static_cast<int>((random >> 32) % 8);  // at most kLeavesMax
   const SumTree tree(leaves, EvenRanks(leaves, comm.world()));
-  return CheckAllReduce(comm, tree, NaiveRoots(tree, comm.rank(), size), size);
+  return CheckAllReduce(comm, tree, Inputs().Roots(tree, comm.rank(), size), size);
 }
 
 absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
@@ -260,25 +263,31 @@ absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
   return absl::OkStatus();
 }
 
-class Stress : public ::testing::TestWithParam<std::tuple<Backend, int, int>> {};
+class Stress : public ::testing::TestWithParam<std::tuple<Backend, int, int>> {
+ protected:
+  Stress() { Inputs(); }
+};
 
-INSTANTIATE_TEST_SUITE_P(
-    , Stress,
-    ::testing::Values(std::tuple(Backend::kThreads, 2, 10'000),
-                      std::tuple(Backend::kThreads, 8, 2'000),
-                      std::tuple(Backend::kProcesses, 2, 10'000),
-                      std::tuple(Backend::kProcesses, 3, 5'000),
-                      std::tuple(Backend::kProcesses, 8, 2'000)),
-    [](const auto& info) {
-      return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)), std::get<1>(info.param));
-    });
+INSTANTIATE_TEST_SUITE_P(, Stress,
+                         ::testing::Values(std::tuple(Backend::kThreads, 2, 10'000),
+                                           std::tuple(Backend::kThreads, 8, 2'000),
+                                           std::tuple(Backend::kProcesses, 2, 10'000),
+                                           std::tuple(Backend::kProcesses, 3, 5'000),
+                                           std::tuple(Backend::kProcesses, 8, 2'000)),
+                         [](const auto& info) {
+                           return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)),
+                                              std::get<1>(info.param));
+                         });
 
 TEST_P(Stress, RandomCallsStayRight) {
-  const auto [backend, world, calls] = GetParam();
+  const Backend backend = std::get<0>(GetParam());
+  const int world = std::get<1>(GetParam());
+  const int calls = std::get<2>(GetParam());
   const char* given = std::getenv("FACET_TEST_SEED");
-  const uint64_t seed = given != nullptr ? std::strtoull(given, nullptr, 10)
-                                         : static_cast<uint64_t>(::testing::UnitTest::GetInstance()
-                                                                     ->start_timestamp());
+  const uint64_t seed =
+      given != nullptr
+          ? std::strtoull(given, nullptr, 10)
+          : static_cast<uint64_t>(::testing::UnitTest::GetInstance()->start_timestamp());
   std::printf("FACET_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
   const auto work = [&](Communicator& comm) { return RandomCalls(comm, seed, calls); };
   EXPECT_ALL_OK(RunGroup(backend, world, work, SmallSlots()));

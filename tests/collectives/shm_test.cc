@@ -25,10 +25,10 @@
 namespace facet {
 namespace {
 
+using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using std::chrono::milliseconds;
 
 using CommunicatorOr = absl::StatusOr<std::unique_ptr<Communicator>>;
 
@@ -248,8 +248,8 @@ TEST(ShmGroup, AWholeGroupThatIsKilledLeavesNothing) {
     ranks.push_back(fork());
     ASSERT_GE(ranks.back(), 0);
     if (ranks.back() != 0) continue;
-    auto comm = rank == 0 ? CreateShmGroup(name, 2, Options())
-                          : AttachShmGroup(name, rank, 2, Options());
+    auto comm =
+        rank == 0 ? CreateShmGroup(name, 2, Options()) : AttachShmGroup(name, rank, 2, Options());
     FACET_CHECK(comm.ok() && write(ends[1], "x", 1) == 1);
     while (true) pause();
   }

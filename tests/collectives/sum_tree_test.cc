@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 
 #include "base/prng.h"
 #include "tests/collectives/tree_oracle.h"
@@ -35,7 +35,9 @@ std::vector<float> FinishNaiveRoots(const SumTree& tree, int64_t elements) {
 
 void ExpectSameBits(const std::vector<float>& got, const std::vector<float>& want) {
   ASSERT_EQ(got.size(), want.size());
-  ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0);
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_EQ(std::bit_cast<uint32_t>(got[i]), std::bit_cast<uint32_t>(want[i])) << i;
+  }
 }
 
 TEST(SumTree, SplitsAtTheLargestPowerOfTwoBelowTheSize) {
@@ -50,8 +52,8 @@ TEST(SumTree, SplitsAtTheLargestPowerOfTwoBelowTheSize) {
 TEST(SumTree, RootsAreTheMaximalSubtreesOfARange) {
   EXPECT_THAT(RootsOf(16, 0, 16), ElementsAre(Subtree{0, 16}));
   EXPECT_THAT(RootsOf(16, 0, 8), ElementsAre(Subtree{0, 8}));
-  EXPECT_THAT(RootsOf(16, 5, 11), ElementsAre(Subtree{5, 6}, Subtree{6, 8}, Subtree{8, 10},
-                                              Subtree{10, 11}));
+  EXPECT_THAT(RootsOf(16, 5, 11),
+              ElementsAre(Subtree{5, 6}, Subtree{6, 8}, Subtree{8, 10}, Subtree{10, 11}));
   EXPECT_THAT(RootsOf(5, 3, 5), ElementsAre(Subtree{3, 4}, Subtree{4, 5}));
   EXPECT_THAT(RootsOf(5, 2, 2), ElementsAre());
 }

@@ -105,41 +105,47 @@ MODELS = [
 ]
 
 
+def parameters(model):
+    """Yields transformers' parameter names with their shape and gain.
+
+    The gains make every part matter: attention that is neither flat nor one-hot, branches about as
+    large as the residual they join, logits spread over a few units.
+    """
+    width = (model.width,)
+    q_rows, kv_rows = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    yield "model.embed_tokens.weight", (model.vocabulary, model.width), 1.5
+    for i in range(model.layers):
+        p = f"model.layers.{i}."
+        yield p + "input_layernorm.weight", width, 1.0
+        yield p + "self_attn.q_proj.weight", (q_rows, model.width), 1.4
+        yield p + "self_attn.k_proj.weight", (kv_rows, model.width), 1.4
+        yield p + "self_attn.v_proj.weight", (kv_rows, model.width), 1.0
+        yield p + "self_attn.o_proj.weight", (model.width, q_rows), 1.5
+        if model.arch == "gemma3":
+            yield p + "self_attn.q_norm.weight", (model.head_dim,), 1.4
+            yield p + "self_attn.k_norm.weight", (model.head_dim,), 1.4
+        yield p + "post_attention_layernorm.weight", width, 1.0
+        if model.has_post_norms:
+            yield p + "pre_feedforward_layernorm.weight", width, 1.0
+            yield p + "post_feedforward_layernorm.weight", width, 1.0
+        yield p + "mlp.gate_proj.weight", (model.ffn, model.width), 1.0
+        yield p + "mlp.up_proj.weight", (model.ffn, model.width), 1.0
+        yield p + "mlp.down_proj.weight", (model.width, model.ffn), 1.5
+    yield "model.norm.weight", width, 1.0
+    if not model.tied:
+        yield "lm_head.weight", (model.vocabulary, model.width), 2.0
+
+
 def random_weights(model):
     """transformers' parameter names -> float32 arrays, the same on every machine."""
     rng = np.random.default_rng(model.seed)
-
-    def matrix(rows, columns, gain):
-        return (rng.standard_normal((rows, columns)) * (gain / math.sqrt(columns))).astype("f4")
-
-    def norm(size, gain=1.0):
-        effective = gain * rng.uniform(0.5, 1.5, size)
-        return (effective - 1 if model.is_gemma else effective).astype("f4")
-
-    # Gains that make every part matter: attention that is neither flat nor one-hot, branches
-    # about as large as the residual they join, logits spread over a few units.
-    q_rows, kv_rows = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    weights = {"model.embed_tokens.weight": matrix(model.vocabulary, model.width, 1.5)}
-    for i in range(model.layers):
-        p = f"model.layers.{i}."
-        weights[p + "input_layernorm.weight"] = norm(model.width)
-        weights[p + "self_attn.q_proj.weight"] = matrix(q_rows, model.width, 1.4)
-        weights[p + "self_attn.k_proj.weight"] = matrix(kv_rows, model.width, 1.4)
-        weights[p + "self_attn.v_proj.weight"] = matrix(kv_rows, model.width, 1.0)
-        weights[p + "self_attn.o_proj.weight"] = matrix(model.width, q_rows, 1.5)
-        if model.arch == "gemma3":
-            weights[p + "self_attn.q_norm.weight"] = norm(model.head_dim, 1.4)
-            weights[p + "self_attn.k_norm.weight"] = norm(model.head_dim, 1.4)
-        weights[p + "post_attention_layernorm.weight"] = norm(model.width)
-        if model.has_post_norms:
-            weights[p + "pre_feedforward_layernorm.weight"] = norm(model.width)
-            weights[p + "post_feedforward_layernorm.weight"] = norm(model.width)
-        weights[p + "mlp.gate_proj.weight"] = matrix(model.ffn, model.width, 1.0)
-        weights[p + "mlp.up_proj.weight"] = matrix(model.ffn, model.width, 1.0)
-        weights[p + "mlp.down_proj.weight"] = matrix(model.width, model.ffn, 1.5)
-    weights["model.norm.weight"] = norm(model.width)
-    if not model.tied:
-        weights["lm_head.weight"] = matrix(model.vocabulary, model.width, 2.0)
+    weights = {}
+    for name, shape, gain in parameters(model):
+        if len(shape) == 2:
+            values = rng.standard_normal(shape) * (gain / math.sqrt(shape[1]))
+        else:  # a norm: transformers' Gemma holds what is added to one
+            values = gain * rng.uniform(0.5, 1.5, shape) - model.is_gemma
+        weights[name] = values.astype("f4")
     return weights
 
 
@@ -303,8 +309,8 @@ def read_weights(model, path):
     reader = gguf.GGUFReader(path)
     tensors = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
     weights = {}
-    for name, shape in {n: w.shape for n, w in random_weights(model).items()}.items():
-        values = np.asarray(tensors[gguf_name(model, name)], dtype="f4").reshape(shape)
+    for name, _, _ in parameters(model):
+        values = np.asarray(tensors[gguf_name(model, name)], dtype="f4")
         weights[name] = from_gguf_values(model, name, values)
     return weights
 

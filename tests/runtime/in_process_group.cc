@@ -33,9 +33,7 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(
     });
   }
   group->executor_ = group->ranks_[0]->MakeExecutor();
-  EngineOptions engine_options = group->ranks_[0]->engine_options();
-  if (options.prefill_chunk > 0) engine_options.prefill_chunk_max = options.prefill_chunk;
-  group->engine_ = std::make_unique<Engine>(engine_options);
+  group->engine_ = std::make_unique<Engine>(group->ranks_[0]->engine_options());
   return group;
 }
 

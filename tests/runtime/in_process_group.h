@@ -16,9 +16,8 @@
 namespace facet::testing {
 
 struct GroupOptions {
-  RankOptions rank;             // model_path, device, threads, kv_type, ...; rank and world are set
+  RankOptions rank;  // its rank and world are set by the group
   int world = 1;
-  int prefill_chunk = 0;        // 0: the rank's default
 };
 
 struct Output {

@@ -4,11 +4,15 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "base/prng.h"
 #include "base/status.h"
+#include "kernels/reference/reference_device.h"
+#include "tests/runtime/forwarding_device.h"
 #include "tests/runtime/in_process_group.h"
 
 namespace facet::testing {
@@ -94,7 +98,7 @@ TEST_P(ShardingTest, EveryChunk) {
     for (const int world : {1, 2}) {
       SCOPED_TRACE(chunk);
       GroupOptions options = Options(GetParam(), world);
-      options.prefill_chunk = chunk;
+      options.rank.prefill_chunk_max = chunk;
       ExpectSame(options);
     }
   }
@@ -142,6 +146,37 @@ INSTANTIATE_TEST_SUITE_P(Models, ShardingTest,
                            name = name.substr(name.rfind('/') + 1);
                            return name.substr(0, name.find('.'));
                          });
+
+// The reference device with one planted fault: the order in which its norm adds squares depends
+// on how many rows it is given.
+class BatchDependentDevice : public ForwardingDevice {
+ public:
+  BatchDependentDevice() : ForwardingDevice(MakeReferenceDevice()) {}
+  void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
+    for (int row = 0; row < rows; ++row) {
+      const float* in = x.data + int64_t{row} * width;
+      float sum = 0;
+      for (int i = 0; i < width; ++i) {
+        const float value = in[rows > 1 ? width - 1 - i : i];
+        sum += value * value;
+      }
+      const float scale = 1 / std::sqrt(sum / static_cast<float>(width) + epsilon);
+      for (int i = 0; i < width; ++i) {
+        out.data[int64_t{row} * width + i] = in[i] * scale * weight.data[i];
+      }
+    }
+  }
+};
+
+// The hash notices: without this, every test above could pass by hashing nothing.
+TEST(Sharding, KernelWhoseOrderDependsOnTheBatchIsCaught) {
+  GroupOptions options = Options(kGemmaFloat);
+  options.rank.make_device = [] { return std::make_unique<BatchDependentDevice>(); };
+  const std::string whole = RunFirst(options, 1).logits_sha256;
+  EXPECT_EQ(RunFirst(options, 1).logits_sha256, whole);
+  options.rank.prefill_chunk_max = 1;
+  EXPECT_NE(RunFirst(options, 1).logits_sha256, whole);
+}
 
 TEST(Sharding, EightRanksServeEightHeads) {
   const GroupOptions options = Options(kGemma, 8);

@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <span>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -23,31 +23,30 @@
 namespace facet {
 namespace {
 
-constexpr char kGolden[] = "tests/golden/tokenizer/";
-
 struct Case {
   const char* model;
-  const char* answers;
+  const char* golden;  // the answers' name in tests/golden/tokenizer
 };
-const Case kGemma{"gemma-3-270m-q4_k_m.gguf", "gemma3.ids"};
-const Case kSmolLm{"SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2.ids"};
+const Case kGemma{"gemma-3-270m-q4_k_m.gguf", "gemma3"};
+const Case kSmolLm{"SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"};
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  FACET_CHECK(file.good(), "{} cannot be read", path);
-  std::stringstream content;
-  content << file.rdbuf();
-  return content.str();
-}
-
-class VarintReader {
+// Reads a golden file's varints and strings, as make_golden.py writes them.
+class GoldenReader {
  public:
-  explicit VarintReader(std::string data) : data_(std::move(data)) {}
-  size_t Next() {
-    size_t value = 0;
+  explicit GoldenReader(const std::string& name) {
+    const std::string path = "tests/golden/tokenizer/" + name;
+    std::ifstream file(path, std::ios::binary);
+    FACET_CHECK(file.good(), "{} cannot be read", path);
+    std::stringstream content;
+    content << file.rdbuf();
+    data_ = content.str();
+  }
+
+  uint64_t Varint() {
+    uint64_t value = 0;
     for (int shift = 0;; shift += 7) {
       const auto byte = static_cast<uint8_t>(data_.at(at_++));
-      value |= size_t{byte & 127u} << shift;
+      value |= uint64_t{byte & 127u} << shift;
       if (byte < 128) return value;
     }
   }
@@ -56,6 +55,18 @@ class VarintReader {
     at_ += count;
     return data_.substr(at_ - count, count);
   }
+  std::string String() { return Bytes(Varint()); }
+  std::vector<TokenId> Ids() {
+    std::vector<TokenId> ids(Varint());
+    for (TokenId& id : ids) id = static_cast<TokenId>(Varint());
+    return ids;
+  }
+  uint64_t Hash() {
+    uint64_t hash = 0;
+    const std::string bytes = Bytes(8);
+    for (int i = 7; i >= 0; --i) hash = hash << 8 | static_cast<uint8_t>(bytes[i]);
+    return hash;
+  }
 
  private:
   std::string data_;
@@ -63,20 +74,16 @@ class VarintReader {
 };
 
 std::vector<std::string> Texts() {
-  VarintReader reader(ReadFile(std::string(kGolden) + "texts.bin"));
-  std::vector<std::string> texts(reader.Next());
-  for (std::string& text : texts) text = reader.Bytes(reader.Next());
+  GoldenReader reader("texts.bin");
+  std::vector<std::string> texts(reader.Varint());
+  for (std::string& text : texts) text = reader.String();
   return texts;
 }
 
-std::vector<std::vector<TokenId>> Answers(const std::string& name) {
-  VarintReader reader(ReadFile(kGolden + name));
-  std::vector<std::vector<TokenId>> answers(reader.Next());
-  for (std::vector<TokenId>& ids : answers) {
-    ids.resize(reader.Next());
-    for (TokenId& id : ids) id = static_cast<TokenId>(reader.Next());
-  }
-  return answers;
+uint64_t Fnv1a(const std::string& text) {
+  uint64_t hash = 0xCBF29CE484222325ull;
+  for (const char byte : text) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001B3ull;
+  return hash;
 }
 
 std::string ModelPath(const Case& c) {
@@ -97,52 +104,69 @@ class TokenizerGolden : public testing::TestWithParam<Case> {
     tokenizer_ = *std::move(tokenizer);
     absl::StatusOr<ChatFormat> format = ChatFormat::Choose(*model, *tokenizer_);
     ASSERT_TRUE(format.ok()) << format.status();
-    format_name_ = format->name();
+    format_.emplace(*std::move(format));
+  }
+
+  std::vector<std::vector<TokenId>> Answers() const {
+    GoldenReader reader(GetParam().golden + std::string(".ids"));
+    std::vector<std::vector<TokenId>> answers(reader.Varint());
+    for (std::vector<TokenId>& ids : answers) ids = reader.Ids();
+    return answers;
   }
 
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::string format_name_;
+  std::optional<ChatFormat> format_;
 };
 
 TEST_P(TokenizerGolden, EncodesAsLlamaCpp) {
   const std::vector<std::string> texts = Texts();
-  const std::vector<std::vector<TokenId>> answers = Answers(GetParam().answers);
+  const std::vector<std::vector<TokenId>> answers = Answers();
   ASSERT_GE(texts.size(), 10'000u);
   ASSERT_EQ(texts.size(), answers.size());
   int wrong = 0;
   for (size_t i = 0; i < texts.size(); ++i) {
     const std::vector<TokenId> ids = tokenizer_->Encode(texts[i], {.add_bos = false});
-    if (ids == answers[i]) continue;
-    if (++wrong <= 10) {
-      ADD_FAILURE() << "text " << i << " '" << testing::PrintToString(texts[i]) << "'\n ours   "
-                    << testing::PrintToString(ids) << "\n theirs "
-                    << testing::PrintToString(answers[i]);
-    }
+    if (ids == answers[i] || ++wrong > 10) continue;
+    ADD_FAILURE() << "text " << i << " " << testing::PrintToString(texts[i]) << "\n ours   "
+                  << testing::PrintToString(ids) << "\n theirs "
+                  << testing::PrintToString(answers[i]);
   }
   EXPECT_EQ(wrong, 0);
 }
 
-TEST_P(TokenizerGolden, DecodesWhatItEncoded) {
-  for (const std::string& text : Texts()) {
-    if (!IsValidUtf8(text)) continue;
+TEST_P(TokenizerGolden, DecodesAsLlamaCpp) {
+  GoldenReader hashes(GetParam().golden + std::string(".decoded"));
+  for (const std::vector<TokenId>& ids : Answers()) {
     Detokenizer detokenizer(*tokenizer_);
-    std::string decoded;
-    for (const TokenId id : tokenizer_->Encode(text)) {
+    std::string text;
+    for (const TokenId id : ids) {
       const std::string piece = detokenizer.Push(id);
-      ASSERT_TRUE(IsValidUtf8(piece));
-      decoded += piece;
+      ASSERT_TRUE(IsValidUtf8(piece)) << testing::PrintToString(ids);
+      text += piece;
     }
-    decoded += detokenizer.Flush();
-    ASSERT_EQ(decoded, text);
+    text += detokenizer.Flush();
+    ASSERT_EQ(Fnv1a(text), hashes.Hash()) << testing::PrintToString(ids) << "\ngave " << text;
+  }
+}
+
+TEST_P(TokenizerGolden, RendersConversationsAsTheReference) {
+  GoldenReader reader(GetParam().golden + std::string(".chats"));
+  const uint64_t count = reader.Varint();
+  ASSERT_GT(count, 0u);
+  for (uint64_t i = 0; i < count; ++i) {
+    std::vector<ChatMessage> messages(reader.Varint());
+    for (ChatMessage& message : messages) {
+      message.role = reader.String();
+      message.content = reader.String();
+    }
+    const absl::StatusOr<std::vector<TokenId>> ids = format_->Render(messages);
+    ASSERT_TRUE(ids.ok()) << ids.status();
+    EXPECT_EQ(*ids, reader.Ids()) << "conversation " << i << " in format " << format_->name();
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, TokenizerGolden, testing::Values(kGemma, kSmolLm),
-                         [](const auto& info) {
-                           return std::string(info.param.answers).substr(0, 5) == "gemma"
-                                      ? "Gemma3"
-                                      : "SmolLm2";
-                         });
+                         [](const auto& info) { return std::string(info.param.golden); });
 
 }  // namespace
 }  // namespace facet

@@ -1,0 +1,362 @@
+"""Starts a cluster on this machine: routers in front of groups of shard workers.
+
+    cluster.py --model FILE [--tp 2] [--replicas 1] [--routers 1] [-- COMMAND...]
+
+With a COMMAND: runs it once every group is ready, with FACET_ENDPOINT set to the first router and
+FACET_ENDPOINTS to all of them, and exits as it does. Without: prints the endpoints and serves until
+SIGINT or SIGTERM. Either way everything it started is gone when it exits, and even if it is killed.
+The class Cluster is the same for tests in Python.
+"""
+
+import argparse
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+POLL_S = 0.02
+DRAIN_S = 2  # what servers give to running requests when they are stopped
+STOP_S = 10  # for a clean shutdown, before SIGKILL
+LOG_LINES_SHOWN = 30
+BAR_WIDTH = 30
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+
+
+class ClusterError(Exception):
+    pass
+
+
+def die_with_parent():
+    """Runs in each new process: if this script is killed, so is what it started."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Process:
+    """One server with its log file; in a session of its own, so that Ctrl-C reaches only us."""
+
+    def __init__(self, name, command, folder):
+        self.name = name
+        self.log_path = os.path.join(folder, name + ".log")
+        with open(self.log_path, "wb") as log:
+            self.popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def log(self):
+        with open(self.log_path, encoding="utf-8", errors="replace") as log:
+            return log.read()
+
+    def metrics_url(self):
+        found = re.search(r"metrics on port (\d+)", self.log())
+        return f"http://127.0.0.1:{found.group(1)}/metrics" if found else None
+
+    def loaded_percent(self):
+        found = re.findall(r"(\d+) %  \d+ of \d+ MB", self.log())
+        return int(found[-1]) if found else 0
+
+
+class Cluster:
+    """REQUIRES start() before use and stop() at the end; a context manager does both."""
+
+    def __init__(
+        self,
+        model,
+        tp=2,
+        replicas=1,
+        routers=1,
+        threads=0,
+        bin_folder=None,
+        listen="127.0.0.1:0",
+        metrics=True,
+        worker_flags=(),
+        router_flags=(),
+        ready_s=120,
+        stop_s=STOP_S,
+        show_progress=False,
+    ):
+        self.model = os.path.abspath(model)
+        self.tp = tp
+        self.replicas = replicas
+        self.routers = routers
+        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // (tp * replicas))
+        self.bin_folder = bin_folder or os.path.join(ROOT, "build", "bin")
+        self.listen = listen
+        self.metrics = metrics
+        self.worker_flags = list(worker_flags)
+        self.router_flags = list(router_flags)
+        self.ready_s = ready_s
+        self.stop_s = stop_s
+        self.show_progress = show_progress
+        self.folder = None
+        self.processes = []
+        self.endpoints = []
+        self.worker_names = []
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self):
+        """Returns when every router sees every group ready."""
+        self.folder = tempfile.mkdtemp(prefix="facet-")
+        leaders = [f"unix:{self.folder}/group{g}.sock" for g in range(self.replicas)]
+        for group, leader in enumerate(leaders):
+            for rank in range(self.tp):
+                self._start_worker(group, rank, leader)
+        address_files = [self._start_router(i, leaders) for i in range(self.routers)]
+        deadline = time.monotonic() + self.ready_s
+        for path in address_files:
+            self._wait(lambda: os.path.exists(path), deadline)
+            with open(path, encoding="utf-8") as file:
+                self.endpoints.append(file.read().strip())
+        for endpoint in self.endpoints:
+            self._wait_ready(endpoint, deadline)
+        self._show_loading(done=True)
+
+    def stop(self):
+        """Ends everything, routers first. Returns the names of servers that did not end well."""
+        unwell = []
+        deadline = time.monotonic() + self.stop_s
+        for process in reversed(self.processes):
+            if process.popen.poll() is None:
+                process.popen.terminate()
+        for process in reversed(self.processes):
+            try:
+                process.popen.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.popen.kill()
+                process.popen.wait()
+            if process.popen.returncode != 0:
+                unwell.append(process.name)
+        self.processes = []
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+        return unwell
+
+    def check(self):
+        """Raises if a server has ended."""
+        for process in self.processes:
+            status = process.popen.poll()
+            if status is not None:
+                raise ClusterError(f"{process.name} ended with status {status}")
+
+    def process(self, name):
+        return next(process for process in self.processes if process.name == name)
+
+    def show_logs(self, out):
+        """The end of every log, for a failure."""
+        for process in self.processes:
+            lines = process.log().splitlines()[-LOG_LINES_SHOWN:]
+            print(f"--- {process.name}", *lines, sep="\n", file=out)
+
+    def _binary(self, name):
+        return os.path.join(self.bin_folder, name)
+
+    def _start(self, name, command):
+        self.processes.append(Process(name, command, self.folder))
+
+    def _start_worker(self, group, rank, leader):
+        name = f"worker-{group}-{rank}"
+        self.worker_names.append(name)
+        command = [
+            self._binary("facet-worker"),
+            f"--model={self.model}",
+            f"--rank={rank}",
+            f"--world={self.tp}",
+            f"--threads={self.threads}",
+            f"--listen={leader}" if rank == 0 else f"--leader={leader}",
+        ]
+        self._start(name, command + self._common_flags() + self.worker_flags)
+
+    def _start_router(self, index, leaders):
+        address_file = os.path.join(self.folder, f"router{index}.address")
+        # Only the first router can have a fixed port.
+        host = self.listen.rpartition(":")[0]
+        command = [
+            self._binary("facet-router"),
+            f"--model={self.model}",
+            f"--leaders={','.join(leaders)}",
+            f"--listen={self.listen if index == 0 else host + ':0'}",
+            f"--address_file={address_file}",
+        ]
+        self._start(f"router-{index}", command + self._common_flags() + self.router_flags)
+        return address_file
+
+    def _common_flags(self):
+        flags = [f"--drain_s={DRAIN_S}"]
+        if self.metrics:
+            flags += ["--metrics_address=127.0.0.1", "--metrics_port=0"]
+        return flags
+
+    def _wait(self, done, deadline):
+        while not done():
+            self.check()
+            if time.monotonic() > deadline:
+                raise ClusterError(f"not ready after {self.ready_s} s")
+            self._show_loading()
+            time.sleep(POLL_S)
+
+    def _wait_ready(self, endpoint, deadline):
+        command = [
+            self._binary("facet"),
+            "status",
+            f"--endpoint={endpoint}",
+            f"--until_ready={self.replicas}",
+            f"--timeout_s={self.ready_s}",
+        ]
+        with open(os.path.join(self.folder, "ready.log"), "wb") as log:
+            waiter = subprocess.Popen(
+                command, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+        try:
+            self._wait(lambda: waiter.poll() is not None, deadline)
+        finally:
+            waiter.kill()
+            waiter.wait()
+        if waiter.returncode != 0:
+            with open(log.name, encoding="utf-8", errors="replace") as file:
+                raise ClusterError(f"not ready: {file.read().strip()}")
+
+    def _show_loading(self, done=False):
+        if not self.show_progress:
+            return
+        percents = [self.process(name).loaded_percent() for name in self.worker_names]
+        percent = 100 if done else sum(percents) // len(percents)
+        filled = percent * BAR_WIDTH // 100
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
+        name = os.path.basename(self.model)
+        end = "\n" if done else ""
+        print(f"\rloading {name} [{bar}] {percent:3} %", end=end, file=sys.stderr, flush=True)
+
+
+class Stopped(Exception):
+    """SIGINT, SIGTERM or SIGHUP came."""
+
+    def __init__(self, number):
+        self.number = number
+
+
+def raise_stopped(number, _):
+    raise Stopped(number)
+
+
+def describe(cluster):
+    for endpoint in cluster.endpoints:
+        print(f"router  {endpoint}", file=sys.stderr)
+    for process in cluster.processes:
+        if process.metrics_url():
+            print(f"metrics {process.metrics_url()}  ({process.name})", file=sys.stderr)
+
+
+def run_command(cluster, command):
+    """The command's exit status; it shares our terminal and our Ctrl-C."""
+    environment = dict(
+        os.environ,
+        FACET_ENDPOINT=cluster.endpoints[0],
+        FACET_ENDPOINTS=",".join(cluster.endpoints),
+    )
+    child = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    try:
+        status = child.wait()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+    cluster.check()
+    return status if status >= 0 else 128 - status
+
+
+def serve(cluster):
+    describe(cluster)
+    print(
+        f"ready; try: {cluster.bin_folder}/facet generate --endpoint {cluster.endpoints[0]} Hello\n"
+        "Ctrl-C stops everything",
+        file=sys.stderr,
+    )
+    while True:
+        cluster.check()
+        time.sleep(0.2)
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--tp", type=int, default=2, help="ranks per group")
+    parser.add_argument("--replicas", type=int, default=1, help="groups")
+    parser.add_argument("--routers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="per rank; 0: the cores' share")
+    parser.add_argument("--bin", help="folder of the binaries (default build/bin)")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="of the first router")
+    parser.add_argument("--worker-flag", action="append", default=[], metavar="FLAG")
+    parser.add_argument("--router-flag", action="append", default=[], metavar="FLAG")
+    parser.add_argument("--ready-s", type=float, default=120, help="time to become ready")
+    parser.add_argument("--stop-s", type=float, default=STOP_S, help="time to shut down")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and what to run")
+    options = parser.parse_args()
+    if min(options.tp, options.replicas, options.routers) < 1 or options.threads < 0:
+        parser.error("--tp, --replicas and --routers are at least 1, --threads at least 0")
+    if options.command[:1] == ["--"]:
+        del options.command[0]
+    return options
+
+
+def main():
+    options = parse_options()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, raise_stopped)
+    cluster = Cluster(
+        options.model,
+        tp=options.tp,
+        replicas=options.replicas,
+        routers=options.routers,
+        threads=options.threads,
+        bin_folder=options.bin,
+        listen=options.listen,
+        worker_flags=options.worker_flag,
+        router_flags=options.router_flag,
+        ready_s=options.ready_s,
+        stop_s=options.stop_s,
+        show_progress=sys.stderr.isatty(),
+    )
+    status = 1
+    try:
+        cluster.start()
+        status = run_command(cluster, options.command) if options.command else serve(cluster)
+    except ClusterError as error:
+        cluster.show_logs(sys.stderr)
+        print(f"cluster: {error}", file=sys.stderr)
+    except Stopped as stopped:
+        # Stopping is how serving ends; it cuts a command short.
+        status = 128 + stopped.number if options.command else 0
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for name in cluster.stop():
+            print(f"cluster: {name} did not shut down cleanly", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+// One split of attention (64 keys at most) for a tile of queries, and the merging of splits.
+
+#include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/vector_math.h"
+
+namespace facet {
+namespace FACET_ISA {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+constexpr int kSplit = 64;
+
+FACET_INLINE int Smaller(int a, int b) { return a < b ? a : b; }
+FACET_INLINE int Larger(int a, int b) { return a > b ? a : b; }
+
+// weights[i][j] = q[i] . keys[j] for kQueries queries and 16 / kQueries keys.
+template <int kQueries>
+FACET_INLINE void Dots(const float* q, const float* keys, int dim, float* weights) {
+  constexpr int kKeys = 16 / kQueries;
+  VecF acc[16];
+  FACET_UNROLL
+  for (int i = 0; i < 16; ++i) acc[i] = Zero();
+  for (int d = 0; d < dim; d += 16) {
+    VecF x[kQueries];
+    FACET_UNROLL
+    for (int i = 0; i < kQueries; ++i) x[i] = Load(q + i * dim + d);
+    FACET_UNROLL
+    for (int j = 0; j < kKeys; ++j) {
+      const VecF key = Load(keys + j * dim + d);
+      FACET_UNROLL
+      for (int i = 0; i < kQueries; ++i) {
+        acc[i * kKeys + j] = Fma(x[i], key, acc[i * kKeys + j]);
+      }
+    }
+  }
+  alignas(64) float sums[16];
+  Store(sums, Trees(acc));
+  FACET_UNROLL
+  for (int i = 0; i < kQueries; ++i) {
+    __builtin_memcpy(weights + i * kSplit, sums + i * kKeys, kKeys * sizeof(float));
+  }
+}
+
+// The keys any of kQueries queries sees, and then some to fill the vectors.
+template <int kQueries>
+FACET_INLINE void AllDots(const SplitArgs& args, int query) {
+  constexpr int kKeys = 16 / kQueries;
+  int begin = kSplit;
+  int end = 0;
+  for (int i = query; i < query + kQueries; ++i) {
+    begin = Smaller(begin, args.begin[i]);
+    end = Larger(end, args.end[i]);
+  }
+  for (int key = begin / kKeys * kKeys; key < end; key += kKeys) {
+    Dots<kQueries>(args.q + query * args.dim, args.keys + key * args.dim, args.dim,
+                   args.weights + query * kSplit + key);
+  }
+}
+
+// Dot products -> exp(score - max), 0 for keys that are not seen; also max and sum.
+FACET_INLINE void Soften(const SplitArgs& args, int query) {
+  float* weights = args.weights + query * kSplit;
+  const int begin = args.begin[query];
+  const int end = args.end[query];
+  VecF max = Set(-kInfinity);
+  for (int i = begin / 16 * 16; i < end; i += 16) {
+    VecF score = Mul(Load(weights + i), Set(args.scale));
+    if (args.soft_cap != 0) score = SoftCapVector(score, args.soft_cap);
+    if (i < begin) score = Select(FirstLanes(begin - i), Set(-kInfinity), score);
+    if (end < i + 16) score = Select(FirstLanes(end - i), score, Set(-kInfinity));
+    max = Max(max, score);
+    Store(weights + i, score);
+  }
+  const float largest = MaxLane(max);
+  VecF sums = Zero();
+  for (int i = begin / 16 * 16; i < end; i += 16) {
+    VecF p = Exp(Sub(Load(weights + i), Set(largest)));
+    if (i < begin) p = Select(FirstLanes(begin - i), Zero(), p);
+    if (end < i + 16) p = Select(FirstLanes(end - i), p, Zero());
+    sums = Add(sums, p);
+    Store(weights + i, p);
+  }
+  args.max[query] = largest;
+  args.sum[query] = Tree(sums);
+}
+
+// out += weights x values over the keys [begin, end), for kQueries queries and 16 kVectors
+// dimensions.
+template <int kQueries, int kVectors>
+FACET_INLINE void AddValues(const float* weights, const float* values, int dim, int begin,
+                            int end, float* out) {
+  VecF acc[kQueries][kVectors];
+  FACET_UNROLL
+  for (int i = 0; i < kQueries; ++i) {
+    FACET_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = Load(out + i * dim + 16 * v);
+  }
+  for (int key = begin; key < end; ++key) {
+    VecF value[kVectors];
+    FACET_UNROLL
+    for (int v = 0; v < kVectors; ++v) value[v] = Load(values + key * dim + 16 * v);
+    FACET_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+      const VecF p = Set(weights[i * kSplit + key]);
+      FACET_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(p, value[v], acc[i][v]);
+    }
+  }
+  FACET_UNROLL
+  for (int i = 0; i < kQueries; ++i) {
+    FACET_UNROLL
+    for (int v = 0; v < kVectors; ++v) Store(out + i * dim + 16 * v, acc[i][v]);
+  }
+}
+
+template <int kQueries>
+FACET_INLINE void AddAllValues(const SplitArgs& args, int query, int begin, int end) {
+  const float* weights = args.weights + query * kSplit;
+  float* out = args.out + query * args.dim;
+  int d = 0;
+  for (; d + 64 <= args.dim; d += 64) {
+    AddValues<kQueries, 4>(weights, args.values + d, args.dim, begin, end, out + d);
+  }
+  for (; d < args.dim; d += 16) {
+    AddValues<kQueries, 1>(weights, args.values + d, args.dim, begin, end, out + d);
+  }
+}
+
+template <int kQueries>
+void AttendQueries(const SplitArgs& args, int query) {
+  AllDots<kQueries>(args, query);
+  int begin = 0;
+  int end = kSplit;  // what all of them see
+  for (int i = query; i < query + kQueries; ++i) {
+    for (int d = 0; d < args.dim; d += 16) Store(args.out + i * args.dim + d, Zero());
+    if (args.begin[i] < args.end[i]) Soften(args, i);
+    begin = Larger(begin, args.begin[i]);
+    end = Smaller(end, args.end[i]);
+  }
+  end = Larger(begin, end);
+  for (int i = query; i < query + kQueries; ++i) {
+    AddAllValues<1>(args, i, args.begin[i], Smaller(begin, args.end[i]));
+  }
+  AddAllValues<kQueries>(args, query, begin, end);
+  for (int i = query; i < query + kQueries; ++i) {
+    AddAllValues<1>(args, i, Larger(end, args.begin[i]), args.end[i]);
+  }
+}
+
+void AttendSplit(const SplitArgs& args) {
+  int query = 0;
+  for (; query + 4 <= args.queries; query += 4) AttendQueries<4>(args, query);
+  if (query + 2 <= args.queries) {
+    AttendQueries<2>(args, query);
+    query += 2;
+  }
+  if (query < args.queries) AttendQueries<1>(args, query);
+}
+
+void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max,
+                float* sum, float* out) {
+  if (*sum == 0) {
+    *max = next_max;
+    *sum = next_sum;
+    for (int d = 0; d < dim; d += 16) Store(out + d, Load(next + d));
+    return;
+  }
+  const float largest = *max < next_max ? next_max : *max;
+  const float a = CanonicalExp(*max - largest);
+  const float b = CanonicalExp(next_max - largest);
+  *max = largest;
+  *sum = __builtin_fmaf(*sum, a, next_sum * b);
+  for (int d = 0; d < dim; d += 16) {
+    Store(out + d, Fma(Load(out + d), Set(a), Mul(Load(next + d), Set(b))));
+  }
+}
+
+void MergeSplit(const SplitArgs& split, const Partials& total) {
+  for (int i = 0; i < split.queries; ++i) {
+    if (split.begin[i] >= split.end[i]) continue;
+    MergeQuery(split.out + i * split.dim, split.max[i], split.sum[i], split.dim, total.max + i,
+               total.sum + i, total.out + i * split.dim);
+  }
+}
+
+void FinishQuery(const float* total, float sum, int size, float* out) {
+  const VecF inverse = Set(1.0f / sum);
+  int d = 0;
+  for (; d + 16 <= size; d += 16) Store(out + d, Mul(Load(total + d), inverse));
+  if (d < size) {
+    const Mask m = FirstLanes(size - d);
+    Store(out + d, Mul(Load(total + d, m), inverse), m);
+  }
+}
+
+}  // namespace
+
+void AddAttentionKernels(KernelTable* table) {
+  table->attend_split = &AttendSplit;
+  table->merge_split = &MergeSplit;
+  table->finish_query = &FinishQuery;
+}
+
+}  // namespace FACET_ISA
+}  // namespace facet

@@ -1,0 +1,244 @@
+#include "kernels/cpu/cpu_attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace facet {
+namespace {
+
+// Enough queries to share the conversion of 64 keys and values, few enough for the cache.
+constexpr int kTileQueries = 64;
+// A job of fewer splits is not worth handing to another thread.
+constexpr int64_t kJobSplits = 4;
+
+int64_t FirstKey(const AttentionSpec& spec, int64_t position) {
+  return spec.window > 0 ? std::max<int64_t>(0, position - spec.window + 1) : 0;
+}
+
+}  // namespace
+
+CpuAttention::CpuAttention(const KernelTable& kernels, ThreadPool* pool)
+    : kernels_(kernels), pool_(*pool), scratch_(static_cast<size_t>(pool->threads())) {}
+
+void CpuAttention::Run(const AttentionSpec& spec, const StepLayout& layout, KvMemory* kv,
+                       const float* qkv, float* out) {
+  spec_ = &spec;
+  layout_ = &layout;
+  kv_ = kv;
+  qkv_ = qkv;
+  out_ = out;
+  SizeScratch(spec.head_dim);
+  CutTiles();
+  CutJobs();
+  pool_.ParallelFor(static_cast<int64_t>(jobs_.size()), [&](int64_t job, int thread) {
+    RunJob(jobs_[static_cast<size_t>(job)], &scratch_[static_cast<size_t>(thread)]);
+  });
+  if (slots_.empty()) return;
+  pool_.ParallelFor(static_cast<int64_t>(tiles_.size()), [&](int64_t i, int thread) {
+    const Tile& tile = tiles_[static_cast<size_t>(i)];
+    const auto first = std::find_if(jobs_.begin(), jobs_.end(),
+                                    [&](const Job& job) { return job.tile == i; });
+    if (first->slot >= 0) {
+      MergeTile(tile, first->slot, &scratch_[static_cast<size_t>(thread)]);
+    }
+  });
+}
+
+// The padding of every vector stays zero from here on.
+void CpuAttention::SizeScratch(int head_dim) {
+  if (head_dim == head_dim_) return;
+  head_dim_ = head_dim;
+  dim_ = (head_dim + 15) / 16 * 16;
+  const size_t floats = static_cast<size_t>(kTileQueries * dim_);
+  for (Scratch& scratch : scratch_) {
+    scratch.q.assign(floats, 0.0f);
+    scratch.keys.assign(static_cast<size_t>(kSplitTokens * dim_), 0.0f);
+    scratch.values.assign(static_cast<size_t>(kSplitTokens * dim_), 0.0f);
+    scratch.out.resize(floats);
+    scratch.total_out.resize(floats);
+    scratch.weights.resize(size_t{kTileQueries} * kSplitTokens);
+    for (auto* v : {&scratch.max, &scratch.sum, &scratch.total_max, &scratch.total_sum}) {
+      v->resize(kTileQueries);
+    }
+    scratch.begin.resize(kTileQueries);
+    scratch.end.resize(kTileQueries);
+  }
+}
+
+void CpuAttention::CutTiles() {
+  tiles_.clear();
+  heads_.clear();
+  for (int kv_head = 0; kv_head < spec_->kv_heads; ++kv_head) {
+    const int group = static_cast<int>(heads_.size());
+    for (int head = 0; head < spec_->heads; ++head) {
+      if (spec_->kv_of_head[static_cast<size_t>(head)] == kv_head) heads_.push_back(head);
+    }
+    const int group_end = static_cast<int>(heads_.size());
+    for (int first_head = group; first_head < group_end; first_head += kTileQueries) {
+      const int heads = std::min(kTileQueries, group_end - first_head);
+      const int step = kTileQueries / heads;
+      for (const SequenceRun& run : layout_->runs) {
+        // The last rows see most keys: first come, so that no thread starts one at the end.
+        for (int row = (run.rows - 1) / step * step; row >= 0; row -= step) {
+          const int rows = std::min(step, run.rows - row);
+          const int64_t position = run.first_position + row;
+          tiles_.push_back({&run, kv_head, first_head, heads, row, rows,
+                            FirstKey(*spec_, position) / kSplitTokens,
+                            (position + rows - 1) / kSplitTokens + 1});
+        }
+      }
+    }
+  }
+}
+
+void CpuAttention::CutJobs() {
+  jobs_.clear();
+  int64_t slots = 0;
+  const bool few = static_cast<int>(tiles_.size()) < 4 * pool_.threads() && pool_.threads() > 1;
+  for (size_t i = 0; i < tiles_.size(); ++i) {
+    const Tile& tile = tiles_[i];
+    const int64_t splits = tile.last_split - tile.first_split;
+    const int tile_index = static_cast<int>(i);
+    if (!few || tile.queries() > kTileQueries / 2 || splits < 2 * kJobSplits) {
+      jobs_.push_back({tile_index, tile.first_split, tile.last_split, -1});
+      continue;
+    }
+    for (int64_t begin = tile.first_split; begin < tile.last_split; begin += kJobSplits) {
+      const int64_t end = std::min(begin + kJobSplits, tile.last_split);
+      jobs_.push_back({tile_index, begin, end, slots + begin - tile.first_split});
+    }
+    slots += splits;
+  }
+  slots_.resize(static_cast<size_t>(slots * slot_floats()));
+}
+
+int64_t CpuAttention::slot_floats() const {
+  return int64_t{kTileQueries} / 2 * (2 + dim_);
+}
+
+void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
+  const Tile& tile = tiles_[static_cast<size_t>(job.tile)];
+  GatherQueries(tile, scratch);
+  const Partials total = {scratch->total_max.data(), scratch->total_sum.data(),
+                          scratch->total_out.data()};
+  std::fill_n(total.sum, tile.queries(), 0.0f);
+  for (int64_t split = job.begin; split < job.end; ++split) {
+    SplitArgs args = PrepareSplit(tile, split, scratch);
+    ReadKeys(tile, split, args, scratch);
+    if (job.slot >= 0) {
+      args.max = slots_.data() + (job.slot + split - job.begin) * slot_floats();
+      args.sum = args.max + tile.queries();
+      args.out = args.sum + tile.queries();
+    }
+    kernels_.attend_split(args);
+    if (job.slot < 0) kernels_.merge_split(args, total);
+  }
+  if (job.slot < 0) WriteTile(tile, *scratch);
+}
+
+void CpuAttention::MergeTile(const Tile& tile, int64_t slot, Scratch* scratch) {
+  const Partials total = {scratch->total_max.data(), scratch->total_sum.data(),
+                          scratch->total_out.data()};
+  std::fill_n(total.sum, tile.queries(), 0.0f);
+  for (int64_t split = tile.first_split; split < tile.last_split; ++split, ++slot) {
+    SplitArgs args = PrepareSplit(tile, split, scratch);
+    args.max = slots_.data() + slot * slot_floats();
+    args.sum = args.max + tile.queries();
+    args.out = args.sum + tile.queries();
+    kernels_.merge_split(args, total);
+  }
+  WriteTile(tile, *scratch);
+}
+
+void CpuAttention::GatherQueries(const Tile& tile, Scratch* scratch) const {
+  const int64_t width = int64_t{spec_->heads + 2 * spec_->kv_heads} * spec_->head_dim;
+  float* to = scratch->q.data();
+  for (int row = 0; row < tile.rows; ++row) {
+    const float* from = qkv_ + (tile.run->first_row + tile.first_row + row) * width;
+    for (int i = 0; i < tile.heads; ++i, to += dim_) {
+      const int head = heads_[static_cast<size_t>(tile.first_head + i)];
+      std::memcpy(to, from + int64_t{head} * spec_->head_dim,
+                  static_cast<size_t>(spec_->head_dim) * sizeof(float));
+    }
+  }
+}
+
+// Which keys of the split each query sees, and where everything lies.
+SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch) const {
+  const int64_t start = split * kSplitTokens;
+  for (int row = 0; row < tile.rows; ++row) {
+    const int64_t position = tile.run->first_position + tile.first_row + row;
+    const int64_t begin = std::max(FirstKey(*spec_, position) - start, int64_t{0});
+    const int64_t end = std::min(position + 1 - start, int64_t{kSplitTokens});
+    const bool any = begin < end;
+    for (int i = row * tile.heads; i < (row + 1) * tile.heads; ++i) {
+      scratch->begin[static_cast<size_t>(i)] = any ? static_cast<int>(begin) : 0;
+      scratch->end[static_cast<size_t>(i)] = any ? static_cast<int>(end) : 0;
+    }
+  }
+  SplitArgs args;
+  args.queries = tile.queries();
+  args.dim = dim_;
+  args.q = scratch->q.data();
+  args.keys = scratch->keys.data();
+  args.values = scratch->values.data();
+  args.begin = scratch->begin.data();
+  args.end = scratch->end.data();
+  args.scale = spec_->scale;
+  args.soft_cap = spec_->soft_cap;
+  args.weights = scratch->weights.data();
+  args.max = scratch->max.data();
+  args.sum = scratch->sum.data();
+  args.out = scratch->out.data();
+  return args;
+}
+
+// Converts the keys and values that the tile sees of the split, block by block.
+void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args,
+                            Scratch* scratch) const {
+  const int64_t start = split * kSplitTokens;
+  int64_t begin = kSplitTokens;
+  int64_t end = 0;
+  for (int i = 0; i < args.queries; ++i) {
+    if (args.begin[i] >= args.end[i]) continue;
+    begin = std::min<int64_t>(begin, args.begin[i]);
+    end = std::max<int64_t>(end, args.end[i]);
+  }
+  const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
+  const int block_tokens = kv_->spec().block_tokens;
+  const bool half = kv_->spec().type == KvType::kF16;
+  const auto widen = [&](const std::byte* from, int count, float* to) {
+    if (half) {
+      kernels_.widen_half(reinterpret_cast<const uint16_t*>(from), count, spec_->head_dim, dim_,
+                          to);
+    } else {
+      kernels_.widen_float(reinterpret_cast<const float*>(from), count, spec_->head_dim, dim_, to);
+    }
+  };
+  while (begin < end) {
+    const int64_t position = start + begin;
+    const int count = static_cast<int>(
+        std::min<int64_t>(end - begin, block_tokens - position % block_tokens));
+    widen(kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position), count,
+          scratch->keys.data() + begin * dim_);
+    widen(kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position), count,
+          scratch->values.data() + begin * dim_);
+    begin += count;
+  }
+}
+
+void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) const {
+  const int64_t width = int64_t{spec_->heads} * spec_->head_dim;
+  int query = 0;
+  for (int row = 0; row < tile.rows; ++row) {
+    float* to = out_ + (tile.run->first_row + tile.first_row + row) * width;
+    for (int i = 0; i < tile.heads; ++i, ++query) {
+      const int head = heads_[static_cast<size_t>(tile.first_head + i)];
+      kernels_.finish_query(scratch.total_out.data() + int64_t{query} * dim_,
+                            scratch.total_sum[static_cast<size_t>(query)], spec_->head_dim,
+                            to + int64_t{head} * spec_->head_dim);
+    }
+  }
+}
+
+}  // namespace facet

@@ -1,0 +1,83 @@
+#ifndef FACET_KERNELS_CPU_CPU_ATTENTION_H_
+#define FACET_KERNELS_CPU_CPU_ATTENTION_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/device.h"
+#include "kernels/host/kv_memory.h"
+
+namespace facet {
+
+// Attention of a step's rows, spread over a pool's threads by tiles of queries that share a KV
+// head, and where those are too few (long contexts, few sequences) by ranges of keys as well.
+// Keeps its scratch memory from call to call. One thread calls it.
+class CpuAttention {
+ public:
+  CpuAttention(const KernelTable& kernels, ThreadPool* pool);
+
+  // qkv: [rows, width]; out: [rows, heads head_dim].
+  void Run(const AttentionSpec& spec, const StepLayout& layout, KvMemory* kv, const float* qkv,
+           float* out);
+
+ private:
+  // Rows of one run by query heads that read the same KV head.
+  struct Tile {
+    const SequenceRun* run;
+    int kv_head;
+    int first_head;  // in heads_
+    int heads;
+    int first_row;   // in the run
+    int rows;
+    int64_t first_split;
+    int64_t last_split;  // exclusive
+    int queries() const { return heads * rows; }
+  };
+  // A range of a tile's splits; `slot` is where the partial results go if the tile has several.
+  struct Job {
+    int tile;
+    int64_t begin;
+    int64_t end;
+    int64_t slot;  // -1: the job is the whole tile
+  };
+  // What a thread needs for one tile and split.
+  struct Scratch {
+    std::vector<float> q, keys, values, weights, out, total_out;
+    std::vector<float> max, sum, total_max, total_sum;
+    std::vector<int> begin, end;
+  };
+
+  void SizeScratch(int head_dim);
+  void CutTiles();
+  void CutJobs();
+  void RunJob(const Job& job, Scratch* scratch);
+  void MergeTile(const Tile& tile, int64_t slot, Scratch* scratch);
+  void GatherQueries(const Tile& tile, Scratch* scratch) const;
+  SplitArgs PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch) const;
+  void ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args, Scratch* scratch) const;
+  void WriteTile(const Tile& tile, const Scratch& scratch) const;
+  // Partial results of one split of a tile: max and sum per query, then out.
+  int64_t slot_floats() const;
+
+  const KernelTable& kernels_;
+  ThreadPool& pool_;
+  std::vector<Scratch> scratch_;  // by thread
+  std::vector<int> heads_;        // grouped by KV head
+  std::vector<Tile> tiles_;
+  std::vector<Job> jobs_;
+  std::vector<float> slots_;
+  int head_dim_ = 0;  // that the scratch memory is sized for
+  int dim_ = 0;       // rounded up to 16
+  // The call in progress.
+  const AttentionSpec* spec_ = nullptr;
+  const StepLayout* layout_ = nullptr;
+  KvMemory* kv_ = nullptr;
+  const float* qkv_ = nullptr;
+  float* out_ = nullptr;
+};
+
+}  // namespace facet
+
+#endif  // FACET_KERNELS_CPU_CPU_ATTENTION_H_

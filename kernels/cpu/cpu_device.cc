@@ -1,0 +1,273 @@
+#include "kernels/cpu/cpu_device.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "kernels/cpu/cpu_attention.h"
+#include "kernels/cpu/cpu_product.h"
+#include "kernels/cpu/cpu_vocabulary.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/pack.h"
+#include "kernels/cpu/packed_matrix.h"
+#include "kernels/host/host_device.h"
+#include "kernels/host/rotation.h"
+
+namespace facet {
+namespace {
+
+// Elementwise work on fewer floats than this is done before another thread has woken up.
+constexpr int64_t kParallelFloats = 16 << 10;
+
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+const PackedMatrix& Own(const Matrix& matrix) { return static_cast<const PackedMatrix&>(matrix); }
+
+class CpuDevice final : public HostDevice {
+ public:
+  CpuDevice(std::string name, const KernelTable& kernels, int threads)
+      : name_(std::move(name)),
+        kernels_(kernels),
+        pool_(threads),
+        product_(kernels_, &pool_),
+        attention_(kernels_, &pool_),
+        vocabulary_(kernels_, &pool_) {}
+
+  std::string name() const override { return name_; }
+
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
+                                                     const LeafCut* cut) override {
+    return PackedMatrix::Pack(source, cut, &pool_);
+  }
+
+  void BeginStep(const StepLayout& layout) override {
+    HostDevice::BeginStep(layout);
+    for (RotationTable& table : rotations_) table.pairs = 0;
+  }
+
+  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
+                 Floats out) override {
+    const PackedMatrix& matrix = Own(table);
+    const int64_t width = matrix.columns();
+    FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
+    ForRows(static_cast<int64_t>(rows.size()), width, [&](int64_t i) {
+      const int32_t row = rows[static_cast<size_t>(i)];
+      FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
+      UnpackRow(matrix.format(), matrix.panel(row / kPanelColumns), row % kPanelColumns, width,
+                scale, out.data + i * width);
+    });
+  }
+
+  void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
+    FACET_CHECK(int64_t{rows} * width <= std::min(x.size, out.size) && width <= weight.size);
+    ForRows(rows, width, [&](int64_t r) {
+      kernels_.norm(x.data + r * width, width, weight.data, epsilon, out.data + r * width);
+    });
+  }
+
+  void ResidualNorm(const ResidualNormArgs& args) override {
+    const int64_t size = int64_t{args.rows} * args.width;
+    FACET_CHECK(size <= std::min({args.residual.size, args.update.size, args.out.size}));
+    FACET_CHECK(args.width <= args.next_weight.size);
+    FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
+    ForRows(args.rows, args.width, [&](int64_t r) { ResidualNormRow(args, r * args.width); });
+  }
+
+  void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
+    int64_t width = 0;
+    for (const Matrix* part : parts) width += part->rows();
+    CheckProduct(*parts.front(), x, rows);
+    FACET_CHECK(rows * width <= out.size);
+    parts_.clear();
+    float* to = out.data;
+    for (const Matrix* part : parts) {
+      FACET_CHECK(part->columns() == parts.front()->columns() && part->root_count() == 1);
+      parts_.push_back({&Own(*part), to, width, 0});
+      to += part->rows();
+    }
+    product_.Run(parts_, x.data, rows);
+  }
+
+  void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
+    CheckProduct(matrix, x, rows);
+    FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
+    const CpuProduct::Part part = {&Own(matrix), roots.data, matrix.rows(),
+                                   rows * matrix.rows()};
+    product_.Run(std::span(&part, 1), x.data, rows);
+  }
+
+  void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
+    CheckAttention(spec, qkv);
+    const int width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+    const RotationTable* rotations = spec.rope < 0 ? nullptr : &Rotations(spec.rope);
+    row_runs_.clear();
+    for (const SequenceRun& run : layout().runs) row_runs_.insert(row_runs_.end(), run.rows, &run);
+    ForRows(layout().rows, width, [&](int64_t r) {
+      RopeAndStoreRow(spec, *row_runs_[static_cast<size_t>(r)], r, rotations,
+                      qkv.data + r * width);
+    });
+  }
+
+  void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
+    CheckAttention(spec, qkv);
+    FACET_CHECK(int64_t{layout().rows} * spec.heads * spec.head_dim <= out.size);
+    attention_.Run(spec, layout(), &kv(spec.pool), qkv.data, out.data);
+  }
+
+  void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) override {
+    const int64_t size = int64_t{rows} * width;
+    FACET_CHECK(2 * size <= gate_up.size && size <= out.size);
+    const auto gate = activation == Activation::kSilu ? kernels_.silu_gate : kernels_.gelu_gate;
+    ForRows(rows, width, [&](int64_t r) {
+      const float* from = gate_up.data + 2 * r * width;
+      gate(from, from + width, width, out.data + r * width);
+    });
+  }
+
+  void SoftCap(Floats x, int64_t size, float cap) override {
+    FACET_CHECK(size <= x.size);
+    constexpr int64_t kStep = 4096;
+    ForRows((size + kStep - 1) / kStep, kStep, [&](int64_t i) {
+      kernels_.soft_cap(x.data + i * kStep, std::min(kStep, size - i * kStep), cap);
+    });
+  }
+
+  void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
+                      CandidateReply* reply) override {
+    FACET_CHECK(slices.starts.size() >= 2 && slices.starts.back() <= logits.size);
+    vocabulary_.Find(logits.data, slices, query, reply);
+  }
+
+ private:
+  // The cosines and sines of one rope at the step's rows; made when first asked for.
+  struct RotationTable {
+    int64_t pairs = 0;  // 0: not made in this step
+    std::vector<float> cosines;  // [rows, pairs]
+    std::vector<float> sines;
+  };
+
+  // Calls body(row) for every row, in parallel if there is enough to do.
+  template <typename Body>
+  void ForRows(int64_t rows, int64_t width, const Body& body) {
+    const int64_t step =
+        std::max<int64_t>(1, std::min((rows + pool_.threads() - 1) / pool_.threads(),
+                                      kParallelFloats / std::max<int64_t>(width, 1)));
+    pool_.ParallelFor((rows + step - 1) / step, [&](int64_t task, int) {
+      for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) body(row);
+    });
+  }
+
+  static void CheckProduct(const Matrix& matrix, Floats x, int rows) {
+    FACET_CHECK(rows * matrix.columns() <= x.size, "{} rows of {} in {} floats", rows,
+                matrix.columns(), x.size);
+  }
+
+  void ResidualNormRow(const ResidualNormArgs& args, int64_t offset) const {
+    float* residual = args.residual.data + offset;
+    const float* update = args.update.data + offset;
+    float* out = args.out.data + offset;
+    if (args.post_weight) {  // `out` holds the normed update meanwhile
+      kernels_.norm(update, args.width, args.post_weight.data, args.epsilon, out);
+      update = out;
+    }
+    kernels_.accumulate(residual, update, args.width);
+    kernels_.norm(residual, args.width, args.next_weight.data, args.epsilon, out);
+  }
+
+  const RotationTable& Rotations(int index) {
+    rotations_.resize(std::max(rotations_.size(), static_cast<size_t>(index) + 1));
+    RotationTable& table = rotations_[static_cast<size_t>(index)];
+    const std::vector<float>& frequencies = rope(index).inverse_frequency;
+    if (table.pairs != 0 || frequencies.empty()) return table;
+    table.pairs = static_cast<int64_t>(frequencies.size());
+    const size_t size = static_cast<size_t>(layout().rows * table.pairs);
+    table.cosines.resize(std::max(table.cosines.size(), size));
+    table.sines.resize(std::max(table.sines.size(), size));
+    for (const SequenceRun& run : layout().runs) {
+      ForRows(run.rows, 16 * table.pairs, [&](int64_t i) {
+        const int64_t first = (run.first_row + i) * table.pairs;
+        for (int64_t pair = 0; pair < table.pairs; ++pair) {
+          const Rotation rotation =
+              RotationAt(run.first_position + i, frequencies[static_cast<size_t>(pair)]);
+          table.cosines[static_cast<size_t>(first + pair)] = rotation.cosine;
+          table.sines[static_cast<size_t>(first + pair)] = rotation.sine;
+        }
+      });
+    }
+    return table;
+  }
+
+  void RopeAndStoreRow(const AttentionSpec& spec, const SequenceRun& run, int64_t row,
+                       const RotationTable* rotations, float* qkv) {
+    for (int head = 0; head < spec.heads + spec.kv_heads; ++head) {
+      const Floats norm = head < spec.heads ? spec.q_norm : spec.k_norm;
+      float* x = qkv + head * spec.head_dim;
+      if (norm) kernels_.norm(x, spec.head_dim, norm.data, spec.norm_epsilon, x);
+      if (rotations == nullptr) continue;
+      const int64_t at = row * rotations->pairs;
+      kernels_.rotate(x, rotations->cosines.data() + at, rotations->sines.data() + at,
+                      static_cast<int>(rotations->pairs));
+    }
+    const std::span<const int32_t> blocks = run.blocks[static_cast<size_t>(spec.pool)];
+    const int64_t position = run.first_position + row - run.first_row;
+    KvMemory& pool = kv(spec.pool);
+    for (int head = 0; head < spec.kv_heads; ++head) {
+      const float* key = qkv + (spec.heads + head) * spec.head_dim;
+      const float* value = key + spec.kv_heads * spec.head_dim;
+      Store(key, pool, pool.Key(spec.pool_layer, head, blocks, position));
+      Store(value, pool, pool.Value(spec.pool_layer, head, blocks, position));
+    }
+  }
+
+  void Store(const float* from, const KvMemory& pool, std::byte* to) const {
+    const int head_dim = pool.spec().head_dim;
+    if (pool.spec().type == KvType::kF16) {
+      kernels_.to_half(from, head_dim, reinterpret_cast<uint16_t*>(to));
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(head_dim) * sizeof(float));
+    }
+  }
+
+  const std::string name_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  CpuProduct product_;
+  CpuAttention attention_;
+  CpuVocabulary vocabulary_;
+  std::vector<CpuProduct::Part> parts_;
+  std::vector<RotationTable> rotations_;  // by rope
+  std::vector<const SequenceRun*> row_runs_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options) {
+  if (options.threads < 1) return InvalidArgument("{} threads", options.threads);
+  using Isa = CpuDeviceOptions::Isa;
+  const bool wide =
+      options.isa == Isa::kAvx512 || (options.isa == Isa::kAuto && HasAvx512());
+  if (wide && !HasAvx512()) {
+    return FailedPrecondition("this processor lacks AVX-512 (F, BW, DQ, VL, VNNI)");
+  }
+  if (!wide && !HasAvx2()) {
+    return FailedPrecondition("this processor lacks AVX2, FMA or F16C");
+  }
+  return std::make_unique<CpuDevice>(wide ? "cpu-avx512" : "cpu-avx2",
+                                     wide ? avx512::Kernels() : avx2::Kernels(),
+                                     options.threads);
+}
+
+}  // namespace facet

@@ -1,0 +1,130 @@
+#ifndef FACET_KERNELS_CPU_KERNEL_TABLE_H_
+#define FACET_KERNELS_CPU_KERNEL_TABLE_H_
+
+// What is compiled once per instruction set: inner loops over plain memory. The device decides
+// who computes what and calls them through a table chosen at start-up. Plain data only: this
+// header is also compiled into the files that are built for AVX-512. All functions are
+// thread-safe and equal the reference device bit for bit.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/packed_format.h"
+
+namespace facet {
+
+// A product works on tiles of up to this many rows of activations.
+inline constexpr int kTileRows = 6;
+
+// The activations of one tile of `rows` rows. Integer products read the quantised form, float
+// products `x`.
+struct ActivationTile {
+  int rows = 0;
+  const float* x = nullptr;             // [rows][columns]
+  int64_t columns = 0;
+  const int8_t* q = nullptr;            // [columns / 4][rows][4]
+  const float* scale = nullptr;         // [columns / 32][rows]
+  const float* scaled_sum = nullptr;    // [columns / 32][rows]: scale x float(sum of q)
+  // [columns / 32][3][rows]: minus the sum of q over the block, its first and its second half.
+  const int32_t* negated_sum = nullptr;
+};
+
+// Where QuantizeRow puts row `row` of a tile; as in ActivationTile.
+struct QuantizedTile {
+  int rows = 0;
+  int8_t* q = nullptr;
+  float* scale = nullptr;
+  float* scaled_sum = nullptr;
+  int32_t* negated_sum = nullptr;
+};
+
+// Spreads the prefetch of the bytes that come next over the steps of a product.
+struct Prefetch {
+  const std::byte* next = nullptr;
+  int lines_per_block = 0;  // of 64 bytes, per 32 of K
+};
+
+struct ProductArgs {
+  const std::byte* panel = nullptr;
+  ActivationTile tile;
+  int64_t begin = 0;  // columns [begin, end); integer products: multiples of 32
+  int64_t end = 0;
+  float* out = nullptr;  // [rows][32], 64-byte aligned
+  Prefetch prefetch;
+};
+
+// One split of attention for a tile of queries that share a KV head.
+struct SplitArgs {
+  int queries = 0;
+  int dim = 0;                   // head_dim rounded up to 16, the rest zeros
+  const float* q = nullptr;      // [queries][dim]
+  const float* keys = nullptr;   // [64][dim] by position in the split
+  const float* values = nullptr;
+  const int* begin = nullptr;    // [queries]: the keys [begin, end) of the split are seen
+  const int* end = nullptr;      // none if begin >= end
+  float scale = 1;
+  float soft_cap = 0;            // 0: none
+  float* weights = nullptr;      // [queries][64] scratch
+  float* max = nullptr;          // [queries]
+  float* sum = nullptr;          // [queries]
+  float* out = nullptr;          // [queries][dim]
+};
+
+// Partial results of attention: a sum of 0 says that nothing has been seen yet.
+struct Partials {
+  float* max = nullptr;
+  float* sum = nullptr;
+  float* out = nullptr;
+};
+
+struct KernelTable {
+  // By PackedFormat and rows - 1.
+  void (*product[kPackedFormats][kTileRows])(const ProductArgs&) = {};
+
+  void (*quantize_row)(const float* x, int64_t columns, int row, const QuantizedTile& tile) =
+      nullptr;
+  // out = RMS(x; weight); out may be x.
+  void (*norm)(const float* x, int width, const float* weight, float epsilon, float* out) =
+      nullptr;
+  // out = act(gate) x up.
+  void (*gelu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
+  void (*silu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
+  void (*soft_cap)(float* x, int64_t size, float cap) = nullptr;
+  // a[i] += b[i].
+  void (*accumulate)(float* a, const float* b, int64_t size) = nullptr;
+  // (x[i], x[i + pairs]) rotated by the angle with cosine c[i] and sine s[i].
+  void (*rotate)(float* x, const float* c, const float* s, int pairs) = nullptr;
+
+  void (*to_half)(const float* x, int64_t size, uint16_t* out) = nullptr;
+  // `count` vectors of `size` elements, padded with zeros to `padded` floats each.
+  void (*widen_half)(const uint16_t* x, int count, int size, int padded, float* out) = nullptr;
+  void (*widen_float)(const float* x, int count, int size, int padded, float* out) = nullptr;
+  void (*attend_split)(const SplitArgs&) = nullptr;
+  // Adds a later split's results; `begin` and `end` as in SplitArgs.
+  void (*merge_split)(const SplitArgs& split, const Partials& total) = nullptr;
+  // out[size] = total x (1 / sum).
+  void (*finish_query)(const float* total, float sum, int size, float* out) = nullptr;
+
+  // out[i] = x[i] x factor. False if an x or a result is NaN or +infinity.
+  bool (*scale_logits)(const float* x, int64_t size, float factor, float* out) = nullptr;
+  float (*max)(const float* x, int64_t size) = nullptr;  // -infinity if size is 0
+  // a[i mod 16] += exp(x[i] - max).
+  void (*sum_exp)(const float* x, int64_t size, float max, float* a) = nullptr;
+  // Writes the indices i with x[i] >= threshold, ascending, and returns how many.
+  int (*select)(const float* x, int size, float threshold, int32_t* indices) = nullptr;
+  // order[i] = x[i] + Gumbel noise of (key, first_id + i), or -infinity where even the largest
+  // noise leaves it below the threshold.
+  void (*gumbel)(const float* x, int size, uint64_t key, uint32_t first_id, float threshold,
+                 float* order) = nullptr;
+};
+
+namespace avx2 {
+const KernelTable& Kernels();
+}
+namespace avx512 {
+const KernelTable& Kernels();
+}
+
+}  // namespace facet
+
+#endif  // FACET_KERNELS_CPU_KERNEL_TABLE_H_

@@ -1,0 +1,31 @@
+#ifndef FACET_KERNELS_CPU_PACK_H_
+#define FACET_KERNELS_CPU_PACK_H_
+
+// Between the blocks of a file and packed panels (packed_format.h).
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/cpu/packed_format.h"
+#include "kernels/device.h"
+
+namespace facet {
+
+// F32 for the types that are dequantised at load.
+PackedFormat PackedFormatOf(TensorType type);
+
+// Bytes of one panel.
+int64_t PanelBytes(PackedFormat format, int64_t columns);
+
+// Packs output rows [32 panel, 32 panel + 32) into `out`, which is zeroed. InvalidArgument names
+// tensor and row if a scale (or, of a dequantised type, a weight) is not finite.
+absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out);
+
+// out[k] = scale x weight k of column `column` of a panel, dequantised as DequantizeRow() does.
+void UnpackRow(PackedFormat format, const std::byte* panel, int column, int64_t columns,
+               float scale, float* out);
+
+}  // namespace facet
+
+#endif  // FACET_KERNELS_CPU_PACK_H_

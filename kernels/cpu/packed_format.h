@@ -1,0 +1,97 @@
+#ifndef FACET_KERNELS_CPU_PACKED_FORMAT_H_
+#define FACET_KERNELS_CPU_PACKED_FORMAT_H_
+
+// How matrices lie in memory for the product kernels. Plain data, also compiled into the files
+// that are built for AVX-512.
+//
+// A matrix is a sequence of panels of 32 output columns (rows of the matrix; the last panel is
+// filled up with zeros), K ascending inside a panel, so that a product reads one stream.
+//
+// Integer weights: per 32 of K one block, K types in super-blocks of eight with a common header:
+//   header    f16 d[32], f16 dmin[32] (Q4_K, Q5_K) or f16 d[32] (Q6_K)
+//   scales    f16 d[32]; f16 d[32], m[32]; u8 scale[32], min[32]; or s8 scale[2][32] (Q6_K: of the
+//             first and the last 16 of K)
+//   weights   unsigned, eight groups of four K values; a vector is 16 columns x one group, the
+//             four K values of a column in one 32-bit lane, `half` 0 and 1 for the two vectors of
+//             a group. 8 bits: [group][half]; 4 bits: [pair of groups][half], the even group in
+//             the low nibbles
+//   high bits the fifth bit: [half], bit g for group g; the fifth and sixth:
+//             [groups 0-3, 4-7][half], bits 2i and 2i + 1 for group i of the four
+// Float weights: per K 32 values of the type.
+
+#include <cstdint>
+
+namespace facet {
+
+inline constexpr int kPanelColumns = 32;
+inline constexpr int kHalfPanel = 16;
+
+enum class PackedFormat : int {
+  kQ8,
+  kQ4,
+  kQ4Min,
+  kQ5,
+  kQ5Min,
+  kQ4K,
+  kQ5K,
+  kQ6K,
+  kF32,
+  kF16,
+  kBF16,
+};
+inline constexpr int kPackedFormats = 11;
+
+struct PackedLayout {
+  int bits = 0;            // of a weight
+  int offset = 0;          // weight = stored - offset
+  bool has_min = false;
+  int scales_per_block = 1;
+  int super_blocks = 1;    // blocks that share a header
+  int header_bytes = 0;
+  int scale_bytes = 0;     // of a block
+  int weight_bytes = 0;
+  int high_bytes = 0;
+  bool is_float = false;   // then only weight_bytes, per K
+
+  constexpr int block_bytes() const { return scale_bytes + weight_bytes + high_bytes; }
+  constexpr int super_bytes() const { return header_bytes + super_blocks * block_bytes(); }
+  // Of `blocks` blocks from the start of a panel.
+  constexpr int64_t bytes(int64_t blocks) const {
+    return (blocks + super_blocks - 1) / super_blocks * header_bytes + blocks * block_bytes();
+  }
+};
+
+constexpr PackedLayout LayoutOf(PackedFormat format) {
+  switch (format) {
+    case PackedFormat::kQ8:
+      return {.bits = 8, .offset = 128, .scale_bytes = 64, .weight_bytes = 1024};
+    case PackedFormat::kQ4:
+      return {.bits = 4, .offset = 8, .scale_bytes = 64, .weight_bytes = 512};
+    case PackedFormat::kQ4Min:
+      return {.bits = 4, .has_min = true, .scale_bytes = 128, .weight_bytes = 512};
+    case PackedFormat::kQ5:
+      return {.bits = 5, .offset = 16, .scale_bytes = 64, .weight_bytes = 512, .high_bytes = 128};
+    case PackedFormat::kQ5Min:
+      return {.bits = 5, .has_min = true, .scale_bytes = 128, .weight_bytes = 512,
+              .high_bytes = 128};
+    case PackedFormat::kQ4K:
+      return {.bits = 4, .has_min = true, .super_blocks = 8, .header_bytes = 128,
+              .scale_bytes = 64, .weight_bytes = 512};
+    case PackedFormat::kQ5K:
+      return {.bits = 5, .has_min = true, .super_blocks = 8, .header_bytes = 128,
+              .scale_bytes = 64, .weight_bytes = 512, .high_bytes = 128};
+    case PackedFormat::kQ6K:
+      return {.bits = 6, .offset = 32, .scales_per_block = 2, .super_blocks = 8,
+              .header_bytes = 64, .scale_bytes = 64, .weight_bytes = 512, .high_bytes = 256};
+    case PackedFormat::kF32:
+      return {.bits = 32, .weight_bytes = 128, .is_float = true};
+    case PackedFormat::kF16:
+    case PackedFormat::kBF16:
+      return {.bits = 16, .weight_bytes = 64, .is_float = true};
+  }
+  return {};
+}
+
+}  // namespace facet
+
+#endif  // FACET_KERNELS_CPU_PACKED_FORMAT_H_

@@ -1,0 +1,124 @@
+// The CPU devices' attention equals the reference device's bit for bit, in every chunking.
+
+#include <gtest/gtest.h>
+
+#include "kernels/reference/reference_device.h"
+#include "tests/kernels/attention_scenario.h"
+#include "tests/kernels/cpu_devices.h"
+
+namespace facet {
+namespace {
+
+void ExpectSame(const AttentionResult& got, const AttentionResult& expected,
+                const std::string& what) {
+  ASSERT_EQ(got.out.size(), expected.out.size());
+  for (size_t i = 0; i < got.out.size(); ++i) {
+    ASSERT_EQ(FirstDifference(got.qkv[i], expected.qkv[i]), -1) << what << ", sequence " << i;
+    ASSERT_EQ(FirstDifference(got.out[i], expected.out[i]), -1) << what << ", sequence " << i;
+  }
+}
+
+void ExpectEqual(const AttentionScenario& scenario, std::initializer_list<int> chunks,
+                 std::initializer_list<int> threads = {1, 3}) {
+  const AttentionResult expected =
+      RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
+  for (const NamedDevice& named : CpuDevices(threads)) {
+    ASSERT_NO_FATAL_FAILURE(
+        ExpectSame(RunAttention(*named.device, scenario, OneStep(scenario)), expected,
+                   named.name + ", whole"));
+    for (const int rows : chunks) {
+      ASSERT_NO_FATAL_FAILURE(
+          ExpectSame(RunAttention(*named.device, scenario, Chunks(scenario, rows)), expected,
+                     named.name + ", chunks of " + std::to_string(rows)));
+    }
+  }
+}
+
+TEST(CpuAttention, EqualsTheReferenceInEveryChunking) {
+  AttentionScenario scenario;
+  scenario.lengths = {150, 1, 66, 64};
+  ExpectEqual(scenario, {1, 16, 63, 64, 65});
+}
+
+TEST(CpuAttention, EqualsTheReferenceWithWindows) {
+  for (const int64_t window : {1, 5, 64, 100}) {
+    AttentionScenario scenario;
+    scenario.window = window;
+    scenario.lengths = {170, 70};
+    scenario.seed = static_cast<uint64_t>(window);
+    ExpectEqual(scenario, {1, 37});
+  }
+}
+
+TEST(CpuAttention, SkipsBlocksThatTheWindowLeftBehind) {
+  AttentionScenario scenario;
+  scenario.window = 1;  // so that nothing before the first token is seen
+  scenario.lengths = {100, 30};
+  scenario.first_positions = {1000, 77};
+  ExpectEqual(scenario, {1, 37});
+}
+
+TEST(CpuAttention, EqualsTheReferenceForAnyMapOfHeads) {
+  const std::vector<std::vector<int>> kMaps = {
+      {0}, {0, 1, 2}, {0, 0, 0, 1, 1, 1, 2, 2, 2}, {2, 0, 2, 1, 2}, {0, 0, 0, 0, 0, 0, 0, 0, 0}};
+  for (const std::vector<int>& map : kMaps) {
+    AttentionScenario scenario;
+    scenario.heads = static_cast<int>(map.size());
+    scenario.kv_of_head = map;
+    scenario.kv_heads = 1 + *std::max_element(map.begin(), map.end());
+    scenario.lengths = {80, 40};
+    ExpectEqual(scenario, {1, 16});
+  }
+}
+
+TEST(CpuAttention, EqualsTheReferenceForOddHeadSizes) {
+  for (const int head_dim : {16, 40, 64, 80, 96, 256}) {
+    AttentionScenario scenario;
+    scenario.head_dim = head_dim;
+    scenario.rotary = head_dim / 4 * 2;
+    scenario.lengths = {70, 9};
+    ExpectEqual(scenario, {7});
+  }
+}
+
+TEST(CpuAttention, EqualsTheReferenceWithSoftCapNormsAndFloatKeys) {
+  AttentionScenario scenario;
+  scenario.soft_cap = 2;
+  scenario.norms = true;
+  scenario.type = KvType::kF32;
+  scenario.block_tokens = 7;
+  scenario.lengths = {130, 50};
+  ExpectEqual(scenario, {1, 30});
+  scenario.rotary = 0;
+  scenario.norms = false;
+  scenario.head_dim = 40;
+  ExpectEqual(scenario, {30});
+}
+
+TEST(CpuAttention, ManyHeadsOnOneKey) {
+  AttentionScenario scenario;
+  scenario.heads = 70;  // more than one tile of queries
+  scenario.kv_of_head.assign(70, 0);
+  scenario.head_dim = 16;
+  scenario.rotary = 16;
+  scenario.lengths = {65};
+  ExpectEqual(scenario, {1});
+}
+
+TEST(CpuAttention, LongContextsAreSharedByThreads) {
+  AttentionScenario scenario;
+  scenario.head_dim = 16;
+  scenario.rotary = 16;
+  scenario.lengths = {1500};
+  const AttentionResult expected =
+      RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
+  std::vector<StepShares> decode = {{{0, 1300}}};
+  for (int i = 0; i < 198; ++i) decode.push_back({{0, 1}});
+  decode.push_back({{0, 2}});
+  for (const NamedDevice& named : CpuDevices({1, 2, 3})) {
+    ExpectSame(RunAttention(*named.device, scenario, decode), expected, named.name);
+  }
+}
+
+}  // namespace
+}  // namespace facet

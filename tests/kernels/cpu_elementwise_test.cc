@@ -1,0 +1,128 @@
+// Norms, gates and caps of the CPU devices equal the reference device's bit for bit.
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <functional>
+
+#include "kernels/reference/reference_device.h"
+#include "tests/kernels/cpu_devices.h"
+
+namespace facet {
+namespace {
+
+using Operation = std::function<std::vector<float>(Device&)>;
+
+void ExpectEqual(const Operation& operation, const std::string& what) {
+  const std::vector<float> expected = operation(*MakeReferenceDevice());
+  for (const NamedDevice& named : CpuDevices({1, 3})) {
+    ASSERT_EQ(FirstDifference(operation(*named.device), expected), -1)
+        << named.name << " " << what;
+  }
+}
+
+constexpr int kWidths[] = {1, 15, 16, 17, 64, 83, 640, 2049};
+
+TEST(CpuNorm, EqualsTheReference) {
+  Random random(1);
+  for (const int width : kWidths) {
+    for (const int rows : {1, 3, 50}) {
+      const std::vector<float> x = MakeActivations(rows, width, random);
+      const std::vector<float> weight = MakeFloats(width, 1, random);
+      ExpectEqual(
+          [&](Device& device) {
+            const Floats out = *device.AllocateFloats(rows * width);
+            device.RmsNorm(Upload(device, x), rows, width, Upload(device, weight), 1e-6f, out);
+            return Download(device, out);
+          },
+          std::to_string(rows) + " x " + std::to_string(width));
+    }
+  }
+}
+
+TEST(CpuResidualNorm, EqualsTheReference) {
+  Random random(2);
+  for (const int width : kWidths) {
+    for (const bool post : {false, true}) {
+      constexpr int kRows = 5;
+      const std::vector<float> x = MakeActivations(kRows, width, random);
+      const std::vector<float> update = MakeActivations(kRows, width, random);
+      const std::vector<float> weights = MakeFloats(2 * width, 1, random);
+      ExpectEqual(
+          [&](Device& device) {
+            ResidualNormArgs args;
+            args.residual = Upload(device, x);
+            args.update = Upload(device, update);
+            if (post) args.post_weight = Upload(device, std::span(weights).first(width));
+            args.next_weight = Upload(device, std::span(weights).last(width));
+            args.out = *device.AllocateFloats(kRows * width);
+            args.rows = kRows;
+            args.width = width;
+            args.epsilon = 1e-5f;
+            device.ResidualNorm(args);
+            std::vector<float> result = Download(device, args.residual);
+            const std::vector<float> out = Download(device, args.out);
+            result.insert(result.end(), out.begin(), out.end());
+            return result;
+          },
+          std::to_string(width));
+    }
+  }
+}
+
+TEST(CpuGate, EqualsTheReference) {
+  Random random(3);
+  for (const int width : kWidths) {
+    for (const Activation activation : {Activation::kGeluTanh, Activation::kSilu}) {
+      const std::vector<float> x = MakeFloats(2 * 7 * width, 4, random);
+      ExpectEqual(
+          [&](Device& device) {
+            const Floats out = *device.AllocateFloats(7 * width);
+            device.Gate(activation, Upload(device, x), 7, width, out);
+            return Download(device, out);
+          },
+          std::to_string(width));
+    }
+  }
+}
+
+// All orders of magnitude of both signs, with subnormals and infinities.
+std::vector<float> Sweep() {
+  std::vector<float> x;
+  for (uint64_t bits = 0; bits < (uint64_t{1} << 32); bits += 14983) {
+    const float value = std::bit_cast<float>(static_cast<uint32_t>(bits));
+    if (!std::isnan(value)) x.push_back(value);
+  }
+  for (double value = -105; value < 90; value += 0.0011) x.push_back(static_cast<float>(value));
+  x.push_back(INFINITY);
+  return x;
+}
+
+TEST(CpuExp, EqualsTheReferenceOverADenseSweep) {
+  // Through the operations that use it: silu(x) = x / (1 + exp(-x)) and the soft cap.
+  const std::vector<float> x = Sweep();
+  const int width = static_cast<int>(x.size());
+  std::vector<float> gate_up = x;
+  gate_up.resize(2 * x.size(), 1.0f);
+  ExpectEqual(
+      [&](Device& device) {
+        const Floats out = *device.AllocateFloats(width);
+        device.Gate(Activation::kSilu, Upload(device, gate_up), 1, width, out);
+        std::vector<float> result = Download(device, out);
+        // silu(-infinity) is -infinity / infinity; which NaN that is does not matter.
+        for (float& value : result) value = std::isnan(value) ? 0 : value;
+        return result;
+      },
+      "silu");
+  ExpectEqual(
+      [&](Device& device) {
+        const Floats array = Upload(device, x);
+        device.SoftCap(array, width, 3);
+        return Download(device, array);
+      },
+      "soft cap");
+}
+
+}  // namespace
+}  // namespace facet

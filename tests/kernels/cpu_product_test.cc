@@ -1,0 +1,232 @@
+// The CPU devices' products equal the reference device's bit for bit, whatever the number of rows,
+// of threads and of leaves.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/reference/reference_device.h"
+#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/test_data.h"
+
+namespace facet {
+namespace {
+
+constexpr int kRowsMax = 33;
+constexpr int kBatches[] = {1, 2, 3, 5, 6, 7, 12, 13, 33};
+
+std::string TypeName(const testing::TestParamInfo<TensorType>& info) {
+  return std::string(FormatOf(info.param).name);
+}
+
+// Some widths in whole blocks of the type.
+std::vector<int64_t> Widths(TensorType type) {
+  const int64_t block = FormatOf(type).elements;
+  if (block == 1) return {1, 7, 40, 300};
+  if (block == 32) return {32, 96, 512};
+  return {256, 768};
+}
+
+std::vector<float> RunRoots(Device& device, const Matrix& matrix, Floats x, int rows) {
+  const Floats out = *device.AllocateFloats(matrix.root_count() * rows * matrix.rows());
+  device.ProductRoots(matrix, x, rows, out);
+  return Download(device, out);
+}
+
+// The first `rows` rows of every root of a result for kRowsMax rows.
+std::vector<float> Prefix(const std::vector<float>& all, int roots, int rows, int64_t width) {
+  std::vector<float> prefix;
+  for (int root = 0; root < roots; ++root) {
+    const auto from = all.begin() + root * kRowsMax * width;
+    prefix.insert(prefix.end(), from, from + rows * width);
+  }
+  return prefix;
+}
+
+class CpuProduct : public testing::TestWithParam<TensorType> {
+ protected:
+  void ExpectEqual(const TestMatrix& matrix, const LeafCut& cut, const std::vector<float>& x) {
+    const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), &cut);
+    const std::vector<float> all =
+        RunRoots(*reference_, *expected_matrix, Upload(*reference_, x), kRowsMax);
+    for (const NamedDevice& named : devices_) {
+      const auto loaded = named.device->LoadMatrix(matrix.source(), &cut);
+      ASSERT_TRUE(loaded.ok()) << loaded.status();
+      const Floats input = Upload(*named.device, x);
+      for (const int rows : kBatches) {
+        if (named.threads > 1 && rows % 3 != 0) continue;  // threads share panels, not rows
+        const std::vector<float> got = RunRoots(*named.device, **loaded, input, rows);
+        const std::vector<float> expected =
+            Prefix(all, expected_matrix->root_count(), rows, matrix.rows);
+        ASSERT_EQ(FirstDifference(got, expected), -1)
+            << named.name << ", " << matrix.rows << " x " << matrix.columns << ", "
+            << cut.leaves() << " leaves, " << rows << " rows";
+      }
+    }
+  }
+
+  std::unique_ptr<Device> reference_ = MakeReferenceDevice();
+  std::vector<NamedDevice> devices_ = CpuDevices({1, 2, 3});
+};
+
+TEST_P(CpuProduct, EqualsTheReferenceForEveryShape) {
+  Random random(static_cast<uint64_t>(GetParam()) + 11);
+  const int64_t unit = FormatOf(GetParam()).elements == 1 ? 1 : 32;
+  for (const int64_t rows : {1, 2, 3, 5, 6, 7, 8, 16, 31, 33, 64, 65, 127}) {
+    for (const int64_t columns : Widths(GetParam())) {
+      const TestMatrix matrix = MakeMatrix(GetParam(), rows, columns, 0.1f, random);
+      const std::vector<float> x = MakeActivations(kRowsMax, columns, random);
+      for (const LeafCut& cut :
+           {LeafCut{1, 0, CutColumns(columns, 1, unit)}, LeafCut{7, 2, CutColumns(columns, 3, unit)},
+            LeafCut{8, 1, CutColumns(columns, 5, unit)},
+            LeafCut{8, 0, CutColumns(columns, 8, unit)}}) {
+        ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, cut, x));
+      }
+    }
+  }
+}
+
+TEST_P(CpuProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
+  Random random(static_cast<uint64_t>(GetParam()) + 12);
+  const TestMatrix matrix = MakeMatrix(GetParam(), 70, 16 * 256, 0.1f, random);
+  const std::vector<float> x = MakeActivations(kRowsMax, matrix.columns, random);
+  const LeafCut cut{16, 0, CutColumns(matrix.columns, 16, 256)};
+  ExpectEqual(matrix, cut, x);
+}
+
+TEST_P(CpuProduct, EmbedsLikeTheReference) {
+  Random random(static_cast<uint64_t>(GetParam()) + 13);
+  const TestMatrix matrix = MakeMatrix(GetParam(), 77, 512, 0.1f, random);
+  std::vector<int32_t> rows(40);
+  for (int32_t& row : rows) row = static_cast<int32_t>(random() % 77);
+  const auto embed = [&](Device& device) {
+    const auto table = *device.LoadMatrix(matrix.source(), nullptr);
+    const Floats out = *device.AllocateFloats(40 * 512);
+    device.EmbedRows(*table, rows, 25.298221f, out);
+    return Download(device, out);
+  };
+  const std::vector<float> expected = embed(*reference_);
+  for (const NamedDevice& named : devices_) {
+    EXPECT_EQ(FirstDifference(embed(*named.device), expected), -1) << named.name;
+  }
+}
+
+TEST_P(CpuProduct, ReordersRows) {
+  Random random(static_cast<uint64_t>(GetParam()) + 14);
+  TestMatrix matrix = MakeMatrix(GetParam(), 50, 256, 0.1f, random);
+  matrix.row_order = {49, 3, 0, 17};
+  matrix.rows = 4;
+  const std::vector<float> x = MakeActivations(2, 256, random);
+  const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), nullptr);
+  const std::vector<float> expected =
+      RunRoots(*reference_, *expected_matrix, Upload(*reference_, x), 2);
+  for (const NamedDevice& named : devices_) {
+    const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
+    const auto got = RunRoots(*named.device, *loaded, Upload(*named.device, x), 2);
+    EXPECT_EQ(FirstDifference(got, expected), -1) << named.name;
+  }
+}
+
+TEST_P(CpuProduct, PacksAtTheFormatsWidth) {
+  // Bits per weight: the file's, but for the 6-bit scales of Q4_K and Q5_K, which take 8, and the
+  // types that are kept as floats.
+  const auto bits = [](TensorType type) {
+    switch (type) {
+      case TensorType::kQ4_K: return 4.625;
+      case TensorType::kQ5_K: return 5.625;
+      case TensorType::kQ2_K: case TensorType::kQ3_K: case TensorType::kIQ4_NL:
+      case TensorType::kIQ4_XS: return 32.0;
+      default: return 8.0 * FormatOf(type).bytes / FormatOf(type).elements;
+    }
+  };
+  Random random(1);
+  const TestMatrix matrix = MakeMatrix(GetParam(), 33, 512, 0.1f, random);
+  for (const NamedDevice& named : devices_) {
+    const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
+    EXPECT_EQ(static_cast<double>(loaded->packed_bytes()), 64 * 512 * bits(GetParam()) / 8);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CpuProduct, testing::ValuesIn(AllTensorTypes()), TypeName);
+
+TEST(CpuProductOfParts, EqualsTheReferenceForMixedTypes) {
+  Random random(21);
+  const TestMatrix parts[] = {MakeMatrix(TensorType::kQ5_0, 100, 256, 0.1f, random),
+                              MakeMatrix(TensorType::kF32, 33, 256, 0.1f, random),
+                              MakeMatrix(TensorType::kQ6_K, 70, 256, 0.1f, random),
+                              MakeMatrix(TensorType::kQ8_0, 1, 256, 0.1f, random)};
+  const std::vector<float> x = MakeActivations(9, 256, random);
+  const auto run = [&](Device& device) {
+    std::vector<std::unique_ptr<Matrix>> loaded;
+    std::vector<const Matrix*> pointers;
+    for (const TestMatrix& part : parts) {
+      loaded.push_back(*device.LoadMatrix(part.source(), nullptr));
+      pointers.push_back(loaded.back().get());
+    }
+    const Floats out = *device.AllocateFloats(9 * 204);
+    device.Product(pointers, Upload(device, x), 9, out);
+    return Download(device, out);
+  };
+  const std::vector<float> expected = run(*MakeReferenceDevice());
+  for (const NamedDevice& named : CpuDevices({1, 2, 3})) {
+    EXPECT_EQ(FirstDifference(run(*named.device), expected), -1) << named.name;
+  }
+}
+
+TEST(CpuProductOfParts, ExtremeActivationsEqualTheReference) {
+  Random random(22);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 40, 64, 0.1f, random);
+  std::vector<float> x = MakeFloats(5 * 64, 1, random);
+  for (int k = 0; k < 64; ++k) {
+    x[k] *= 1e-38f;                       // 127 / amax overflows
+    x[64 + k] *= 1e-41f;                  // subnormal
+    x[128 + k] = k % 2 == 0 ? 1e30f : -1e30f;
+    x[192 + k] = 0;
+  }
+  const auto run = [&](Device& device) {
+    const auto loaded = *device.LoadMatrix(matrix.source(), nullptr);
+    return RunRoots(device, *loaded, Upload(device, x), 5);
+  };
+  const std::vector<float> expected = run(*MakeReferenceDevice());
+  for (const NamedDevice& named : CpuDevices({1})) {
+    EXPECT_EQ(FirstDifference(run(*named.device), expected), -1) << named.name;
+  }
+}
+
+TEST(CpuProductOfParts, ANotANumberReachesTheResult) {
+  Random random(23);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ4_1, 40, 64, 0.1f, random);
+  std::vector<float> x = MakeFloats(2 * 64, 1, random);
+  x[3] = std::nanf("");
+  x[64 + 40] = INFINITY;
+  for (const NamedDevice& named : CpuDevices({1})) {
+    const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
+    for (const float value : RunRoots(*named.device, *loaded, Upload(*named.device, x), 2)) {
+      EXPECT_FALSE(std::isfinite(value)) << named.name;
+    }
+  }
+}
+
+TEST(CpuMatrix, RefusesScalesThatAreNotFinite) {
+  Random random(24);
+  for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ4_K, TensorType::kQ2_K}) {
+    TestMatrix matrix = MakeMatrix(type, 100, 512, 0.1f, random);
+    const int offset = type == TensorType::kQ2_K ? 80 : 0;
+    PoisonScale(&matrix, 97, 0, offset);
+    PoisonScale(&matrix, 41, 1, offset);
+    for (const NamedDevice& named : CpuDevices({1, 2})) {
+      const absl::Status status = named.device->LoadMatrix(matrix.source(), nullptr).status();
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << named.name;
+      EXPECT_THAT(std::string(status.message()), testing::AllOf(testing::HasSubstr(matrix.name),
+                                                                testing::HasSubstr("row 41")));
+    }
+  }
+}
+
+TEST(MakeCpuDevice, RefusesZeroThreads) {
+  EXPECT_EQ(MakeCpuDevice({0}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace facet

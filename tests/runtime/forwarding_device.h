@@ -1,0 +1,73 @@
+#ifndef FACET_TESTS_RUNTIME_FORWARDING_DEVICE_H_
+#define FACET_TESTS_RUNTIME_FORWARDING_DEVICE_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "kernels/device.h"
+
+namespace facet::testing {
+
+// A device that passes every call on to another: the base of devices with planted faults.
+class ForwardingDevice : public Device {
+ public:
+  explicit ForwardingDevice(std::unique_ptr<Device> inner) : inner_(std::move(inner)) {}
+
+  std::string name() const override { return inner_->name(); }
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
+                                                     const LeafCut* cut) override {
+    return inner_->LoadMatrix(source, cut);
+  }
+  absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
+    return inner_->AllocateFloats(size);
+  }
+  absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
+    return inner_->AllocateKv(pools);
+  }
+  int AddRope(RopeSpec spec) override { return inner_->AddRope(std::move(spec)); }
+  void CopyIn(std::span<const float> host, Floats device) override {
+    inner_->CopyIn(host, device);
+  }
+  void CopyOut(Floats device, std::span<float> host) override { inner_->CopyOut(device, host); }
+  void Synchronize() override { inner_->Synchronize(); }
+  void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
+  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
+                 Floats out) override {
+    inner_->EmbedRows(table, rows, scale, out);
+  }
+  void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
+    inner_->GatherRows(x, rows, width, out);
+  }
+  void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
+    inner_->RmsNorm(x, rows, width, weight, epsilon, out);
+  }
+  void ResidualNorm(const ResidualNormArgs& args) override { inner_->ResidualNorm(args); }
+  void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
+    inner_->Product(parts, x, rows, out);
+  }
+  void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
+    inner_->ProductRoots(matrix, x, rows, roots);
+  }
+  void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
+    inner_->RopeAndStore(spec, qkv);
+  }
+  void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
+    inner_->Attend(spec, qkv, out);
+  }
+  void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) override {
+    inner_->Gate(activation, gate_up, rows, width, out);
+  }
+  void SoftCap(Floats x, int64_t size, float cap) override { inner_->SoftCap(x, size, cap); }
+  void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
+                      CandidateReply* reply) override {
+    inner_->FindCandidates(logits, slices, query, reply);
+  }
+
+ private:
+  std::unique_ptr<Device> inner_;
+};
+
+}  // namespace facet::testing
+
+#endif  // FACET_TESTS_RUNTIME_FORWARDING_DEVICE_H_

@@ -1,0 +1,94 @@
+// The real models against what llama.cpp said of the same files: the log-probabilities of its own
+// greedy answers, and the perplexity of a text (tests/golden/README.md).
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include "tests/golden/golden.h"
+#include "tests/runtime/in_process_group.h"
+
+namespace facet::testing {
+namespace {
+
+struct RealModel {
+  std::string recording;
+  std::string file;
+};
+
+std::unique_ptr<InProcessGroup> Start(const RealModel& model) {
+  const char* directory = std::getenv("FACET_MODEL_DIR");
+  GroupOptions options;
+  options.rank.model_path =
+      std::string(directory != nullptr ? directory : ".cache/models") + "/" + model.file;
+  options.rank.kv_tokens = 8192;
+  options.rank.threads = 1;
+  options.world = 2;
+  EXPECT_TRUE(std::filesystem::exists(options.rank.model_path))
+      << options.rank.model_path << " is missing: deploy/local/fetch_models.sh";
+  auto group = InProcessGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  return *std::move(group);
+}
+
+// Facet's log-probabilities of tokens[1:], each after all before it.
+EngineRequest Score(std::vector<TokenId> tokens) {
+  EngineRequest request;
+  request.prompt_length = static_cast<int>(tokens.size());
+  request.tokens = std::move(tokens);
+  request.prompt_logprobs = true;
+  request.logprobs = 0;
+  request.max_tokens = 0;
+  return request;
+}
+
+class RealModelTest : public ::testing::TestWithParam<RealModel> {};
+
+TEST_P(RealModelTest, AnswersOfLlamaCppAreAsLikelyHere) {
+  const std::vector<golden::Answer> answers = golden::ReadAnswers(GetParam().recording);
+  std::vector<EngineRequest> requests;
+  for (const golden::Answer& answer : answers) {
+    std::vector<TokenId> tokens = answer.prompt;
+    tokens.insert(tokens.end(), answer.ids.begin(), answer.ids.end());
+    requests.push_back(Score(std::move(tokens)));
+  }
+  const std::vector<Output> outputs = Start(GetParam())->Run(std::move(requests));
+  double difference = 0;
+  int count = 0;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    const golden::Answer& answer = answers[i];
+    ASSERT_EQ(outputs[i].prompt.size(), answer.prompt.size() + answer.ids.size() - 1);
+    for (size_t t = 0; t < answer.ids.size(); ++t) {
+      const ScoredToken& scored = outputs[i].prompt[answer.prompt.size() - 1 + t];
+      ASSERT_EQ(scored.id, answer.ids[t]);
+      difference += std::abs(scored.logprob - answer.log_probabilities[t]);
+      ++count;
+    }
+  }
+  std::printf("%s: mean |log-probability difference| %.4f over %d tokens\n",
+              GetParam().recording.c_str(), difference / count, count);
+  EXPECT_LT(difference / count, 0.05);
+}
+
+TEST_P(RealModelTest, PerplexityOfATextAgrees) {
+  const golden::TextLikelihood text = golden::ReadText(GetParam().recording);
+  const std::vector<Output> outputs = Start(GetParam())->Run({Score(text.ids)});
+  ASSERT_EQ(outputs[0].prompt.size(), text.ids.size() - 1);
+  double sum = 0;
+  for (const ScoredToken& token : outputs[0].prompt) sum += token.logprob;
+  const double perplexity = std::exp(-sum / static_cast<double>(outputs[0].prompt.size()));
+  std::printf("%s: perplexity %.4f, llama.cpp %.4f\n", GetParam().recording.c_str(), perplexity,
+              text.perplexity);
+  EXPECT_NEAR(perplexity / text.perplexity, 1, 0.005);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, RealModelTest,
+    ::testing::Values(RealModel{"gemma3_270m", "gemma-3-270m-q4_k_m.gguf"},
+                      RealModel{"smollm2_135m", "SmolLM2-135M-Instruct.Q4_1.gguf"}),
+    [](const auto& info) { return info.param.recording; });
+
+}  // namespace
+}  // namespace facet::testing
