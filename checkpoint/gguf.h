@@ -2,19 +2,19 @@
 #define FACET_CHECKPOINT_GGUF_H_
 
 // GGUF v2/v3: typed metadata and named tensors over mapped bytes. Every length in the file is
-// checked against the bytes that are there before it is used, and against fixed limits (gguf.cc).
-// Nothing is copied: strings, arrays and tensors are views into the mapping.
+// checked against the bytes that are there before it is used, and against fixed limits
+// (gguf_reader.cc). Nothing is copied: strings, arrays and tensors are views into the mapping.
+// Everything here is immutable once built and may be read from any thread.
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "checkpoint/block_formats.h"
@@ -50,16 +50,22 @@ struct GgufTensor {
 struct GgufHeader {
   uint32_t version = 0;
   uint64_t header_bytes = 0;  // offset of the tensor data
-  absl::flat_hash_map<std::string_view, GgufValue> metadata;
+  // Ordered trees, here and in GgufModel: a file can choose names that collide in a hash table.
+  std::map<std::string_view, GgufValue> metadata;
   std::vector<GgufTensor> tensors;
 };
 
-// Parses `file`, the whole file's bytes. InvalidArgument names the record that is wrong.
+// Parses `file`, the whole file's bytes, which the header's views point into. Reads the header's
+// bytes only. InvalidArgument names the record that is wrong. Holds for what it returns: tensor
+// names are distinct, every `data` lies in the file's tensor data, overlaps no other, starts at a
+// multiple of the file's alignment and is exactly its shape's rows of whole blocks long.
 absl::StatusOr<GgufHeader> ParseGguf(std::span<const std::byte> file);
 
 // A model on disk: one file, or the parts `x-00001-of-0000N.gguf` found beside the first.
 class GgufModel {
  public:
+  // As MappedFile::Open and ParseGguf, naming the file. Of a split model, `path` is the first part;
+  // the names of the others are made from it, never from what the file says.
   static absl::StatusOr<GgufModel> Open(const std::string& path);
 
   const std::string& path() const { return files_.front().path(); }
@@ -71,16 +77,18 @@ class GgufModel {
   // equal digests have loaded the same model, barring a forger.
   uint64_t digest() const { return digest_; }
 
-  // Metadata. Has() tells absence from error; the getters return InvalidArgument on a wrong type
-  // or range, naming the key. Integers of any width are accepted where they fit.
+  // Metadata. Has() tells absence from error; the getters return NotFound for an absent key and
+  // InvalidArgument for a wrong type or range, naming the key. Integers of any width are accepted
+  // where they fit. The vectors are the caller's: keep the StatusOr in a variable while looping.
   bool Has(std::string_view key) const;
   absl::StatusOr<std::string_view> GetString(std::string_view key) const;
   absl::StatusOr<int64_t> GetInt(std::string_view key) const;
-  absl::StatusOr<double> GetFloat(std::string_view key) const;  // f32, f64 or an integer
+  absl::StatusOr<double> GetFloat(std::string_view key) const;  // finite; f32, f64 or an integer
   absl::StatusOr<bool> GetBool(std::string_view key) const;
   absl::StatusOr<std::vector<std::string_view>> GetStrings(std::string_view key) const;
   absl::StatusOr<std::vector<double>> GetNumbers(std::string_view key) const;  // array of numbers
-  // A scalar or an array with one entry per layer, as some keys may be.
+  // A scalar, which then holds for every layer, or an array with one entry per layer: integers, or
+  // booleans as 0 and 1.
   absl::StatusOr<std::vector<int64_t>> GetPerLayer(std::string_view key, int layers) const;
 
   // Drops the pages of a tensor's data (or of everything) from this process's resident memory.
@@ -90,9 +98,13 @@ class GgufModel {
  private:
   GgufModel() = default;
 
+  absl::Status AddPart(const std::string& path);
+  absl::Status AddOtherParts();
+  absl::StatusOr<GgufValue> Find(std::string_view key) const;
+
   std::vector<MappedFile> files_;
   GgufHeader header_;
-  absl::flat_hash_map<std::string_view, int> tensor_index_;
+  std::map<std::string_view, int> tensor_index_;
   uint64_t digest_ = 0;
 };
 

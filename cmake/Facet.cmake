@@ -20,7 +20,11 @@ endfunction()
 
 # facet_test(name SOURCES a_test.cc ... DEPS target ... [LABELS label ...] [TIMEOUT s])
 # One ctest entry per binary; runs in the source directory so that tests find their data.
+# Not with FACET_FUZZ, whose compiler need not understand the tests.
 function(facet_test name)
+  if(FACET_FUZZ)
+    return()
+  endif()
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   facet_binary(${name} SOURCES ${ARG_SOURCES} DEPS ${ARG_DEPS} GTest::gmock_main)
   if(NOT ARG_TIMEOUT)
@@ -31,12 +35,21 @@ function(facet_test name)
 endfunction()
 
 # facet_fuzzer(name SOURCES a_fuzz.cc DEPS target ...): a libFuzzer target, only with FACET_FUZZ.
+# Its ctest entry is a smoke run of 20 s that starts from seeds/<name>/ beside it, where that is.
 function(facet_fuzzer name)
   if(NOT FACET_FUZZ)
     return()
   endif()
   facet_binary(${name} ${ARGN})
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  set(corpus ${PROJECT_BINARY_DIR}/corpus/${name})  # what this and earlier runs found
+  file(MAKE_DIRECTORY ${corpus})
+  set(seeds ${CMAKE_CURRENT_SOURCE_DIR}/seeds/${name})
+  if(NOT EXISTS ${seeds})
+    set(seeds)
+  endif()
+  add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -rss_limit_mb=1024 -timeout=5
+           ${corpus} ${seeds})
 endfunction()
 
 # facet_proto(name a.proto ...): messages and gRPC stubs.
