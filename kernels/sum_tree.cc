@@ -66,8 +66,7 @@ SumTree::SumTree(int leaves, std::vector<int> rank_begin)
   FACET_CHECK(next_root == static_cast<int>(all.size()));
 }
 
-int SumTree::Schedule(int begin, int end, std::span<const Subtree> all, int* next_root,
-                      int depth) {
+int SumTree::Schedule(int begin, int end, std::span<const Subtree> all, int* next_root, int depth) {
   if (all[*next_root] == Subtree{begin, end}) return (*next_root)++;
   const int roots = static_cast<int>(all.size());
   const int split = SplitPoint(begin, end);

@@ -1,0 +1,298 @@
+// How a group fails: everywhere, promptly, with a sentence that says who and where.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/status.h"
+#include "kernels/collectives/local.h"
+#include "kernels/sum_tree.h"
+#include "tests/collectives/group_harness.h"
+
+namespace facet {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using Clock = std::chrono::steady_clock;
+
+constexpr milliseconds kLong(60'000);
+constexpr milliseconds kShort(100);
+
+absl::Status Reduce(Communicator& comm, int64_t elements, int leaves = 8) {
+  std::vector<int> begin;
+  for (int rank = 0; rank <= comm.world(); ++rank) begin.push_back(leaves * rank / comm.world());
+  const SumTree tree(leaves, begin);
+  const std::vector<float> roots(static_cast<size_t>(elements * tree.root_count(comm.rank())), 1.f);
+  std::vector<float> out(static_cast<size_t>(elements));
+  return comm.AllReduceSum(tree, roots.data(), elements, out.data());
+}
+
+absl::Status BroadcastBytes(Communicator& comm, size_t bytes) {
+  std::vector<std::byte> message(comm.rank() == 0 ? bytes : 0);
+  return comm.Broadcast(&message);
+}
+
+// What a rank that fails saw, and whether all it does later fails the same way at once.
+absl::Status ThenEverythingFails(Communicator& comm, const absl::Status& failure) {
+  if (failure.ok()) return failure;
+  const Clock::time_point begin = Clock::now();
+  std::vector<std::vector<std::byte>> parts;
+  std::vector<float> out(static_cast<size_t>(comm.world()));
+  const std::vector<int64_t> counts(static_cast<size_t>(comm.world()), 1);
+  const float mine = 1;
+  for (const absl::Status& later :
+       {comm.Barrier(), Reduce(comm, 3), BroadcastBytes(comm, 3), comm.AllGatherBytes({}, &parts),
+        comm.AllGather({&mine, 1}, counts, out.data())}) {
+    if (later != failure) return Internal("then {}", later.ToString());
+  }
+  if (Clock::now() - begin > std::chrono::seconds(5)) return Internal("the later calls waited");
+  return failure;
+}
+
+void ExpectAllFail(const std::vector<absl::Status>& statuses, absl::StatusCode code,
+                   const ::testing::Matcher<std::string>& message) {
+  for (size_t rank = 0; rank < statuses.size(); ++rank) {
+    EXPECT_EQ(statuses[rank].code(), code) << "rank " << rank;
+    EXPECT_THAT(MessageOf(statuses[rank]), message) << "rank " << rank;
+    EXPECT_EQ(statuses[rank], statuses[0]) << "ranks tell different stories";
+  }
+}
+
+class Failures : public ::testing::TestWithParam<Backend> {
+ protected:
+  // Every rank does `work` and then finds everything failed; the first call must come back long
+  // before its deadline.
+  std::vector<absl::Status> Run(int world, const RankWork& work, const ArenaOptions& options = {}) {
+    const Clock::time_point begin = Clock::now();
+    auto statuses = RunGroup(
+        GetParam(), world,
+        [&](Communicator& comm) {
+          comm.SetTimeout(kLong);
+          return ThenEverythingFails(comm, work(comm));
+        },
+        options);
+    EXPECT_LT(Clock::now() - begin, kLong / 2);
+    return statuses;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(, Failures, ::testing::Values(Backend::kThreads, Backend::kProcesses),
+                         [](const auto& info) {
+                           return info.param == Backend::kThreads ? "Threads" : "Processes";
+                         });
+
+TEST_P(Failures, ADifferentOperationAndStepNamesBothSides) {
+  const auto statuses = Run(2, [](Communicator& comm) {
+    comm.SetStep(comm.rank() == 1 ? 17 : 18);
+    return comm.rank() == 1 ? Reduce(comm, 640) : comm.Barrier();
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kFailedPrecondition,
+                AllOf(HasSubstr("rank 1"), HasSubstr("in all-reduce of step 17"),
+                      HasSubstr("rank 0"), HasSubstr("in barrier of step 18")));
+}
+
+TEST_P(Failures, ADifferentStepOfTheSameOperationFails) {
+  const auto statuses = Run(3, [](Communicator& comm) {
+    comm.SetStep(comm.rank() == 2 ? 5 : 6);
+    return comm.Barrier();
+  });
+  ExpectAllFail(
+      statuses, absl::StatusCode::kFailedPrecondition,
+      AllOf(HasSubstr("rank 2"), HasSubstr("barrier of step 5"), HasSubstr("barrier of step 6")));
+}
+
+TEST_P(Failures, ADifferentSizeFails) {
+  for (const int64_t elements : {640, 200'000}) {  // one round, and many
+    const auto statuses = Run(4, [elements](Communicator& comm) {
+      comm.SetStep(3);
+      return Reduce(comm, comm.rank() == 3 ? elements : elements + 1);
+    });
+    ExpectAllFail(
+        statuses, absl::StatusCode::kFailedPrecondition,
+        AllOf(HasSubstr("rank 3"), HasSubstr("all-reduce of step 3"),
+              HasSubstr(fmt::format("{}", elements)), HasSubstr(fmt::format("{}", elements + 1))));
+  }
+}
+
+TEST_P(Failures, ADifferentDivisionOfTheSameSizeFails) {
+  const auto trees =
+      Run(2, [](Communicator& comm) { return Reduce(comm, 640, comm.rank() == 0 ? 8 : 9); });
+  ExpectAllFail(trees, absl::StatusCode::kFailedPrecondition, HasSubstr("divide them differently"));
+  const auto parts = Run(2, [](Communicator& comm) {
+    const std::vector<int64_t> counts =
+        comm.rank() == 0 ? std::vector<int64_t>{4, 6} : std::vector<int64_t>{5, 5};
+    const std::vector<float> mine(static_cast<size_t>(counts[comm.rank()]));
+    std::vector<float> out(10);
+    return comm.AllGather(mine, counts, out.data());
+  });
+  ExpectAllFail(parts, absl::StatusCode::kFailedPrecondition, HasSubstr("divide them differently"));
+}
+
+TEST_P(Failures, AFollowerOutOfStepWithABroadcastFailsTheLeadersNextCall) {
+  // The leader does not wait for followers to arrive at a broadcast.
+  const auto statuses = Run(2, [](Communicator& comm) {
+    comm.SetStep(comm.rank() == 0 ? 8 : 7);
+    if (const absl::Status status = BroadcastBytes(comm, 10); !status.ok()) return status;
+    return comm.Barrier();
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kFailedPrecondition,
+                AllOf(HasSubstr("broadcast of step 8"), HasSubstr("broadcast of step 7")));
+}
+
+TEST_P(Failures, NobodyWaitsBeyondTheDeadlineForARankThatStaysAway) {
+  const auto statuses = RunGroup(GetParam(), 4, [](Communicator& comm) -> absl::Status {
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    if (comm.rank() == 2) return absl::OkStatus();  // leaves
+    comm.SetStep(5);
+    comm.SetTimeout(kShort);
+    const Clock::time_point begin = Clock::now();
+    absl::Status status = Reduce(comm, 640);
+    const auto took = Clock::now() - begin;
+    if (took > kShort * 50) return Internal("waited far beyond the deadline");
+    return ThenEverythingFails(comm, status);
+  });
+  EXPECT_TRUE(statuses[2].ok());
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(MessageOf(statuses[rank]),
+                HasSubstr("rank 2 did not arrive at all-reduce of step 5 within 100 ms"));
+  }
+}
+
+TEST_P(Failures, ABroadcastThatIsTooLongFails) {
+  ArenaOptions options;
+  options.message_bytes_max = 1'000;
+  const auto statuses = Run(
+      3,
+      [](Communicator& comm) -> absl::Status {
+        FACET_RETURN_IF_ERROR(BroadcastBytes(comm, 1'000));
+        return BroadcastBytes(comm, 1'001);
+      },
+      options);
+  ExpectAllFail(statuses, absl::StatusCode::kResourceExhausted,
+                AllOf(HasSubstr("rank 0 sends 1001 bytes in broadcast"), HasSubstr("1000")));
+}
+
+TEST_P(Failures, AGatheredMessageThatIsTooLongFails) {
+  ArenaOptions options;
+  options.message_bytes_max = 1'000;
+  const auto statuses = Run(
+      3,
+      [](Communicator& comm) {
+        std::vector<std::vector<std::byte>> out;
+        return comm.AllGatherBytes(std::vector<std::byte>(comm.rank() == 1 ? 1'001 : 1), &out);
+      },
+      options);
+  ExpectAllFail(statuses, absl::StatusCode::kResourceExhausted,
+                HasSubstr("rank 1 sends 1001 bytes in all-gather of bytes"));
+}
+
+TEST_P(Failures, AbortEndsTheCallsOfAll) {
+  const auto statuses = Run(4, [](Communicator& comm) -> absl::Status {
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    if (comm.rank() == 3) comm.Abort();
+    return Reduce(comm, 640);
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kAborted, HasSubstr("rank 3 aborted the group"));
+}
+
+TEST_P(Failures, TheFirstFailureIsTheOneThatAllSee) {
+  const auto statuses = Run(8, [](Communicator& comm) {
+    comm.Abort();  // all at once
+    return comm.Barrier();
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kAborted, HasSubstr("aborted the group"));
+}
+
+TEST(FailuresOfProcesses, AKilledRankFailsTheOthersWithinTheDeadline) {
+  // Killed somewhere inside its all-reduces of many rounds.
+  const auto statuses = RunProcesses(4, [](Communicator& comm) -> absl::Status {
+    comm.SetStep(1);
+    comm.SetTimeout(std::chrono::seconds(5));
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    comm.SetTimeout(kShort * 5);
+    std::thread killer;
+    if (comm.rank() == 2) {
+      killer = std::thread([] { raise(SIGKILL); });
+    }
+    for (uint64_t step = 2;; ++step) {  // ends by the failure, or by the death
+      comm.SetStep(step);
+      const Clock::time_point begin = Clock::now();
+      if (absl::Status status = Reduce(comm, 300'000); !status.ok()) {
+        if (Clock::now() - begin > kShort * 50) return Internal("waited far beyond the deadline");
+        return ThenEverythingFails(comm, status);
+      }
+    }
+  });
+  EXPECT_THAT(MessageOf(statuses[2]), HasSubstr("wait status 0x9"));
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(MessageOf(statuses[rank]), HasSubstr("rank 2 did not arrive at all-reduce"));
+  }
+}
+
+// The scheduler's letter for a thread of this process: R runs, S sleeps.
+char StateOf(pid_t thread) {
+  std::ifstream file(fmt::format("/proc/self/task/{}/stat", thread));
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  const size_t after_name = text.rfind(')');
+  return after_name == std::string::npos ? '?' : text[after_name + 2];
+}
+
+double CpuSecondsOfThisThread() {
+  rusage usage = {};
+  getrusage(RUSAGE_THREAD, &usage);
+  return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+         static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+}
+
+TEST(Sleepers, AbortFromAnotherThreadWakesRanksThatSleep) {
+  auto group = MakeLocalGroup(3);
+  std::vector<std::thread> followers;
+  std::vector<std::atomic<pid_t>> threads(3);
+  std::vector<absl::Status> statuses(3);
+  for (int rank = 1; rank < 3; ++rank) {
+    followers.emplace_back([&, rank] {
+      threads[rank] = static_cast<pid_t>(syscall(SYS_gettid));
+      group[rank]->SetTimeout(kLong);
+      std::vector<std::byte> message;
+      statuses[rank] = group[rank]->Broadcast(&message);
+    });
+  }
+  const Clock::time_point begin = Clock::now();
+  for (int rank = 1; rank < 3; ++rank) {
+    while (threads[rank] == 0 || StateOf(threads[rank]) != 'S') std::this_thread::yield();
+  }
+  group[0]->Abort();
+  for (std::thread& follower : followers) follower.join();
+  EXPECT_LT(Clock::now() - begin, kLong / 2);
+  for (int rank = 1; rank < 3; ++rank) {
+    EXPECT_EQ(MessageOf(statuses[rank]), "rank 0 aborted the group");
+  }
+}
+
+TEST(Sleepers, AnIdleFollowerCostsNoProcessorTime) {
+  auto group = MakeLocalGroup(2);
+  group[1]->SetTimeout(milliseconds(300));
+  std::vector<std::byte> message;
+  const double before_s = CpuSecondsOfThisThread();
+  const absl::Status status = group[1]->Broadcast(&message);
+  EXPECT_LT(CpuSecondsOfThisThread() - before_s, 0.03);
+  EXPECT_EQ(MessageOf(status),
+            "rank 0 did not arrive at broadcast of step 0 within 300 ms (rank 1 waited)");
+}
+
+}  // namespace
+}  // namespace facet

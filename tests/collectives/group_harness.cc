@@ -1,0 +1,95 @@
+#include "tests/collectives/group_harness.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <thread>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "kernels/collectives/local.h"
+#include "kernels/collectives/shm.h"
+
+namespace facet {
+namespace {
+
+absl::StatusOr<std::unique_ptr<Communicator>> Join(const std::string& name, int rank, int world,
+                                                   const ShmOptions& options) {
+  return rank == 0 ? CreateShmGroup(name, world, options)
+                   : AttachShmGroup(name, rank, world, options);
+}
+
+// In the child. The status goes through the pipe as its code and its message.
+[[noreturn]] void RunChild(int pipe, const std::string& name, int rank, int world,
+                           const RankWork& work, const ShmOptions& options) {
+  absl::Status status;
+  {
+    auto comm = Join(name, rank, world, options);
+    status = comm.ok() ? work(**comm) : comm.status();
+  }
+  const std::string text = std::string(1, static_cast<char>(status.code())) + MessageOf(status);
+  FACET_CHECK(write(pipe, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+  _exit(0);  // no handlers of the test binary
+}
+
+struct Child {
+  pid_t pid;
+  int pipe;
+};
+
+absl::Status ReadStatus(const Child& child) {
+  std::string text;
+  char buffer[4096];
+  for (ssize_t bytes; (bytes = read(child.pipe, buffer, sizeof(buffer))) > 0;) {
+    text.append(buffer, static_cast<size_t>(bytes));
+  }
+  close(child.pipe);
+  int exit_status = 0;
+  while (waitpid(child.pid, &exit_status, 0) < 0 && errno == EINTR) {
+  }
+  if (!WIFEXITED(exit_status) || WEXITSTATUS(exit_status) != 0 || text.empty()) {
+    return MakeStatus(absl::StatusCode::kUnknown, fmt::format("wait status {:#x}", exit_status));
+  }
+  return MakeStatus(static_cast<absl::StatusCode>(text[0]), text.substr(1));
+}
+
+}  // namespace
+
+std::string UniqueGroupName() {
+  static std::atomic<int> count{0};
+  return fmt::format("test-{}-{}", getpid(), count++);
+}
+
+std::vector<absl::Status> RunThreads(int world, const RankWork& work, const ArenaOptions& options) {
+  auto group = MakeLocalGroup(world, options);
+  std::vector<absl::Status> statuses(static_cast<size_t>(world));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < world; ++rank) {
+    threads.emplace_back([&, rank] { statuses[rank] = work(*group[rank]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return statuses;
+}
+
+std::vector<absl::Status> RunProcesses(int world, const RankWork& work,
+                                       const ArenaOptions& options) {
+  const std::string name = UniqueGroupName();
+  const ShmOptions shm_options = {.arena = options, .nonce = 7};
+  std::vector<Child> children;
+  for (int rank = 0; rank < world; ++rank) {
+    int ends[2];
+    FACET_CHECK(pipe(ends) == 0);
+    const pid_t pid = fork();
+    FACET_CHECK(pid >= 0);
+    if (pid == 0) RunChild(ends[1], name, rank, world, work, shm_options);
+    close(ends[1]);
+    children.push_back({pid, ends[0]});
+  }
+  std::vector<absl::Status> statuses;
+  for (const Child& child : children) statuses.push_back(ReadStatus(child));
+  return statuses;
+}
+
+}  // namespace facet

@@ -1,0 +1,317 @@
+// What the collectives compute, on both backends, against the naive definitions.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/prng.h"
+#include "base/status.h"
+#include "kernels/sum_tree.h"
+#include "tests/collectives/group_harness.h"
+#include "tests/collectives/tree_oracle.h"
+
+namespace facet {
+namespace {
+
+constexpr int kLeavesMax = 16;
+constexpr int64_t kElementsMax = 70'001;
+
+std::string NameOfBackend(Backend backend) {
+  return backend == Backend::kThreads ? "Threads" : "Processes";
+}
+
+ArenaOptions SmallSlots() {
+  ArenaOptions options;
+  options.slot_bytes = kMinSlotBytes;
+  return options;
+}
+
+// Leaf values and their naive sums, made once and then shared by all ranks.
+class TreeInputs {
+ public:
+  TreeInputs() {
+    for (int leaf = 0; leaf < kLeavesMax; ++leaf) {
+      std::vector<float>& values = leaves_.emplace_back();
+      for (int64_t i = 0; i < kElementsMax; ++i) values.push_back(LeafValue(leaf, i));
+    }
+    for (int leaves = 1; leaves <= kLeavesMax; ++leaves)
+      sums_.push_back(Sum(0, leaves, kElementsMax));
+  }
+
+  // The first `elements` sums over `leaves` leaves.
+  std::span<const float> sums(int leaves, int64_t elements) const {
+    return std::span(sums_[leaves - 1]).first(static_cast<size_t>(elements));
+  }
+
+  // One rank's roots side by side.
+  std::vector<float> Roots(const SumTree& tree, int rank, int64_t elements) const {
+    std::vector<float> roots;
+    for (const Subtree& root : tree.roots(rank)) {
+      const std::vector<float> sums = Sum(root.begin, root.end, elements);
+      roots.insert(roots.end(), sums.begin(), sums.end());
+    }
+    return roots;
+  }
+
+ private:
+  std::vector<float> Sum(int begin, int end, int64_t elements) const {
+    if (end - begin == 1) return {leaves_[begin].begin(), leaves_[begin].begin() + elements};
+    int half = 1;
+    while (half * 2 < end - begin) half *= 2;
+    std::vector<float> left = Sum(begin, begin + half, elements);
+    const std::vector<float> right = Sum(begin + half, end, elements);
+    for (size_t i = 0; i < left.size(); ++i) left[i] = left[i] + right[i];
+    return left;
+  }
+
+  std::vector<std::vector<float>> leaves_;
+  std::vector<std::vector<float>> sums_;
+};
+
+const TreeInputs& Inputs() {
+  static const TreeInputs* inputs = new TreeInputs;
+  return *inputs;
+}
+
+absl::Status CheckAllReduce(Communicator& comm, const SumTree& tree,
+                            const std::vector<float>& roots, int64_t elements) {
+  std::vector<float> out(static_cast<size_t>(elements), -1);
+  FACET_RETURN_IF_ERROR(comm.AllReduceSum(tree, roots.data(), elements, out.data()));
+  const std::span<const float> want = Inputs().sums(tree.leaves(), elements);
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (std::bit_cast<uint32_t>(out[i]) != std::bit_cast<uint32_t>(want[i])) {
+      return Internal("element {} of {} over {} leaves: {} instead of {}", i, elements,
+                      tree.leaves(), out[i], want[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Every leaf count from the world size on, every size.
+absl::Status ReduceMatrix(Communicator& comm) {
+  for (int leaves = comm.world(); leaves <= kLeavesMax; ++leaves) {
+    const SumTree tree(leaves, EvenRanks(leaves, comm.world()));
+    for (const int64_t elements : {0, 1, 3, 16, 640, 5'120, 70'001}) {
+      const std::vector<float> roots = Inputs().Roots(tree, comm.rank(), elements);
+      FACET_RETURN_IF_ERROR(CheckAllReduce(comm, tree, roots, elements));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::byte> Bytes(int rank, size_t size) {
+  std::vector<std::byte> bytes;
+  bytes.reserve(size);
+  for (size_t i = 0; i < size; ++i) {
+    bytes.push_back(static_cast<std::byte>(Mix64(static_cast<uint64_t>(rank) + 1, i)));
+  }
+  return bytes;
+}
+
+class Operations : public ::testing::TestWithParam<std::tuple<Backend, int>> {
+ protected:
+  Operations() { Inputs(); }  // before threads or processes want it
+  Backend backend() const { return std::get<0>(GetParam()); }
+  int world() const { return std::get<1>(GetParam()); }
+};
+
+INSTANTIATE_TEST_SUITE_P(, Operations,
+                         ::testing::Combine(::testing::Values(Backend::kThreads,
+                                                              Backend::kProcesses),
+                                            ::testing::Values(1, 2, 3, 4, 5, 8)),
+                         [](const auto& info) {
+                           return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)),
+                                              std::get<1>(info.param));
+                         });
+
+TEST_P(Operations, AllReduceGivesTheBitsOfTheNaiveTree) {
+  EXPECT_ALL_OK(RunGroup(backend(), world(), ReduceMatrix));
+}
+
+TEST_P(Operations, AllReduceInManyPiecesGivesTheSameBits) {
+  EXPECT_ALL_OK(RunGroup(backend(), world(), ReduceMatrix, SmallSlots()));
+}
+
+TEST_P(Operations, AllReduceTakesRanksWithoutLeaves) {
+  EXPECT_ALL_OK(RunGroup(backend(), world(), [](Communicator& comm) -> absl::Status {
+    std::vector<int> begin(static_cast<size_t>(comm.world()) + 1, 13);
+    begin[0] = 0;  // rank 0 owns them all
+    const SumTree tree(13, begin);
+    for (const int64_t elements : {5, 5'120, 70'001}) {
+      const std::vector<float> roots = Inputs().Roots(tree, comm.rank(), elements);
+      FACET_RETURN_IF_ERROR(CheckAllReduce(comm, tree, roots, elements));
+    }
+    return absl::OkStatus();
+  }));
+}
+
+TEST_P(Operations, AllGatherPutsUnevenPartsSideBySide) {
+  const auto gather = [](Communicator& comm) -> absl::Status {
+    for (const int64_t unit : {0, 1, 100, 2'047, 2'048, 2'049, 33'333}) {
+      std::vector<int64_t> counts;
+      std::vector<float> want;
+      int64_t my_begin = 0;
+      for (int rank = 0; rank < comm.world(); ++rank) {
+        if (rank == comm.rank()) my_begin = static_cast<int64_t>(want.size());
+        counts.push_back(unit * (rank % 3));  // some give nothing
+        for (int64_t i = 0; i < counts.back(); ++i) want.push_back(LeafValue(rank, i));
+      }
+      const std::span<const float> mine =
+          std::span(want).subspan(static_cast<size_t>(my_begin), counts[comm.rank()]);
+      std::vector<float> out(want.size(), -1);
+      FACET_RETURN_IF_ERROR(comm.AllGather(mine, counts, out.data()));
+      if (out != want) return Internal("gathered something else, unit {}", unit);
+      // The own part may be in its place already.
+      std::fill(out.begin(), out.end(), -1.f);
+      float* place = out.data() + my_begin;
+      std::copy(mine.begin(), mine.end(), place);
+      FACET_RETURN_IF_ERROR(comm.AllGather({place, mine.size()}, counts, out.data()));
+      if (out != want) return Internal("gathered something else in place, unit {}", unit);
+    }
+    return absl::OkStatus();
+  };
+  EXPECT_ALL_OK(RunGroup(backend(), world(), gather));
+  EXPECT_ALL_OK(RunGroup(backend(), world(), gather, SmallSlots()));
+}
+
+TEST_P(Operations, AllGatherBytesLearnsTheSizes) {
+  const auto gather = [](Communicator& comm) -> absl::Status {
+    std::vector<std::vector<std::byte>> out;  // keeps what the round before left in it
+    for (const size_t unit : {0, 1, 8'191, 8'192, 8'193, 200'000}) {
+      const auto size = [unit](int rank) { return unit * static_cast<size_t>((rank + 1) % 3); };
+      FACET_RETURN_IF_ERROR(comm.AllGatherBytes(Bytes(comm.rank(), size(comm.rank())), &out));
+      if (static_cast<int>(out.size()) != comm.world()) return Internal("{} parts", out.size());
+      for (int rank = 0; rank < comm.world(); ++rank) {
+        if (out[rank] != Bytes(rank, size(rank))) return Internal("unit {}, rank {}", unit, rank);
+      }
+    }
+    return absl::OkStatus();
+  };
+  EXPECT_ALL_OK(RunGroup(backend(), world(), gather));
+  EXPECT_ALL_OK(RunGroup(backend(), world(), gather, SmallSlots()));
+}
+
+TEST_P(Operations, BroadcastBringsAnySizeToAll) {
+  const auto broadcast = [](Communicator& comm) -> absl::Status {
+    std::vector<std::byte> message;
+    for (const size_t size : {0, 1, 8'191, 8'192, 8'193, 1'000'000, 3}) {
+      if (comm.rank() == 0) message = Bytes(9, size);
+      FACET_RETURN_IF_ERROR(comm.Broadcast(&message));
+      if (message != Bytes(9, size)) return Internal("another message of {} bytes", size);
+    }
+    return comm.Barrier();
+  };
+  EXPECT_ALL_OK(RunGroup(backend(), world(), broadcast));
+  EXPECT_ALL_OK(RunGroup(backend(), world(), broadcast, SmallSlots()));
+}
+
+// One call of a random kind and size, checked; the same on every rank.
+absl::Status RandomCall(Communicator& comm, uint64_t random) {
+  const uint64_t kind = random % 16;
+  const int64_t size =
+      static_cast<int64_t>((random >> 8) % ((random >> 4) % 16 == 0 ? 20'000 : 700));
+  if (kind == 0) return comm.Barrier();
+  if (kind <= 2) {
+    const std::vector<std::byte> want = Bytes(static_cast<int>(random % 97), size);
+    std::vector<std::byte> message = comm.rank() == 0 ? want : std::vector<std::byte>(3);
+    FACET_RETURN_IF_ERROR(comm.Broadcast(&message));
+    return message == want ? absl::OkStatus() : Internal("another message");
+  }
+  if (kind == 3) {
+    std::vector<std::vector<std::byte>> out;
+    FACET_RETURN_IF_ERROR(comm.AllGatherBytes(Bytes(comm.rank(), size * comm.rank()), &out));
+    for (int rank = 0; rank < comm.world(); ++rank) {
+      if (out[rank] != Bytes(rank, size * rank)) return Internal("other bytes of {}", rank);
+    }
+    return absl::OkStatus();
+  }
+  if (kind == 4) {
+    const std::vector<int64_t> counts(static_cast<size_t>(comm.world()), size);
+    std::vector<float> out(static_cast<size_t>(size * comm.world()));
+    const std::vector<float> mine(static_cast<size_t>(size), static_cast<float>(comm.rank()));
+    FACET_RETURN_IF_ERROR(comm.AllGather(mine, counts, out.data()));
+    for (int64_t i = 0; i < size * comm.world(); ++i) {
+      if (out[i] != static_cast<float>(i / size)) return Internal("another float {}", i);
+    }
+    return absl::OkStatus();
+  }
+  const int leaves = comm.world() + static_cast<int>((random >> 32) % 8);  // at most kLeavesMax
+  const SumTree tree(leaves, EvenRanks(leaves, comm.world()));
+  return CheckAllReduce(comm, tree, Inputs().Roots(tree, comm.rank(), size), size);
+}
+
+absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
+  uint64_t spin = 0;
+  for (int call = 0; call < calls; ++call) {
+    comm.SetStep(static_cast<uint64_t>(call) / 10);
+    // Ranks drift apart by up to some microseconds, each in its own way.
+    const uint64_t drift = Mix64(seed ^ static_cast<uint64_t>(comm.rank()), call) % 4'000;
+    for (uint64_t i = 0; i < (drift < 400 ? drift * 10 : 0); ++i) spin = Mix64(spin);
+    const absl::Status status = RandomCall(comm, Mix64(seed, call));
+    if (!status.ok()) return Annotate(status, fmt::format("call {}, {}", call, spin % 2));
+  }
+  return absl::OkStatus();
+}
+
+class Stress : public ::testing::TestWithParam<std::tuple<Backend, int, int>> {
+ protected:
+  Stress() { Inputs(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(, Stress,
+                         ::testing::Values(std::tuple(Backend::kThreads, 2, 10'000),
+                                           std::tuple(Backend::kThreads, 8, 2'000),
+                                           std::tuple(Backend::kProcesses, 2, 10'000),
+                                           std::tuple(Backend::kProcesses, 3, 5'000),
+                                           std::tuple(Backend::kProcesses, 8, 2'000)),
+                         [](const auto& info) {
+                           return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)),
+                                              std::get<1>(info.param));
+                         });
+
+TEST_P(Stress, RandomCallsStayRight) {
+  const Backend backend = std::get<0>(GetParam());
+  const int world = std::get<1>(GetParam());
+  const int calls = std::get<2>(GetParam());
+  const char* given = std::getenv("FACET_TEST_SEED");
+  const uint64_t seed =
+      given != nullptr
+          ? std::strtoull(given, nullptr, 10)
+          : static_cast<uint64_t>(::testing::UnitTest::GetInstance()->start_timestamp());
+  std::printf("FACET_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  const auto work = [&](Communicator& comm) { return RandomCalls(comm, seed, calls); };
+  EXPECT_ALL_OK(RunGroup(backend, world, work, SmallSlots()));
+}
+
+TEST(Times, WaitingAndWorkingAreToldApart) {
+  EXPECT_ALL_OK(RunThreads(2, [](Communicator& comm) -> absl::Status {
+    const auto begin = std::chrono::steady_clock::now();
+    const SumTree tree(2, {0, 1, 2});
+    const std::vector<float> roots(kElementsMax, 1);
+    std::vector<float> out(kElementsMax);
+    FACET_RETURN_IF_ERROR(comm.AllReduceSum(tree, roots.data(), kElementsMax, out.data()));
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    const std::chrono::duration<double> all = std::chrono::steady_clock::now() - begin;
+    const Communicator::Times times = comm.TakeTimes();
+    if (times.work_s <= 0 || times.wait_s < 0 || times.work_s + times.wait_s > all.count()) {
+      return Internal("{} s working, {} s waiting, {} s in all", times.work_s, times.wait_s,
+                      all.count());
+    }
+    const Communicator::Times after = comm.TakeTimes();
+    if (after.work_s != 0 || after.wait_s != 0) return Internal("the look did not reset");
+    return absl::OkStatus();
+  }));
+}
+
+}  // namespace
+}  // namespace facet
