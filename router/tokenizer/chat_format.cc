@@ -195,7 +195,9 @@ const std::vector<TurnFormat>& Rows() {
 }
 
 bool Fits(const TurnFormat& row, const ChatFormat::Hints& hints, const Tokenizer& tokenizer) {
-  const auto in_vocabulary = [&](std::string_view text) { return tokenizer.Find(text).has_value(); };
+  const auto in_vocabulary = [&](std::string_view text) {
+    return tokenizer.Find(text).has_value();
+  };
   if (!hints.architecture.starts_with(row.architecture)) return false;
   if (!std::all_of(row.markers.begin(), row.markers.end(), in_vocabulary)) return false;
   if (std::any_of(row.without_markers.begin(), row.without_markers.end(), in_vocabulary)) {
@@ -256,11 +258,10 @@ absl::StatusOr<ChatFormat> ChatFormat::Choose(const Hints& hints, const Tokenize
   for (const TurnFormat& row : Rows()) {
     if (Fits(row, hints, tokenizer)) return ChatFormat(row, tokenizer);
   }
-  return FailedPrecondition(
-      "model has no chat format: {}",
-      hints.chat_template.has_value()
-          ? "its template is none of the known families'"
-          : "it carries no template, and its vocabulary no turn markers");
+  return FailedPrecondition("model has no chat format: {}",
+                            hints.chat_template.has_value()
+                                ? "its template is none of the known families'"
+                                : "it carries no template, and its vocabulary no turn markers");
 }
 
 ChatFormat::ChatFormat(const TurnFormat& row, const Tokenizer& tokenizer)
@@ -318,9 +319,10 @@ absl::Status ChatFormat::CheckMessages(std::span<const ChatMessage> messages) co
       return InvalidArgument("messages[{}].role is 'system'; only messages[0] may be", i);
     }
     if (row_->alternate && (role == "user") != users_turn) {
-      return InvalidArgument("messages[{}].role is '{}'; in the {} format user and assistant take "
-                             "turns, the user first",
-                             i, role, row_->name);
+      return InvalidArgument(
+          "messages[{}].role is '{}'; in the {} format user and assistant take "
+          "turns, the user first",
+          i, role, row_->name);
     }
     users_turn = !users_turn;
   }

@@ -33,8 +33,8 @@ class ChatFormat {
   // never taught one, or one that is not in the table.
   static absl::StatusOr<ChatFormat> Choose(const GgufModel& model, const Tokenizer& tokenizer);
   struct Hints {
-    std::string_view architecture;                     // general.architecture
-    std::optional<std::string_view> chat_template;     // tokenizer.chat_template
+    std::string_view architecture;                  // general.architecture
+    std::optional<std::string_view> chat_template;  // tokenizer.chat_template
   };
   static absl::StatusOr<ChatFormat> Choose(const Hints& hints, const Tokenizer& tokenizer);
 

@@ -62,7 +62,7 @@ constexpr std::string_view kDeepseekPunctuation =
     R"([<s>]?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+)";
 
 // "\s+$". A match can only begin where the run of white space does, and the lookbehind says so:
-// without it every space of a run in mid-text would walk to the run's end in vain.
+// without it PCRE2, where it has no JIT, walks from every space of a run to the run's end in vain.
 constexpr std::string_view kTrailingSpace = R"((?<![<s>])[<s>]++\z)";
 
 constexpr std::string_view kDeepseekV3 =
@@ -113,11 +113,47 @@ absl::Status UnknownName(std::string_view name) {
       name, known);
 }
 
-struct FreeMatchData {
-  void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
-};
-struct FreeMatchContext {
-  void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
+// PCRE2's memory for matching, for one text.
+class Matcher {
+ public:
+  explicit Matcher(size_t text_size)
+      : data_(pcre2_match_data_create(1, nullptr)), context_(pcre2_match_context_create(nullptr)) {
+    FACET_CHECK(data_ != nullptr && context_ != nullptr, "PCRE2 has no memory");
+    // A run as long as the text may be walked once there and once back. More than a small multiple
+    // of that would be a pattern of ours that is not linear.
+    const size_t limit = 8 * text_size + 10'000;
+    pcre2_set_match_limit(context_.get(), static_cast<uint32_t>(std::min<size_t>(limit, ~0u)));
+  }
+
+  // Cuts `text` into the matches of `code` and what lies between them.
+  void Cut(const pcre2_code* code, std::string_view text, std::vector<std::string_view>& words) {
+    size_t done = 0;
+    while (done < text.size() && Find(code, text, done)) {
+      const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data_.get());
+      if (range[0] > done) words.push_back(text.substr(done, range[0] - done));
+      words.push_back(text.substr(range[0], range[1] - range[0]));
+      done = range[1];
+    }
+    if (done < text.size()) words.push_back(text.substr(done));
+  }
+
+ private:
+  struct Free {
+    void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
+    void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
+  };
+
+  // Whether there is a match from `at` on. None is empty.
+  bool Find(const pcre2_code* code, std::string_view text, size_t at) {
+    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
+                                  PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, data_.get(), context_.get());
+    FACET_CHECK(found >= 0 || found == PCRE2_ERROR_NOMATCH, "PCRE2 error {} at byte {} of {}",
+                found, at, text.size());
+    return found >= 0;
+  }
+
+  std::unique_ptr<pcre2_match_data, Free> data_;
+  std::unique_ptr<pcre2_match_context, Free> context_;
 };
 
 }  // namespace
@@ -154,38 +190,14 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(std::string_view name) {
 }
 
 void PreTokenizer::Split(std::string_view text, std::vector<std::string_view>& words) const {
+  Matcher matcher(text.size());
   std::vector<std::string_view> pieces = {text};
   for (const Code& stage : stages_) {
     std::vector<std::string_view> next;
-    for (const std::string_view piece : pieces) Apply(stage.get(), piece, next);
+    for (const std::string_view piece : pieces) matcher.Cut(stage.get(), piece, next);
     pieces = std::move(next);
   }
   words.insert(words.end(), pieces.begin(), pieces.end());
-}
-
-// Cuts `text` into the matches of `code` and what lies between them.
-void PreTokenizer::Apply(const pcre2_real_code_8* code, std::string_view text,
-                         std::vector<std::string_view>& words) {
-  const std::unique_ptr<pcre2_match_data, FreeMatchData> data(
-      pcre2_match_data_create(1, nullptr));
-  const std::unique_ptr<pcre2_match_context, FreeMatchContext> context(
-      pcre2_match_context_create(nullptr));
-  // A run as long as the text may be walked once there and once back. More than a small multiple
-  // of that would be a pattern of ours that is not linear.
-  pcre2_set_match_limit(context.get(), static_cast<uint32_t>(8 * text.size() + 10'000));
-  const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data.get());
-  size_t done = 0;
-  for (size_t at = 0; at < text.size();) {
-    const int found =
-        pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
-                    PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, data.get(), context.get());
-    if (found == PCRE2_ERROR_NOMATCH) break;
-    FACET_CHECK(found >= 0, "PCRE2 error {} at byte {} of {}", found, at, text.size());
-    if (range[0] > done) words.push_back(text.substr(done, range[0] - done));
-    words.push_back(text.substr(range[0], range[1] - range[0]));
-    done = at = range[1];
-  }
-  if (done < text.size()) words.push_back(text.substr(done));
 }
 
 }  // namespace facet

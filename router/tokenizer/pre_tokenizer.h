@@ -39,8 +39,6 @@ class PreTokenizer {
   PreTokenizer() = default;
 
   static absl::StatusOr<Code> Compile(std::string_view pattern);
-  static void Apply(const pcre2_real_code_8* code, std::string_view text,
-                    std::vector<std::string_view>& words);
 
   std::vector<Code> stages_;  // each splits every word that the one before left
   bool ignore_merges_ = false;

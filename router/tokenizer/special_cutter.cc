@@ -21,9 +21,7 @@ class Taken {
     if (next != ends_.begin() && std::prev(next)->second.end > begin) return 0;
     return next == ends_.end() ? size : std::min<size_t>(size, next->first - begin);
   }
-  void Add(const SpecialCutter::Cut& cut) {
-    ends_[cut.begin] = {cut.begin + cut.size, cut.id};
-  }
+  void Add(const SpecialCutter::Cut& cut) { ends_[cut.begin] = {cut.begin + cut.size, cut.id}; }
   std::vector<SpecialCutter::Cut> Sorted() const {
     std::vector<SpecialCutter::Cut> cuts;
     cuts.reserve(ends_.size());

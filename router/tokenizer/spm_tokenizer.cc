@@ -79,8 +79,8 @@ TokenId SpmTokenizer::FindPiece(std::string_view text) const {
   const std::optional<TokenId> id = Find(text);
   if (!id.has_value()) return -1;
   const TokenType type = TypeOf(*id);
-  const bool formed = type != TokenType::kControl && type != TokenType::kUnknown &&
-                      type != TokenType::kByte;
+  const bool formed =
+      type != TokenType::kControl && type != TokenType::kUnknown && type != TokenType::kByte;
   return formed ? *id : -1;
 }
 

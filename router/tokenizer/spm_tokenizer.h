@@ -31,7 +31,7 @@ class SpmTokenizer : public Tokenizer {
   void AppendBytes(std::string_view text, std::vector<TokenId>& out) const;
 
   std::vector<float> scores_;
-  size_t longest_token_ = 0;             // bytes
+  size_t longest_token_ = 0;              // bytes
   std::array<TokenId, 256> byte_tokens_;  // -1 where the vocabulary has none
   std::optional<TokenId> unknown_;
 };

@@ -14,10 +14,18 @@ namespace {
 
 // The texts by which tokens that end a turn are known across model families.
 constexpr std::array<std::string_view, 13> kEndTexts = {
-    "<|eot_id|>",      "<|im_end|>",    "<|end|>",
-    "<end_of_turn>",   "<|endoftext|>", "<|eom_id|>",
-    "<EOT>",           "_<EOT>",        "</s>",
-    "<|end_of_text|>", "<eos>",         "<end_of_utterance>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "</s>",
+    "<|end_of_text|>",
+    "<eos>",
+    "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
 };
 

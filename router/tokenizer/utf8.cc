@@ -11,8 +11,8 @@ namespace {
 uint8_t ByteAt(std::string_view text, size_t i) { return static_cast<uint8_t>(text[i]); }
 
 struct Lead {
-  int length;           // of the character; 0 where no character begins with this byte
-  uint8_t second_min;   // the range of the second byte; all later ones are 80..BF
+  int length;          // of the character; 0 where no character begins with this byte
+  uint8_t second_min;  // the range of the second byte; all later ones are 80..BF
   uint8_t second_max;
 };
 

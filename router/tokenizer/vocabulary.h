@@ -32,11 +32,11 @@ enum class TokenizerKind {
 // All strings are views into the model file (or into a test's literals).
 struct Vocabulary {
   TokenizerKind kind = TokenizerKind::kSentencePiece;
-  std::string_view pre;                   // byte-level BPE: the pre-tokenizer's name
-  std::vector<std::string_view> tokens;   // arbitrary bytes; may be empty
-  std::vector<float> scores;              // SentencePiece: one per token, finite
-  std::vector<TokenType> types;           // one per token
-  std::vector<std::string_view> merges;   // byte-level BPE: "left right", best first
+  std::string_view pre;                  // byte-level BPE: the pre-tokenizer's name
+  std::vector<std::string_view> tokens;  // arbitrary bytes; may be empty
+  std::vector<float> scores;             // SentencePiece: one per token, finite
+  std::vector<TokenType> types;          // one per token
+  std::vector<std::string_view> merges;  // byte-level BPE: "left right", best first
   std::optional<TokenId> bos, eos, eot, eom, unknown;
   // Absent: the rule of the kind and pre-tokenizer.
   std::optional<bool> add_bos;

@@ -3,22 +3,19 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "base/check.h"
 #include "checkpoint/gguf.h"
 #include "router/tokenizer/chat_format.h"
 #include "router/tokenizer/detokenizer.h"
 #include "router/tokenizer/tokenizer.h"
 #include "router/tokenizer/utf8.h"
+#include "tests/tokenizer/golden_reader.h"
 
 namespace facet {
 namespace {
@@ -29,62 +26,6 @@ struct Case {
 };
 const Case kGemma{"gemma-3-270m-q4_k_m.gguf", "gemma3"};
 const Case kSmolLm{"SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"};
-
-// Reads a golden file's varints and strings, as make_golden.py writes them.
-class GoldenReader {
- public:
-  explicit GoldenReader(const std::string& name) {
-    const std::string path = "tests/golden/tokenizer/" + name;
-    std::ifstream file(path, std::ios::binary);
-    FACET_CHECK(file.good(), "{} cannot be read", path);
-    std::stringstream content;
-    content << file.rdbuf();
-    data_ = content.str();
-  }
-
-  uint64_t Varint() {
-    uint64_t value = 0;
-    for (int shift = 0;; shift += 7) {
-      const auto byte = static_cast<uint8_t>(data_.at(at_++));
-      value |= uint64_t{byte & 127u} << shift;
-      if (byte < 128) return value;
-    }
-  }
-  std::string Bytes(size_t count) {
-    FACET_CHECK(count <= data_.size() - at_);
-    at_ += count;
-    return data_.substr(at_ - count, count);
-  }
-  std::string String() { return Bytes(Varint()); }
-  std::vector<TokenId> Ids() {
-    std::vector<TokenId> ids(Varint());
-    for (TokenId& id : ids) id = static_cast<TokenId>(Varint());
-    return ids;
-  }
-  uint64_t Hash() {
-    uint64_t hash = 0;
-    const std::string bytes = Bytes(8);
-    for (int i = 7; i >= 0; --i) hash = hash << 8 | static_cast<uint8_t>(bytes[i]);
-    return hash;
-  }
-
- private:
-  std::string data_;
-  size_t at_ = 0;
-};
-
-std::vector<std::string> Texts() {
-  GoldenReader reader("texts.bin");
-  std::vector<std::string> texts(reader.Varint());
-  for (std::string& text : texts) text = reader.String();
-  return texts;
-}
-
-uint64_t Fnv1a(const std::string& text) {
-  uint64_t hash = 0xCBF29CE484222325ull;
-  for (const char byte : text) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001B3ull;
-  return hash;
-}
 
 std::string ModelPath(const Case& c) {
   const char* directory = std::getenv("FACET_MODEL_DIR");
@@ -119,7 +60,7 @@ class TokenizerGolden : public testing::TestWithParam<Case> {
 };
 
 TEST_P(TokenizerGolden, EncodesAsLlamaCpp) {
-  const std::vector<std::string> texts = Texts();
+  const std::vector<std::string> texts = GoldenTexts();
   const std::vector<std::vector<TokenId>> answers = Answers();
   ASSERT_GE(texts.size(), 10'000u);
   ASSERT_EQ(texts.size(), answers.size());
@@ -145,7 +86,8 @@ TEST_P(TokenizerGolden, DecodesAsLlamaCpp) {
       text += piece;
     }
     text += detokenizer.Flush();
-    ASSERT_EQ(Fnv1a(text), hashes.Hash()) << testing::PrintToString(ids) << "\ngave " << text;
+    ASSERT_EQ(Fnv1a(text), hashes.LittleEndian(8))
+        << testing::PrintToString(ids) << "\ngave " << text;
   }
 }
 

@@ -1,0 +1,91 @@
+#ifndef FACET_ROUTER_CORE_GROUP_TABLE_H_
+#define FACET_ROUTER_CORE_GROUP_TABLE_H_
+
+// The groups a router knows: which are up, what they serve, what they may still be given, and
+// which one a sequence should go to.
+// Not thread-safe; the router core owns it.
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+#include "router/core/request.h"
+
+namespace facet {
+
+// What a leader says when its session begins.
+struct GroupFacts {
+  std::string fingerprint;  // groups with equal fingerprints give equal answers
+  int context_tokens = 0;   // prompt + output of a sequence, at most
+};
+
+// What a leader says from time to time.
+struct GroupState {
+  int64_t running = 0;  // sequences, of all routers
+  int64_t waiting = 0;
+  int64_t credit_tokens = 0;  // prompt tokens that this router may still submit
+  // Submits of this session that the leader had counted when it said so; absent: all of them.
+  std::optional<int64_t> submits_received;
+  bool draining = false;  // takes nothing new
+};
+
+class GroupTable {
+ public:
+  explicit GroupTable(TimeUs now) : none_since_(now) {}
+
+  GroupId Add();
+  // A session has begun. The group has no credit until its first state.
+  void Up(GroupId id, GroupFacts facts);
+  // REQUIRES: the group is up.
+  void State(GroupId id, const GroupState& state, TimeUs now);
+  // The session has ended, and with it all sequences. No-op on a group that is down.
+  void Down(GroupId id, TimeUs now);
+
+  // A sequence with `tokens` known tokens goes to the group. REQUIRES: Choose() named it.
+  void Start(GroupId id, int64_t tokens);
+  // A sequence of the group has ended or was taken back. REQUIRES: the group is up.
+  void End(GroupId id);
+
+  // The least loaded group with credit that fits `tokens` and one more. With a `fingerprint`, only
+  // groups that have it. A prompt larger than the credit may pass while there is some: a leader
+  // grants less than a long prompt.
+  std::optional<GroupId> Choose(int64_t tokens, std::optional<std::string_view> fingerprint) const;
+  // Whether some group that takes requests has the fingerprint, with credit or without.
+  bool Serves(std::string_view fingerprint) const;
+  // The longest context among the groups that take requests; 0 if there is none.
+  int context_tokens_max() const;
+
+  bool up(GroupId id) const { return At(id).up; }
+  const std::string& fingerprint(GroupId id) const { return At(id).facts.fingerprint; }
+  // Since when no group takes requests; kNever while one does.
+  TimeUs none_since() const { return none_since_; }
+
+ private:
+  struct Group {
+    bool up = false;
+    GroupFacts facts;
+    GroupState state;
+    int64_t own = 0;             // sequences of this router
+    int64_t others = 0;          // and of other routers, as of the last state
+    int64_t submits = 0;         // in this session
+    std::deque<int64_t> unseen;  // tokens of the latest submits, which no state counts yet
+    int64_t unseen_tokens = 0;
+
+    bool takes_requests() const { return up && !state.draining; }
+    int64_t credit() const { return state.credit_tokens - unseen_tokens; }
+  };
+  Group& At(GroupId id);
+  const Group& At(GroupId id) const;
+  void NoteAvailability(TimeUs now);
+
+  std::vector<Group> groups_;
+  TimeUs none_since_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_ROUTER_CORE_GROUP_TABLE_H_

@@ -1,0 +1,201 @@
+#include "router/service/dispatcher.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/status.h"
+
+namespace facet {
+namespace {
+
+constexpr TimeUs kHousekeepUs = 1'000'000;
+
+// What a leader is told, so that its own answer to a passed deadline arrives before ours.
+int64_t RemainingForLeader(TimeUs deadline, TimeUs now) {
+  if (deadline == kNever) return 0;
+  const TimeUs remaining = std::max<TimeUs>(1, deadline - now);
+  return std::max<TimeUs>(1, remaining - std::min<TimeUs>(10'000, remaining / 10));
+}
+
+v1::Submit MessageOf(const SubmitAction& action, TimeUs now) {
+  v1::Submit submit = static_cast<const SubmitParams&>(*action.params).submit;
+  submit.set_sequence(action.sequence.value);
+  submit.mutable_tokens()->Add(action.tokens.begin(), action.tokens.end());
+  submit.set_prompt_length(action.prompt_length);
+  submit.set_seed(action.seed);
+  submit.set_max_tokens(action.max_tokens);
+  submit.set_prompt_logprobs(action.prompt_logprobs);
+  submit.set_remaining_us(RemainingForLeader(action.deadline, now));
+  return submit;
+}
+
+}  // namespace
+
+Dispatcher::Dispatcher(DispatcherOptions options, const ServedModel& model, RouterMetrics& metrics,
+                       std::function<void(bool ready)> on_ready)
+    : options_(std::move(options)),
+      model_(model),
+      metrics_(metrics),
+      on_ready_(std::move(on_ready)),
+      context_tokens_(model.context_tokens),
+      core_(options_.core, MonotonicNow()) {
+  thread_ = std::make_unique<SerialThread>([this] { return Turn(); });
+  thread_->Post([this] {
+    LeaderSession::Listener& listener = *this;
+    for (const std::string& address : options_.leaders) {
+      LeaderSessionOptions session = options_.session;
+      session.address = address;
+      session.model_digest = model_.digest;
+      sessions_.push_back(std::make_unique<LeaderSession>(core_.AddGroup(), std::move(session),
+                                                          *thread_, listener));
+    }
+    sessions_open_ = sessions_.size();
+  });
+}
+
+Dispatcher::~Dispatcher() {
+  thread_->Post([this] {
+    closing_ = true;
+    if (sessions_.empty()) closed_.Notify();
+    for (const auto& session : sessions_) session->Close();
+  });
+  closed_.WaitForNotification();
+  thread_.reset();
+}
+
+void Dispatcher::Submit(std::shared_ptr<Generation> generation) {
+  const bool posted =
+      thread_->TryPost([this, generation] { Admit(generation); }, options_.waiting_tasks_max);
+  if (!posted) generation->Refuse(ResourceExhausted("the router is overloaded"), MonotonicNow());
+}
+
+void Dispatcher::Admit(std::shared_ptr<Generation> generation) {
+  const TimeUs now = MonotonicNow();
+  sinks_.push_back(generation->shared_sink());
+  if (generation->sink().cancelled()) {
+    return generation->Refuse(MakeStatus(absl::StatusCode::kCancelled, "cancelled by the client"),
+                              now);
+  }
+  const absl::StatusOr<RequestId> id = core_.Submit(generation->TakeRequest(), now);
+  if (!id.ok()) return generation->Refuse(id.status(), now);
+  requests_of_sinks_.emplace(&generation->sink(), *id);
+  generations_.emplace(*id, std::move(generation));
+}
+
+void Dispatcher::Cancel(const ResponseSink* sink) {
+  thread_->Post([this, sink] {
+    const auto found = requests_of_sinks_.find(sink);
+    if (found != requests_of_sinks_.end()) core_.Cancel(found->second, MonotonicNow());
+  });
+}
+
+bool Dispatcher::Query(std::function<void(const v1::GetStatusResponse& status)> answer) {
+  return thread_->TryPost([this, answer = std::move(answer)] { answer(Status()); },
+                          options_.waiting_tasks_max);
+}
+
+TimeUs Dispatcher::Turn() {
+  const TimeUs now = MonotonicNow();
+  if (core_.NextWake() <= now) core_.Tick(now);
+  CarryOut(now);
+  TimeUs wake = core_.NextWake();
+  for (const auto& session : sessions_) wake = std::min(wake, session->Tick(now));
+  if (now >= housekeep_at_) Housekeep(now);
+  return std::min(wake, housekeep_at_);
+}
+
+void Dispatcher::CarryOut(TimeUs now) {
+  // Delivering may ask the core for more: a stop string ends a choice.
+  for (CoreActions actions = core_.TakeActions();
+       !actions.submits.empty() || !actions.cancels.empty() || !actions.deltas.empty();
+       actions = core_.TakeActions()) {
+    SendToLeaders(actions, now);
+    for (ChoiceDelta& delta : actions.deltas) Deliver(std::move(delta), now);
+  }
+}
+
+void Dispatcher::SendToLeaders(CoreActions& actions, TimeUs now) {
+  std::vector<v1::RouterMessage> messages(sessions_.size());
+  for (const SubmitAction& submit : actions.submits) {
+    *messages[submit.group.value].add_submits() = MessageOf(submit, now);
+  }
+  for (const CancelAction& cancel : actions.cancels) {
+    messages[cancel.group.value].add_cancels()->set_sequence(cancel.sequence.value);
+  }
+  for (size_t group = 0; group < messages.size(); ++group) {
+    v1::RouterMessage& message = messages[group];
+    const bool empty = message.submits().empty() && message.cancels().empty();
+    if (!empty) sessions_[group]->Send(std::move(message));
+  }
+}
+
+void Dispatcher::Deliver(ChoiceDelta delta, TimeUs now) {
+  const RequestId id = delta.request;
+  const int prompt_index = delta.prompt_index, choice_index = delta.choice_index;
+  const auto found = generations_.find(id);
+  if (found == generations_.end()) return;  // dropped
+  const std::shared_ptr<Generation> generation = found->second;
+  const bool done = delta.end && delta.end->request_done;
+  const Generation::Verdict verdict = generation->OnDelta(std::move(delta), now);
+  if (verdict == Generation::Verdict::kStop) core_.Stop(id, prompt_index, choice_index, now);
+  if (verdict == Generation::Verdict::kDrop) core_.Cancel(id, now);
+  if (!done) return;
+  requests_of_sinks_.erase(&generation->sink());
+  generations_.erase(id);
+}
+
+void Dispatcher::OnLeaderUp(GroupId group, GroupFacts facts) {
+  core_.OnGroupUp(group, std::move(facts));
+  NoteGroups();
+}
+
+void Dispatcher::OnLeaderState(GroupId group, const GroupState& state) {
+  core_.OnGroupState(group, state, MonotonicNow());
+  NoteGroups();
+}
+
+void Dispatcher::OnLeaderDelta(GroupId group, LeaderDelta delta) {
+  core_.OnDelta(group, std::move(delta), MonotonicNow());
+}
+
+void Dispatcher::OnLeaderDown(GroupId group) {
+  core_.OnGroupDown(group, MonotonicNow());
+  NoteGroups();
+}
+
+void Dispatcher::OnLeaderClosed(GroupId) {
+  if (--sessions_open_ == 0) closed_.Notify();
+}
+
+void Dispatcher::NoteGroups() {
+  bool ready = false;
+  int context_tokens = 0;
+  for (const auto& session : sessions_) {
+    if (!session->status().ready()) continue;
+    ready = true;
+    context_tokens = std::max(context_tokens, session->status().model().context_tokens());
+  }
+  if (context_tokens > 0) context_tokens_ = context_tokens;
+  if (ready == ready_ || closing_) return;
+  ready_ = ready;
+  on_ready_(ready);
+}
+
+void Dispatcher::Housekeep(TimeUs now) {
+  housekeep_at_ = now + kHousekeepUs;
+  std::erase_if(sinks_, [now](const auto& sink) { return !sink->Sweep(now); });
+  const auto ready = std::count_if(sessions_.begin(), sessions_.end(),
+                                   [](const auto& session) { return session->status().ready(); });
+  metrics_.Publish(core_.stats(), core_.counters(), static_cast<int>(ready));
+}
+
+v1::GetStatusResponse Dispatcher::Status() const {
+  v1::GetStatusResponse response;
+  for (const auto& session : sessions_) *response.add_groups() = session->status();
+  const RouterCoreStats stats = core_.stats();
+  response.set_queued_requests(stats.queued_requests);
+  response.set_running_requests(stats.requests - stats.queued_requests);
+  return response;
+}
+
+}  // namespace facet

@@ -1,0 +1,88 @@
+#ifndef FACET_ROUTER_SERVICE_DISPATCHER_H_
+#define FACET_ROUTER_SERVICE_DISPATCHER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/notification.h"
+#include "facet/v1/inference.pb.h"
+#include "router/core/router_core.h"
+#include "router/service/generation.h"
+#include "router/service/leader_session.h"
+#include "router/service/metrics.h"
+#include "router/service/serial_thread.h"
+#include "router/service/served_model.h"
+
+namespace facet {
+
+struct DispatcherOptions {
+  RouterCoreOptions core;
+  std::vector<std::string> leaders;  // addresses
+  LeaderSessionOptions session;      // address and digest are filled in
+  size_t waiting_tasks_max = 4096;   // submits and queries that have not reached the core
+};
+
+// Brings the core to life: one thread feeds it the leaders' events, the clients' requests and the
+// time, and carries out what it asks for. Public methods may be called on any thread.
+class Dispatcher : private LeaderSession::Listener {
+ public:
+  // `on_ready` hears on the core's thread whether some group takes requests, when that changes.
+  Dispatcher(DispatcherOptions options, const ServedModel& model, RouterMetrics& metrics,
+             std::function<void(bool ready)> on_ready);
+  // Ends the leaders' sessions. REQUIRES: no call is left.
+  ~Dispatcher() override;
+
+  // The generation's sink is finished in any case, in the end.
+  void Submit(std::shared_ptr<Generation> generation);
+  // The client of `sink` has gone. May come before Submit(), which then looks at the sink.
+  void Cancel(const ResponseSink* sink);
+  // Runs `answer` on the core's thread with the state of things; false if too much waits.
+  bool Query(std::function<void(const v1::GetStatusResponse& status)> answer);
+
+  // Prompt + output that the groups at hand allow; the model's own while there is none.
+  int context_tokens() const { return context_tokens_; }
+
+ private:
+  void OnLeaderUp(GroupId group, GroupFacts facts) override;
+  void OnLeaderState(GroupId group, const GroupState& state) override;
+  void OnLeaderDelta(GroupId group, LeaderDelta delta) override;
+  void OnLeaderDown(GroupId group) override;
+  void OnLeaderClosed(GroupId group) override;
+
+  // After each batch of events; returns when to be called again.
+  TimeUs Turn();
+  void Admit(std::shared_ptr<Generation> generation);
+  void CarryOut(TimeUs now);
+  void SendToLeaders(CoreActions& actions, TimeUs now);
+  void Deliver(ChoiceDelta delta, TimeUs now);
+  void NoteGroups();
+  void Housekeep(TimeUs now);
+  v1::GetStatusResponse Status() const;
+
+  const DispatcherOptions options_;
+  const ServedModel& model_;
+  RouterMetrics& metrics_;
+  const std::function<void(bool)> on_ready_;
+  std::atomic<int> context_tokens_;
+
+  // The rest belongs to the thread.
+  RouterCore core_;
+  absl::flat_hash_map<RequestId, std::shared_ptr<Generation>> generations_;
+  absl::flat_hash_map<const ResponseSink*, RequestId> requests_of_sinks_;
+  std::vector<std::shared_ptr<ResponseSink>> sinks_;      // of calls that are not over
+  std::vector<std::unique_ptr<LeaderSession>> sessions_;  // by group
+  bool ready_ = false;
+  bool closing_ = false;
+  TimeUs housekeep_at_ = 0;
+  size_t sessions_open_ = 0;
+  absl::Notification closed_;
+  std::unique_ptr<SerialThread> thread_;  // last: it uses the members above
+};
+
+}  // namespace facet
+
+#endif  // FACET_ROUTER_SERVICE_DISPATCHER_H_

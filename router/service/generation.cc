@@ -1,0 +1,199 @@
+#include "router/service/generation.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+
+namespace facet {
+namespace {
+
+// Deltas of a prompt's other choices that may wait for its echo.
+constexpr int64_t kHeldBytesMax = 4 << 20;
+
+double Seconds(TimeUs us) { return static_cast<double>(us) / 1e6; }
+
+v1::FinishReason ReasonOf(EndReason reason) {
+  switch (reason) {
+    case EndReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case EndReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case EndReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case EndReason::kDeadline:
+      return v1::FINISH_REASON_DEADLINE;
+    case EndReason::kError:
+      break;
+  }
+  return v1::FINISH_REASON_ERROR;
+}
+
+}  // namespace
+
+Generation::Generation(ParsedRequest parsed, TimeUs arrived_at, const ServedModel& model,
+                       RouterMetrics& metrics, std::shared_ptr<ResponseSink> sink)
+    : parsed_(std::move(parsed)),
+      client_id_(parsed_.core.client_id),
+      seed_(parsed_.core.seed),
+      n_(parsed_.core.n),
+      prompt_logprobs_(parsed_.core.prompt_logprobs),
+      arrived_at_(arrived_at),
+      model_(model),
+      metrics_(metrics),
+      sink_(std::move(sink)) {
+  for (const RouterPrompt& prompt : parsed_.core.prompts) {
+    Prompt& kept = prompts_.emplace_back();
+    kept.tokens_count = static_cast<int>(prompt.tokens.size());
+    kept.echo_due = parsed_.echo;
+    if (parsed_.echo) kept.tokens = prompt.tokens;
+    for (int i = 0; i < n_; ++i) {
+      choices_.push_back({ChoiceText(*model_.tokenizer, parsed_.stops, parsed_.stop_tokens)});
+    }
+  }
+}
+
+void Generation::Refuse(const absl::Status& status, TimeUs now) {
+  status_ = status;
+  Finish(now);
+}
+
+Generation::Verdict Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
+  Choice& choice = choices_[static_cast<size_t>(delta.prompt_index) * n_ + delta.choice_index];
+  Prompt& prompt = prompts_[delta.prompt_index];
+  std::move(delta.prompt.begin(), delta.prompt.end(), std::back_inserter(prompt.scored));
+  if (first_token_ && !delta.tokens.empty()) {
+    first_token_ = false;
+    metrics_.first_token_s.Observe(Seconds(now - arrived_at_));
+  }
+
+  v1::Delta message = MakeDelta(delta, choice);
+  const bool stop = choice.text.stop_string() && !std::exchange(choice.stopped, true);
+  if (delta.end) NoteEnd(*delta.end, choice.tokens);
+  v1::GenerateResponse part =
+      Assemble(delta.prompt_index, std::move(message), delta.end.has_value());
+  const bool empty = part.deltas().empty() && part.echo().empty();
+  const bool fits =
+      dropped_ || (held_bytes_ <= kHeldBytesMax && (empty || sink_->Write(std::move(part))));
+  if (!fits) {
+    dropped_ = true;
+    status_ = ResourceExhausted("the client does not read its answer");
+  }
+  if (delta.end && delta.end->request_done) {
+    Finish(now);
+    return Verdict::kGoOn;
+  }
+  if (!fits) return Verdict::kDrop;
+  return stop && !delta.end ? Verdict::kStop : Verdict::kGoOn;
+}
+
+v1::Delta Generation::MakeDelta(const ChoiceDelta& delta, Choice& choice) {
+  ChoiceText::Piece piece = choice.text.Push(delta.tokens);
+  v1::Delta message;
+  message.set_prompt_index(delta.prompt_index);
+  message.set_choice_index(delta.choice_index);
+  message.set_offset(choice.tokens);
+  for (size_t i = 0; i < piece.tokens; ++i) *message.add_tokens() = MakeToken(delta.tokens[i]);
+  choice.tokens += static_cast<int>(piece.tokens);
+  metrics_.output_tokens.Increment(static_cast<double>(piece.tokens));
+  message.set_text(std::move(piece.text));
+  if (delta.end) {
+    message.mutable_text()->append(choice.text.Flush());
+    *message.mutable_finish() =
+        MakeFinish(*delta.end, choice, prompts_[delta.prompt_index].tokens_count);
+  }
+  return message;
+}
+
+v1::TokenOutput Generation::MakeToken(const OutputToken& token) const {
+  v1::TokenOutput out;
+  out.set_id(token.id);
+  if (!parsed_.logprobs) return out;
+  out.set_logprob(token.logprob);
+  for (const auto& [id, logprob] : token.top) {
+    v1::TokenLogprob& top = *out.add_top();
+    top.set_id(id);
+    top.set_logprob(logprob);
+  }
+  return out;
+}
+
+v1::Finish Generation::MakeFinish(const ChoiceEnd& end, const Choice& choice,
+                                  int prompt_tokens) const {
+  v1::Finish finish;
+  const auto stop_string = choice.text.stop_string();
+  // The text may have ended in the very delta that ended the sequence for another reason.
+  const bool stopped = stop_string && end.reason != EndReason::kError;
+  finish.set_reason(stopped ? v1::FINISH_REASON_STOP : ReasonOf(end.reason));
+  if (stopped) {
+    finish.set_stop_string(*stop_string);
+  } else if (end.reason == EndReason::kStop && choice.text.stop_token()) {
+    finish.set_stop_token_id(*choice.text.stop_token());
+  }
+  finish.mutable_usage()->set_prompt_tokens(prompt_tokens);
+  finish.mutable_usage()->set_cached_tokens(end.cached_tokens);
+  finish.mutable_usage()->set_completion_tokens(choice.tokens);
+  finish.set_seed(seed_);
+  finish.mutable_timings()->set_queue_us(end.queue_us);
+  finish.mutable_timings()->set_prefill_us(end.prefill_us);
+  finish.mutable_timings()->set_decode_us(end.decode_us);
+  finish.set_logits_sha256(end.logits_sha256);
+  if (end.reason == EndReason::kError) finish.set_error(MessageOf(end.status));
+  return finish;
+}
+
+v1::PromptEcho Generation::MakeEcho(int prompt_index, const Prompt& prompt) const {
+  v1::PromptEcho echo;
+  echo.set_prompt_index(prompt_index);
+  Detokenizer detokenizer(*model_.tokenizer);
+  for (size_t i = 0; i < prompt.tokens.size(); ++i) {
+    echo.mutable_text()->append(detokenizer.Push(prompt.tokens[i]));
+    v1::TokenOutput& token = *echo.add_tokens();
+    if (i > 0 && i <= prompt.scored.size()) token = MakeToken(prompt.scored[i - 1]);
+    token.set_id(prompt.tokens[i]);
+  }
+  echo.mutable_text()->append(detokenizer.Flush());
+  return echo;
+}
+
+v1::GenerateResponse Generation::Assemble(int prompt_index, v1::Delta delta, bool choice_ended) {
+  Prompt& prompt = prompts_[prompt_index];
+  v1::GenerateResponse part;
+  const bool news = choice_ended || delta.tokens_size() > 0 || !delta.text().empty();
+  if (news) {
+    if (prompt.echo_due) held_bytes_ += static_cast<int64_t>(delta.ByteSizeLong());
+    prompt.held.push_back(std::move(delta));
+  }
+  if (prompt.echo_due) {
+    // Log-probabilities come with the prompt's first choice; if it ends without them all, what
+    // there is has to do.
+    const bool scored = !prompt_logprobs_ || std::ssize(prompt.scored) >= prompt.tokens_count - 1;
+    const bool first_choice_ended = news && choice_ended && prompt.held.back().choice_index() == 0;
+    if (!scored && !first_choice_ended) return part;
+    *part.add_echo() = MakeEcho(prompt_index, prompt);
+    prompt.echo_due = false;
+    prompt.tokens = {};
+    prompt.scored = {};
+  }
+  for (v1::Delta& held : prompt.held) *part.add_deltas() = std::move(held);
+  prompt.held.clear();
+  const bool empty = part.deltas().empty() && part.echo().empty();
+  if (!empty && std::exchange(first_message_, false)) part.set_request_id(client_id_);
+  return part;
+}
+
+void Generation::NoteEnd(const ChoiceEnd& end, int tokens) {
+  if (status_.ok()) status_ = end.status;
+  metrics_.queue_s.Observe(Seconds(end.queue_us));
+  if (tokens > 1) metrics_.per_output_token_s.Observe(Seconds(end.decode_us) / (tokens - 1));
+}
+
+void Generation::Finish(TimeUs now) {
+  if (status_.ok()) {
+    for (const Prompt& prompt : prompts_) metrics_.prompt_tokens.Increment(prompt.tokens_count);
+  }
+  metrics_.end_to_end_s.Observe(Seconds(now - arrived_at_));
+  metrics_.CountRequest(status_.code());
+  sink_->Finish(status_);
+}
+
+}  // namespace facet

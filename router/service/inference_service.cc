@@ -1,0 +1,141 @@
+#include "router/service/inference_service.h"
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+#include "router/service/completion.h"
+#include "router/service/generation.h"
+#include "router/tokenizer/detokenizer.h"
+#include "serving/grpc_status.h"
+
+namespace facet {
+namespace {
+
+// How much before a client's own deadline ours passes, so that the last message, with the usage,
+// still reaches it: a client hears nothing after its deadline.
+constexpr TimeUs kDeadlineMarginUs = 25'000;
+
+TimeUs DeadlineOf(const grpc::CallbackServerContext& context, TimeUs now, TimeUs request_max_us) {
+  const auto deadline = context.deadline();
+  const auto system_now = std::chrono::system_clock::now();
+  // No deadline is an instant centuries away, too far to count in microseconds safely.
+  if (deadline > system_now + std::chrono::hours(24 * 365)) return now + request_max_us;
+  const TimeUs remaining =
+      std::chrono::duration_cast<std::chrono::microseconds>(deadline - system_now).count();
+  const TimeUs margin = std::clamp<TimeUs>(remaining / 10, 0, kDeadlineMarginUs);
+  return now + std::min(request_max_us, remaining - margin);
+}
+
+absl::StatusOr<std::string> TenantOf(const grpc::CallbackServerContext& context,
+                                     const RequestLimits& limits) {
+  const auto [first, last] = context.client_metadata().equal_range("facet-tenant");
+  if (first == last) return std::string("default");
+  if (std::next(first) != last) return InvalidArgument("facet-tenant: is given more than once");
+  const std::string tenant(first->second.data(), first->second.size());
+  FACET_RETURN_IF_ERROR(CheckTenant(tenant, limits));
+  return tenant;
+}
+
+std::string DrawRequestId() {
+  thread_local std::random_device device;
+  return fmt::format("{:08x}{:08x}{:08x}", device(), device(), device());
+}
+
+grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext& context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+  const TimeUs arrived_at = MonotonicNow();
+  const std::shared_ptr<MessageStream> stream = MessageStream::Start(context, options_.stream);
+  Begin(Parse(*context, *request), arrived_at, stream);
+  return stream.get();
+}
+
+grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext* context,
+                                                     const v1::GenerateRequest* request,
+                                                     v1::CompleteResponse* response) {
+  const TimeUs arrived_at = MonotonicNow();
+  const std::shared_ptr<Completion> completion =
+      Completion::Start(context, response, options_.complete_bytes_max);
+  absl::StatusOr<ParsedRequest> parsed = Parse(*context, *request);
+  if (parsed.ok()) {
+    completion->Expect(static_cast<int>(parsed->core.prompts.size()), parsed->core.n);
+  }
+  Begin(std::move(parsed), arrived_at, completion);
+  return completion.get();
+}
+
+absl::StatusOr<ParsedRequest> InferenceService::Parse(const grpc::CallbackServerContext& context,
+                                                      const v1::GenerateRequest& request) const {
+  FACET_ASSIGN_OR_RETURN(std::string tenant, TenantOf(context, options_.limits));
+  const TimeUs deadline = DeadlineOf(context, MonotonicNow(), options_.request_max_us);
+  FACET_ASSIGN_OR_RETURN(
+      ParsedRequest parsed,
+      ParseRequest(request, model_, dispatcher_.context_tokens(), options_.limits));
+  parsed.core.tenant = std::move(tenant);
+  parsed.core.deadline = deadline;
+  if (parsed.core.client_id.empty()) parsed.core.client_id = DrawRequestId();
+  return parsed;
+}
+
+void InferenceService::Begin(absl::StatusOr<ParsedRequest> parsed, TimeUs arrived_at,
+                             std::shared_ptr<ResponseSink> sink) {
+  if (!parsed.ok()) {
+    metrics_.CountRequest(parsed.status().code());
+    return sink->Finish(parsed.status());
+  }
+  sink->SetOnCancel([this, raw = sink.get()] { dispatcher_.Cancel(raw); });
+  dispatcher_.Submit(std::make_shared<Generation>(*std::move(parsed), arrived_at, model_, metrics_,
+                                                  std::move(sink)));
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const v1::TokenizeRequest* request,
+                                                     v1::TokenizeResponse* response) {
+  return Answer(*context, TokenizeInto(*request, *response));
+}
+
+absl::Status InferenceService::TokenizeInto(const v1::TokenizeRequest& request,
+                                            v1::TokenizeResponse& response) const {
+  FACET_RETURN_IF_ERROR(CheckNoUnknownFields(request));
+  FACET_RETURN_IF_ERROR(CheckModelName(request.model(), model_));
+  const v1::Prompt* const prompt = &request.prompt();
+  FACET_RETURN_IF_ERROR(CheckPromptBytes({&prompt, 1}, "prompt", options_.limits));
+  FACET_ASSIGN_OR_RETURN(const std::vector<TokenId> ids,
+                         TokenizePrompt(request.prompt(), "prompt", model_, options_.limits));
+  response.mutable_ids()->Add(ids.begin(), ids.end());
+  for (const TokenId id : ids) {
+    const std::string_view bytes = model_.tokenizer->TokenBytes(id);
+    response.add_pieces(bytes.data(), bytes.size());
+  }
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
+                                                       const v1::DetokenizeRequest* request,
+                                                       v1::DetokenizeResponse* response) {
+  return Answer(*context, DetokenizeInto(*request, *response));
+}
+
+absl::Status InferenceService::DetokenizeInto(const v1::DetokenizeRequest& request,
+                                              v1::DetokenizeResponse& response) const {
+  FACET_RETURN_IF_ERROR(CheckNoUnknownFields(request));
+  FACET_RETURN_IF_ERROR(CheckModelName(request.model(), model_));
+  FACET_RETURN_IF_ERROR(CheckTokenIds(request.ids(), "ids", model_));
+  Detokenizer detokenizer(*model_.tokenizer);
+  for (const TokenId id : request.ids()) response.mutable_text()->append(detokenizer.Push(id));
+  response.mutable_text()->append(detokenizer.Flush());
+  return absl::OkStatus();
+}
+
+}  // namespace facet

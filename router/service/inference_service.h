@@ -1,0 +1,60 @@
+#ifndef FACET_ROUTER_SERVICE_INFERENCE_SERVICE_H_
+#define FACET_ROUTER_SERVICE_INFERENCE_SERVICE_H_
+
+#include <memory>
+
+#include "facet/v1/inference.grpc.pb.h"
+#include "router/service/dispatcher.h"
+#include "router/service/message_stream.h"
+#include "router/service/metrics.h"
+#include "router/service/request_parser.h"
+#include "router/service/served_model.h"
+
+namespace facet {
+
+struct InferenceOptions {
+  RequestLimits limits;
+  MessageStreamOptions stream;
+  int64_t complete_bytes_max = int64_t{15} << 20;  // of an answer in one message
+  TimeUs request_max_us = 600'000'000;             // for requests without a deadline, and at most
+};
+
+// The face to clients. Methods run on gRPC's threads: they check and tokenize there, hand over to
+// the dispatcher, and return. All references must outlive the server.
+class InferenceService : public v1::Inference::CallbackService {
+ public:
+  InferenceService(const InferenceOptions& options, const ServedModel& model,
+                   RouterMetrics& metrics, Dispatcher& dispatcher)
+      : options_(options), model_(model), metrics_(metrics), dispatcher_(dispatcher) {}
+
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  grpc::ServerUnaryReactor* Complete(grpc::CallbackServerContext* context,
+                                     const v1::GenerateRequest* request,
+                                     v1::CompleteResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+
+ private:
+  absl::StatusOr<ParsedRequest> Parse(const grpc::CallbackServerContext& context,
+                                      const v1::GenerateRequest& request) const;
+  void Begin(absl::StatusOr<ParsedRequest> parsed, TimeUs arrived_at,
+             std::shared_ptr<ResponseSink> sink);
+  absl::Status TokenizeInto(const v1::TokenizeRequest& request,
+                            v1::TokenizeResponse& response) const;
+  absl::Status DetokenizeInto(const v1::DetokenizeRequest& request,
+                              v1::DetokenizeResponse& response) const;
+
+  const InferenceOptions options_;
+  const ServedModel& model_;
+  RouterMetrics& metrics_;
+  Dispatcher& dispatcher_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_ROUTER_SERVICE_INFERENCE_SERVICE_H_

@@ -1,0 +1,110 @@
+#include "router/service/message_stream.h"
+
+#include <utility>
+
+#include "router/service/serial_thread.h"
+#include "serving/grpc_status.h"
+
+namespace facet {
+
+std::shared_ptr<MessageStream> MessageStream::Start(grpc::CallbackServerContext* context,
+                                                    const MessageStreamOptions& options) {
+  std::shared_ptr<MessageStream> stream(new MessageStream(context, options));
+  stream->self_ = stream;
+  return stream;
+}
+
+bool MessageStream::Write(v1::GenerateResponse part) {
+  {
+    absl::MutexLock lock(&mutex_);
+    // One part always fits, so that a long echo can be sent at all.
+    if (pending_bytes_ > options_.pending_bytes_max) return false;
+    pending_bytes_ += static_cast<int64_t>(part.ByteSizeLong());
+    Merge(std::move(part));
+  }
+  Pump();
+  return true;
+}
+
+void MessageStream::Merge(v1::GenerateResponse part) {
+  if (!part.request_id().empty()) pending_.set_request_id(part.request_id());
+  for (v1::PromptEcho& echo : *part.mutable_echo()) *pending_.add_echo() = std::move(echo);
+  for (v1::Delta& delta : *part.mutable_deltas()) {
+    const int64_t choice = (int64_t{delta.prompt_index()} << 32) | delta.choice_index();
+    const auto [place, fresh] = last_delta_.try_emplace(choice, pending_.deltas_size());
+    if (fresh) {
+      *pending_.add_deltas() = std::move(delta);
+      continue;
+    }
+    v1::Delta& last = *pending_.mutable_deltas(place->second);
+    for (v1::TokenOutput& token : *delta.mutable_tokens()) *last.add_tokens() = std::move(token);
+    last.mutable_text()->append(delta.text());
+    if (delta.has_finish()) *last.mutable_finish() = std::move(*delta.mutable_finish());
+  }
+}
+
+void MessageStream::Finish(const absl::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    AddRetryDelay(*context_, status);
+    final_ = ToGrpc(status);
+  }
+  Pump();
+}
+
+void MessageStream::Pump() {
+  enum class Step { kNone, kWrite, kLastWrite, kFinish } step = Step::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (writing_ || finish_started_) return;
+    const bool write = pending_bytes_ > 0 && !broken_;
+    if (write) {
+      outgoing_ = std::move(pending_);
+      pending_.Clear();
+      pending_bytes_ = 0;
+      last_delta_.clear();
+      writing_ = true;
+      write_started_ = MonotonicNow();
+    }
+    finish_started_ = final_.has_value();
+    if (write) {
+      step = finish_started_ ? Step::kLastWrite : Step::kWrite;
+    } else if (finish_started_) {
+      step = Step::kFinish;
+    }
+  }
+  // final_ does not change once finish_started_ is set, and only one thread gets here with a step.
+  if (step == Step::kWrite) StartWrite(&outgoing_);
+  if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, FinalStatus());
+  if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(FinalStatus());
+}
+
+grpc::Status MessageStream::FinalStatus() {
+  absl::MutexLock lock(&mutex_);
+  return *final_;
+}
+
+bool MessageStream::Sweep(TimeUs now) {
+  absl::MutexLock lock(&mutex_);
+  if (done_) return false;
+  // The context lives while done_ is false. Reactions run on gRPC's threads, never inside this.
+  if (writing_ && now - write_started_ > options_.stall_max_us) context_->TryCancel();
+  return true;
+}
+
+void MessageStream::OnWriteDone(bool ok) {
+  {
+    absl::MutexLock lock(&mutex_);
+    writing_ = false;
+    broken_ = broken_ || !ok;
+  }
+  Pump();
+}
+
+void MessageStream::OnDone() {
+  const std::shared_ptr<MessageStream> self = std::move(self_);
+  absl::MutexLock lock(&mutex_);
+  done_ = true;
+}
+
+}  // namespace facet

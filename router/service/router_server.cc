@@ -1,0 +1,63 @@
+#include "router/service/router_server.h"
+
+#include <grpcpp/health_check_service_interface.h>
+
+#include <utility>
+
+#include "base/status.h"
+
+namespace facet {
+
+absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(const RouterOptions& options,
+                                                                  prometheus::Registry& registry) {
+  FACET_ASSIGN_OR_RETURN(std::unique_ptr<ServedModel> model,
+                         ServedModel::Load(options.model_path, options.model_name));
+  std::unique_ptr<RouterServer> router(new RouterServer(options, std::move(model), registry));
+  FACET_RETURN_IF_ERROR(router->Listen(options.server));
+  return router;
+}
+
+RouterServer::RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
+                           prometheus::Registry& registry)
+    : model_(std::move(model)),
+      metrics_(registry),
+      dispatcher_(options.dispatcher, *model_, metrics_, [this](bool ready) { SetReady(ready); }),
+      inference_(options.inference, *model_, metrics_, dispatcher_),
+      models_(*model_, dispatcher_),
+      status_(dispatcher_) {}
+
+RouterServer::~RouterServer() { Drain(std::chrono::milliseconds(0)); }
+
+absl::Status RouterServer::Listen(const GrpcServerOptions& options) {
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&inference_);
+  builder.RegisterService(&models_);
+  builder.RegisterService(&status_);
+  FACET_ASSIGN_OR_RETURN(running_, StartGrpcServer(builder, options));
+  absl::MutexLock lock(&health_mutex_);
+  health_ = running_.server->GetHealthCheckService();
+  // The process as a whole serves also while its groups are away: requests wait for them.
+  health_->SetServingStatus("", true);
+  health_->SetServingStatus("facet.v1.Models", true);
+  health_->SetServingStatus("facet.v1.Status", true);
+  health_->SetServingStatus("facet.v1.Inference", ready_);
+  return absl::OkStatus();
+}
+
+void RouterServer::SetReady(bool ready) {
+  absl::MutexLock lock(&health_mutex_);
+  ready_ = ready;
+  if (health_ != nullptr) health_->SetServingStatus("facet.v1.Inference", ready);
+}
+
+void RouterServer::Drain(std::chrono::milliseconds grace) {
+  if (running_.server == nullptr) return;
+  {
+    absl::MutexLock lock(&health_mutex_);
+    health_ = nullptr;  // it only goes down from here
+  }
+  ShutDown(*running_.server, grace);
+  running_.server.reset();
+}
+
+}  // namespace facet

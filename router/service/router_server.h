@@ -1,0 +1,69 @@
+#ifndef FACET_ROUTER_SERVICE_ROUTER_SERVER_H_
+#define FACET_ROUTER_SERVICE_ROUTER_SERVER_H_
+
+#include <prometheus/registry.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "router/service/dispatcher.h"
+#include "router/service/inference_service.h"
+#include "router/service/info_services.h"
+#include "router/service/metrics.h"
+#include "router/service/served_model.h"
+#include "serving/grpc_server.h"
+
+namespace facet {
+
+struct RouterOptions {
+  std::string model_path;
+  std::string model_name;  // empty: the file's name without .gguf
+  GrpcServerOptions server;
+  DispatcherOptions dispatcher;  // with the leaders
+  InferenceOptions inference;
+};
+
+// A whole router in one object: the services, and the thread and sessions behind them.
+class RouterServer {
+ public:
+  // Returns once clients can connect; leaders are connected to in the background. `registry` must
+  // outlive the router. Errors are sentences about the file or the address.
+  static absl::StatusOr<std::unique_ptr<RouterServer>> Start(const RouterOptions& options,
+                                                             prometheus::Registry& registry);
+  // Cancels what still runs.
+  ~RouterServer();
+
+  // As clients on this host write it.
+  const std::string& address() const { return running_.address; }
+  const ServedModel& model() const { return *model_; }
+
+  // Refuses new calls, gives running ones `grace`, cancels the rest. Once.
+  void Drain(std::chrono::milliseconds grace);
+
+ private:
+  RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
+               prometheus::Registry& registry);
+  absl::Status Listen(const GrpcServerOptions& options);
+  // Health of the Inference service follows the groups.
+  void SetReady(bool ready);
+
+  const std::unique_ptr<ServedModel> model_;
+  RouterMetrics metrics_;
+  absl::Mutex health_mutex_;
+  bool ready_ ABSL_GUARDED_BY(health_mutex_) = false;
+  grpc::HealthCheckServiceInterface* health_ ABSL_GUARDED_BY(health_mutex_) = nullptr;
+  Dispatcher dispatcher_;
+  InferenceService inference_;
+  ModelsService models_;
+  StatusService status_;
+  RunningServer running_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_ROUTER_SERVICE_ROUTER_SERVER_H_
