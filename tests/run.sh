@@ -123,7 +123,7 @@ run_fuzzers() {
   run_build "$build" "${fuzzers[@]}"
   local passed=0 failed=0 fuzzer
   for fuzzer in "${fuzzers[@]}"; do
-    local found=$build/corpus/$fuzzer seeds=$root/tests/fuzz/corpus/$fuzzer
+    local found=$build/corpus/$fuzzer seeds=$root/tests/fuzz/seeds/$fuzzer
     mkdir -p "$found"
     local -a corpora=("$found")
     [[ ! -d $seeds ]] || corpora+=("$seeds")
