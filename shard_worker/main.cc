@@ -1,6 +1,7 @@
 // facet-worker: one rank of a group that serves a model. See `facet-worker --help`.
 
 #include <prometheus/registry.h>
+#include <pthread.h>
 #include <sched.h>
 #include <spdlog/spdlog.h>
 
@@ -110,6 +111,7 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   rank.context_tokens = absl::GetFlag(FLAGS_context_tokens);
   rank.kv_tokens = absl::GetFlag(FLAGS_kv_tokens);
   rank.step_tokens_max = absl::GetFlag(FLAGS_step_tokens);
+  rank.prefill_chunk_max = absl::GetFlag(FLAGS_prefill_chunk);
   rank.sequences_max = absl::GetFlag(FLAGS_sequences);
   const std::string kv_type = absl::GetFlag(FLAGS_kv_type);
   if (kv_type != "f16" && kv_type != "f32") {
@@ -135,15 +137,11 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (options.model_name.empty()) {
     options.model_name = std::filesystem::path(options.rank.model_path).stem();
   }
-  options.prefill_chunk_max = absl::GetFlag(FLAGS_prefill_chunk);
   options.allow_logits_digest = absl::GetFlag(FLAGS_allow_logits_digest);
   FACET_ASSIGN_OR_RETURN(options.join, Duration("join_s", absl::GetFlag(FLAGS_join_s)));
   FACET_ASSIGN_OR_RETURN(options.drain, Duration("drain_s", absl::GetFlag(FLAGS_drain_s)));
   if (options.rank.rank > 0 && options.link.leader.empty()) {
     return InvalidArgument("--leader is required with --rank={}", options.rank.rank);
-  }
-  if (options.prefill_chunk_max < 0) {
-    return InvalidArgument("--prefill_chunk: {} is negative", options.prefill_chunk_max);
   }
   return options;
 }
@@ -208,6 +206,7 @@ int Main(int argc, char** argv) {
 
   std::stop_source stop;
   std::thread forward([&] {
+    pthread_setname_np(pthread_self(), "shutdown");
     shutdown.Wait();
     stop.request_stop();
   });

@@ -1,5 +1,7 @@
 #include "kernels/cpu/cpu_device.h"
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -24,8 +26,9 @@ namespace {
 constexpr int64_t kParallelFloats = 16 << 10;
 
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  unsigned a, b, c, d;  // clang 14 does not know "f16c" as a feature to ask for
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0 &&
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 bool HasAvx512() {

@@ -15,19 +15,16 @@
 namespace facet {
 namespace {
 
-// How much before a client's own deadline ours passes, so that the last message, with the usage,
-// still reaches it: a client hears nothing after its deadline.
-constexpr TimeUs kDeadlineMarginUs = 25'000;
-
-TimeUs DeadlineOf(const grpc::CallbackServerContext& context, TimeUs now, TimeUs request_max_us) {
+TimeUs DeadlineOf(const grpc::CallbackServerContext& context, TimeUs now,
+                  const InferenceOptions& options) {
   const auto deadline = context.deadline();
   const auto system_now = std::chrono::system_clock::now();
   // No deadline is an instant centuries away, too far to count in microseconds safely.
-  if (deadline > system_now + std::chrono::hours(24 * 365)) return now + request_max_us;
+  if (deadline > system_now + std::chrono::hours(24 * 365)) return now + options.request_max_us;
   const TimeUs remaining =
       std::chrono::duration_cast<std::chrono::microseconds>(deadline - system_now).count();
-  const TimeUs margin = std::clamp<TimeUs>(remaining / 10, 0, kDeadlineMarginUs);
-  return now + std::min(request_max_us, remaining - margin);
+  const TimeUs margin = std::clamp<TimeUs>(remaining / 2, 0, options.deadline_margin_us);
+  return now + std::min(options.request_max_us, remaining - margin);
 }
 
 absl::StatusOr<std::string> TenantOf(const grpc::CallbackServerContext& context,
@@ -78,7 +75,7 @@ grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext
 absl::StatusOr<ParsedRequest> InferenceService::Parse(const grpc::CallbackServerContext& context,
                                                       const v1::GenerateRequest& request) const {
   FACET_ASSIGN_OR_RETURN(std::string tenant, TenantOf(context, options_.limits));
-  const TimeUs deadline = DeadlineOf(context, MonotonicNow(), options_.request_max_us);
+  const TimeUs deadline = DeadlineOf(context, MonotonicNow(), options_);
   FACET_ASSIGN_OR_RETURN(
       ParsedRequest parsed,
       ParseRequest(request, model_, dispatcher_.context_tokens(), options_.limits));

@@ -17,6 +17,9 @@ struct InferenceOptions {
   MessageStreamOptions stream;
   int64_t complete_bytes_max = int64_t{15} << 20;  // of an answer in one message
   TimeUs request_max_us = 600'000'000;             // for requests without a deadline, and at most
+  // How much before a client's own deadline ours passes (at most half of it), so that the last
+  // message, with the usage, still arrives: a client hears nothing after its deadline.
+  TimeUs deadline_margin_us = 25'000;
 };
 
 // The face to clients. Methods run on gRPC's threads: they check and tokenize there, hand over to

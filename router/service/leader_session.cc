@@ -198,7 +198,7 @@ void LeaderSession::OnEnd(const absl::Status& status) {
   stream_.reset();
   std::string reason = give_up_reason_;
   if (reason.empty()) reason = status.ok() ? "the leader ended the session" : MessageOf(status);
-  if (status_.state() != "down: " + reason) {
+  if (!closing_ && status_.state() != "down: " + reason) {
     spdlog::warn("group {} is down: {}", options_.address, reason);
   }
   v1::GroupStatus down;

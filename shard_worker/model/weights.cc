@@ -36,6 +36,7 @@ class Loader {
   }
 
   absl::StatusOr<Weights> Load() {
+    if (progress_) progress_(0, total_bytes_);  // whoever shows a rate starts its clock here
     Weights weights;
     const Span vocabulary = plan_.VocabularyRows(rank_);
     FACET_RETURN_IF_ERROR(

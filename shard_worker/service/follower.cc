@@ -1,5 +1,6 @@
 #include "shard_worker/service/follower.h"
 
+#include <pthread.h>
 #include <spdlog/spdlog.h>
 
 #include <memory>
@@ -82,6 +83,7 @@ absl::Status RunFollower(const WorkerOptions& options, Rank* rank, WorkerMetrics
     ending.stop = true;
   });
   std::thread follow([&ending, rank] {
+    pthread_setname_np(pthread_self(), "follow");
     const absl::Status status = rank->Follow();
     const absl::MutexLock lock(&ending.mutex);
     ending.followed = status;

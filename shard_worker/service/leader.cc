@@ -32,7 +32,6 @@ v1::RankMessage::Hello HelloOf(const Rank& rank, int world) {
 EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank) {
   EngineLoopOptions loop;
   loop.engine = rank.engine_options();
-  if (options.prefill_chunk_max > 0) loop.engine.prefill_chunk_max = options.prefill_chunk_max;
   loop.model = ToProto(rank.facts());
   loop.model.set_name(options.model_name);
   loop.ranks = options.rank.world;

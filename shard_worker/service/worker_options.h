@@ -18,8 +18,7 @@ struct WorkerOptions {
   // Of rank 0:
   GrpcServerOptions server;
   SessionOptions session;
-  std::string model_name;     // what requests call the model
-  int prefill_chunk_max = 0;  // 0: the step's budget
+  std::string model_name;  // what requests call the model
   bool allow_logits_digest = false;
   int routers_max = 64;
   std::chrono::milliseconds join{300000};  // for the other ranks to come

@@ -1,0 +1,267 @@
+#ifndef FACET_TESTS_SERVICES_FAKE_LEADER_H_
+#define FACET_TESTS_SERVICES_FAKE_LEADER_H_
+
+// A leader without a model behind it, for tests of whatever speaks to leaders: its tokens follow a
+// script that depends on the sequence's seed and the output position only, as real ones do.
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/ids.h"
+#include "facet/v1/shard.grpc.pb.h"
+
+namespace facet::testing {
+
+// Thread-safe.
+class FakeLeader : public v1::Leader::Service {
+ public:
+  // The token of a sequence at an output position.
+  using Script = std::function<TokenId(const v1::Submit& submit, int position)>;
+  struct Options {
+    std::string address;  // unix:/path
+    v1::ModelInfo model;
+    int64_t credit_tokens = 1 << 20;
+    Script script;
+    int tokens_per_message = 1;
+  };
+
+  explicit FakeLeader(Options options) : options_(std::move(options)) { Start(); }
+  ~FakeLeader() override { Kill(); }
+
+  void Start() {
+    dead_ = false;
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(options_.address, grpc::InsecureServerCredentials());
+    builder.SetMaxReceiveMessageSize(-1);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    FACET_CHECK(server_ != nullptr, "{}", options_.address);
+  }
+
+  // Ends all sessions, as a dying process would.
+  void Kill() {
+    if (server_ == nullptr) return;
+    {
+      std::lock_guard lock(mutex_);
+      dead_ = true;
+    }
+    changed_.notify_all();
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_->Wait();
+    server_.reset();
+  }
+
+  // No sequence emits a token at or beyond this output position until it is raised.
+  void HoldAt(int position) {
+    {
+      std::lock_guard lock(mutex_);
+      hold_at_ = position;
+    }
+    changed_.notify_all();
+  }
+  void Release() { HoldAt(1 << 30); }
+
+  // Every sequence now running leaves out its next `tokens`, as a faulty leader would.
+  void SkipTokens(int tokens) {
+    std::lock_guard lock(mutex_);
+    for (auto& [number, running] : running_) running.emitted += tokens;
+  }
+
+  // True once `condition` holds; false after a long time. Of this object it may call cancels_seen()
+  // only, since the lock is held.
+  bool Wait(const std::function<bool(const FakeLeader&)>& condition) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return condition(*this); });
+  }
+  bool WaitForSubmits(size_t count) {
+    return Wait([count](const FakeLeader& leader) { return leader.submits_.size() >= count; });
+  }
+  bool WaitUntilIdle() {
+    return Wait([](const FakeLeader& leader) { return leader.running_.empty(); });
+  }
+
+  std::vector<v1::Submit> submits() const {
+    std::lock_guard lock(mutex_);
+    return submits_;
+  }
+  int cancels() const {
+    std::lock_guard lock(mutex_);
+    return cancels_;
+  }
+  int cancels_seen() const { return cancels_; }  // inside Wait()
+
+ private:
+  using Stream = grpc::ServerReaderWriter<v1::LeaderMessage, v1::RouterMessage>;
+  struct Running {
+    v1::Submit submit;
+    int emitted = 0;
+    int prompt_scored = 1;
+    bool cancelled = false;
+  };
+
+  grpc::Status Session(grpc::ServerContext*, Stream* stream) override {
+    v1::LeaderMessage hello;
+    *hello.mutable_state() = State();
+    *hello.mutable_state()->mutable_model() = options_.model;
+    stream->Write(hello);
+    bool ended = false;
+    std::thread writer([&] { Emit(*stream, ended); });
+    v1::RouterMessage message;
+    while (stream->Read(&message)) Take(message);
+    {
+      std::lock_guard lock(mutex_);
+      ended = true;
+      running_.clear();
+      received_ = 0;
+    }
+    changed_.notify_all();
+    writer.join();
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the fake leader has stopped");
+  }
+
+  void Take(const v1::RouterMessage& message) {
+    {
+      std::lock_guard lock(mutex_);
+      for (const v1::Submit& submit : message.submits()) {
+        submits_.push_back(submit);
+        ++received_;
+        running_[submit.sequence()] = {submit, submit.tokens_size() - submit.prompt_length()};
+      }
+      for (const v1::Cancel& cancel : message.cancels()) {
+        ++cancels_;
+        const auto found = running_.find(cancel.sequence());
+        if (found != running_.end()) found->second.cancelled = true;
+      }
+    }
+    changed_.notify_all();
+  }
+
+  v1::LeaderState State() const {
+    v1::LeaderState state;
+    state.set_ranks(2);
+    state.set_device("fake");
+    state.set_running(static_cast<int64_t>(running_.size()));
+    state.set_credit_tokens(options_.credit_tokens);
+    state.set_submits_received(received_);
+    state.set_kv_tokens_total(1000);
+    return state;
+  }
+
+  // Steps until the session ends.
+  void Emit(Stream& stream, const bool& ended) {
+    for (;;) {
+      v1::LeaderMessage message;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait_for(lock, std::chrono::milliseconds(500),
+                          [&] { return ended || dead_ || CanStep(); });
+        if (ended || dead_) return;
+        message = Step();
+        *message.mutable_state() = State();
+      }
+      changed_.notify_all();
+      if (!stream.Write(message)) return;
+    }
+  }
+
+  bool CanStep() const {
+    for (const auto& [number, running] : running_) {
+      if (running.cancelled || running.emitted < hold_at_) return true;
+    }
+    return false;
+  }
+
+  v1::LeaderMessage Step() {
+    v1::LeaderMessage message;
+    for (auto it = running_.begin(); it != running_.end();) {
+      Running& running = it->second;
+      v1::SequenceDelta delta;
+      delta.set_sequence(it->first);
+      delta.set_offset(running.emitted);
+      if (running.cancelled) {
+        delta.set_finish(v1::FINISH_REASON_CANCELLED);
+      } else if (running.submit.logits_digest()) {  // as workers do that do not allow it
+        delta.set_finish(v1::FINISH_REASON_ERROR);
+        delta.set_error_code(grpc::StatusCode::UNIMPLEMENTED);
+        delta.set_error("logits_digest: the workers run without --allow_logits_digest");
+      } else {
+        ScorePrompt(running, delta);
+        for (int i = 0; i < options_.tokens_per_message && !Ended(delta); ++i) {
+          if (running.emitted >= hold_at_) break;
+          AddToken(running, delta);
+        }
+      }
+      const bool finished = Ended(delta);
+      if (finished) {
+        delta.set_cached_tokens(1);
+        delta.set_queue_us(10);
+        delta.set_prefill_us(20);
+        delta.set_decode_us(30);
+      }
+      if (finished || delta.tokens_size() + delta.prompt_size() > 0) {
+        *message.add_deltas() = std::move(delta);
+      }
+      it = finished ? running_.erase(it) : std::next(it);
+    }
+    return message;
+  }
+
+  static bool Ended(const v1::SequenceDelta& delta) {
+    return delta.finish() != v1::FINISH_REASON_UNSPECIFIED;
+  }
+
+  static void ScorePrompt(Running& running, v1::SequenceDelta& delta) {
+    if (!running.submit.prompt_logprobs()) return;
+    delta.set_prompt_offset(running.prompt_scored);
+    for (; running.prompt_scored < running.submit.prompt_length(); ++running.prompt_scored) {
+      v1::OutputToken& token = *delta.add_prompt();
+      token.set_id(running.submit.tokens(running.prompt_scored));
+      token.set_logprob(-0.5f * static_cast<float>(running.prompt_scored));
+    }
+  }
+
+  void AddToken(Running& running, v1::SequenceDelta& delta) {
+    const v1::Submit& submit = running.submit;
+    v1::OutputToken& token = *delta.add_tokens();
+    token.set_id(options_.script(submit, running.emitted++));
+    token.set_logprob(-0.25f);
+    for (int i = 0; i < submit.logprobs(); ++i) {
+      v1::TokenLogprob& top = *token.add_top();
+      top.set_id(i);
+      top.set_logprob(-0.25f - static_cast<float>(i));
+    }
+    for (const int32_t stop : submit.stop_token_ids()) {
+      if (token.id() == stop) delta.set_finish(v1::FINISH_REASON_STOP);
+    }
+    if (!Ended(delta) && running.emitted >= submit.max_tokens()) {
+      delta.set_finish(v1::FINISH_REASON_LENGTH);
+    }
+  }
+
+  const Options options_;
+  std::unique_ptr<grpc::Server> server_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  bool dead_ = false;
+  int hold_at_ = 1 << 30;
+  int64_t received_ = 0;
+  int cancels_ = 0;
+  std::map<uint64_t, Running> running_;
+  std::vector<v1::Submit> submits_;  // all there ever were
+};
+
+}  // namespace facet::testing
+
+#endif  // FACET_TESTS_SERVICES_FAKE_LEADER_H_

@@ -1,0 +1,238 @@
+#ifndef FACET_TESTS_SERVICES_ROUTER_FIXTURE_H_
+#define FACET_TESTS_SERVICES_ROUTER_FIXTURE_H_
+
+// A router in this process with a tiny vocabulary, fake leaders behind it and a client before it.
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <prometheus/registry.h>
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/prng.h"
+#include "checkpoint/gguf.h"
+#include "facet/v1/inference.grpc.pb.h"
+#include "router/service/router_server.h"
+#include "tests/checkpoint/gguf_builder.h"
+#include "tests/checkpoint/temp_folder.h"
+#include "tests/services/fake_leader.h"
+
+namespace facet::testing {
+
+// Ids of the tiny vocabulary: SentencePiece with byte tokens.
+inline constexpr TokenId kBos = 1, kEos = 2, kByte0 = 3, kSpaceA = 259, kSpaceB = 260, kA = 261,
+                         kB = 262, kC = 263, kSpace = 264, kEn = 265, kD = 266,
+                         kVocabularySize = 271;
+inline constexpr int kContext = 4096;
+
+inline TokenId ByteToken(unsigned char byte) { return kByte0 + byte; }
+
+inline void WriteTinyModel(const std::string& path, bool with_chat = true) {
+  const std::string space = "\xE2\x96\x81";  // U+2581
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  std::vector<int32_t> types = {2, 3, 3};
+  for (int byte = 0; byte < 256; ++byte) {
+    tokens.push_back(fmt::format("<0x{:02X}>", byte));
+    types.push_back(6);
+  }
+  for (const std::string& piece :
+       {space + "a", space + "b", std::string("a"), std::string("b"), std::string("c"), space,
+        std::string("EN"), std::string("D"), std::string("\n")}) {
+    tokens.push_back(piece);
+    types.push_back(1);
+  }
+  tokens.push_back(with_chat ? "<start_of_turn>" : "<x>");
+  tokens.push_back(with_chat ? "<end_of_turn>" : "<y>");
+  tokens.push_back("<pad>");
+  types.insert(types.end(), {3, 3, 3});
+  std::vector<float> scores(tokens.size(), 0.0f);
+  GgufBuilder()
+      .Add("general.architecture", "gemma3")
+      .Add("general.name", "Tiny")
+      .Add("gemma3.context_length", uint32_t{kContext})
+      .Add("tokenizer.ggml.model", "llama")
+      .Add("tokenizer.ggml.tokens", tokens)
+      .Add("tokenizer.ggml.scores", scores)
+      .Add("tokenizer.ggml.token_type", types)
+      .Add("tokenizer.ggml.bos_token_id", uint32_t{kBos})
+      .Add("tokenizer.ggml.eos_token_id", uint32_t{kEos})
+      .Add("tokenizer.ggml.add_space_prefix", false)
+      .AddTensor("output_norm.weight", {4}, {1, 1, 1, 1})
+      .WriteFile(path);
+}
+
+// "a", "b" or "c", by seed and position.
+inline TokenId LetterAt(uint64_t sequence_seed, int position) {
+  return kA + static_cast<TokenId>(Mix64(sequence_seed, position) % 3);
+}
+inline std::string LettersOf(uint64_t sequence_seed, int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) {
+    text += static_cast<char>('a' + LetterAt(sequence_seed, i) - kA);
+  }
+  return text;
+}
+inline FakeLeader::Script Letters() {
+  return [](const v1::Submit& submit, int position) { return LetterAt(submit.seed(), position); };
+}
+// These tokens, then the end of the answer.
+inline FakeLeader::Script Saying(std::vector<TokenId> tokens) {
+  return [tokens = std::move(tokens)](const v1::Submit&, int position) {
+    return position < std::ssize(tokens) ? tokens[position] : kEos;
+  };
+}
+
+// A whole answer, gathered from its messages; gathering checks what must hold for any answer.
+struct Answer {
+  struct Choice {
+    std::string text;
+    std::vector<TokenId> ids;
+    std::vector<v1::TokenOutput> tokens;
+    std::optional<v1::Finish> finish;
+  };
+  std::string request_id;
+  std::map<std::pair<int, int>, Choice> choices;
+  std::vector<v1::PromptEcho> echo;
+  int messages = 0;
+
+  void Add(const v1::GenerateResponse& response) {
+    if (messages++ == 0) request_id = response.request_id();
+    for (const v1::PromptEcho& prompt : response.echo()) echo.push_back(prompt);
+    for (const v1::Delta& delta : response.deltas()) {
+      Choice& choice = choices[{delta.prompt_index(), delta.choice_index()}];
+      EXPECT_FALSE(choice.finish.has_value()) << "a delta after the finish";
+      EXPECT_EQ(delta.offset(), std::ssize(choice.ids));
+      for (const v1::TokenOutput& token : delta.tokens()) {
+        choice.ids.push_back(token.id());
+        choice.tokens.push_back(token);
+      }
+      choice.text += delta.text();
+      if (delta.has_finish()) choice.finish = delta.finish();
+    }
+  }
+};
+
+class RouterFixture : public ::testing::Test {
+ protected:
+  RouterFixture() {
+    WriteTinyModel(folder_.File("tiny.gguf"));
+    const auto model = GgufModel::Open(folder_.File("tiny.gguf"));
+    FACET_CHECK(model.ok(), "{}", model.status().ToString());
+    info_.set_name("tiny");
+    info_.set_context_tokens(kContext);
+    info_.set_vocabulary_size(kVocabularySize);
+    info_.set_digest(model->digest());
+    info_.set_fingerprint("f16-1");
+    options_.model_path = folder_.File("tiny.gguf");
+    options_.server.listen = "unix:" + folder_.File("router.sock");
+    options_.dispatcher.session.backoff_min_us = 10'000;
+    options_.dispatcher.session.backoff_max_us = 50'000;
+  }
+  ~RouterFixture() override {
+    stub_.reset();
+    router_.reset();
+  }
+
+  std::string LeaderAddress(int index) {
+    return fmt::format("unix:{}", folder_.File(fmt::format("leader{}.sock", index)));
+  }
+  FakeLeader& AddLeader(FakeLeader::Script script, int tokens_per_message = 1) {
+    const std::string address = LeaderAddress(static_cast<int>(leaders_.size()));
+    leaders_.push_back(std::make_unique<FakeLeader>(
+        FakeLeader::Options{.address = address,
+                            .model = info_,
+                            .credit_tokens = credit_tokens_,
+                            .script = std::move(script),
+                            .tokens_per_message = tokens_per_message}));
+    options_.dispatcher.leaders.push_back(address);
+    return *leaders_.back();
+  }
+  // Starts the router and waits until it sees every leader that was added.
+  void Start() {
+    auto router = RouterServer::Start(options_, registry_);
+    ASSERT_TRUE(router.ok()) << router.status();
+    router_ = *std::move(router);
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetMaxSendMessageSize(-1);
+    arguments.SetMaxReceiveMessageSize(-1);
+    channel_ = grpc::CreateCustomChannel(router_->address(), grpc::InsecureChannelCredentials(),
+                                         arguments);
+    stub_ = v1::Inference::NewStub(channel_);
+    ASSERT_TRUE(WaitForStatus([this](const v1::GetStatusResponse& status) {
+      return ReadyGroups(status) == std::ssize(leaders_);
+    }));
+  }
+
+  static int64_t ReadyGroups(const v1::GetStatusResponse& status) {
+    int64_t ready = 0;
+    for (const v1::GroupStatus& group : status.groups()) ready += group.ready();
+    return ready;
+  }
+  v1::GetStatusResponse Status() {
+    grpc::ClientContext context;
+    v1::GetStatusResponse response;
+    const grpc::Status status =
+        v1::Status::NewStub(channel_)->GetStatus(&context, v1::GetStatusRequest(), &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  }
+  bool WaitForStatus(const std::function<bool(const v1::GetStatusResponse&)>& condition) {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!condition(Status())) {
+      if (std::chrono::steady_clock::now() > give_up) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+  bool WaitUntilQuiet() {
+    return WaitForStatus([](const v1::GetStatusResponse& status) {
+      return status.queued_requests() + status.running_requests() == 0;
+    });
+  }
+
+  static v1::GenerateRequest TextRequest(const std::string& text = " a b") {
+    v1::GenerateRequest request;
+    request.add_prompts()->set_text(text);
+    request.set_seed(7);
+    return request;
+  }
+  grpc::Status Generate(const v1::GenerateRequest& request, Answer* answer) {
+    grpc::ClientContext context;
+    return Generate(request, answer, context);
+  }
+  grpc::Status Generate(const v1::GenerateRequest& request, Answer* answer,
+                        grpc::ClientContext& context) {
+    const auto reader = stub_->Generate(&context, request);
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) answer->Add(response);
+    return reader->Finish();
+  }
+  // The status of a request that is refused.
+  grpc::Status StatusOf(const v1::GenerateRequest& request) {
+    Answer answer;
+    const grpc::Status status = Generate(request, &answer);
+    EXPECT_EQ(answer.messages, 0);
+    return status;
+  }
+
+  TempFolder folder_;
+  v1::ModelInfo info_;
+  int64_t credit_tokens_ = 1 << 20;
+  RouterOptions options_;
+  prometheus::Registry registry_;
+  std::vector<std::unique_ptr<FakeLeader>> leaders_;
+  std::unique_ptr<RouterServer> router_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+}  // namespace facet::testing
+
+#endif  // FACET_TESTS_SERVICES_ROUTER_FIXTURE_H_
