@@ -93,8 +93,8 @@ FACET_INLINE void Soften(const SplitArgs& args, int query) {
 // out += weights x values over the keys [begin, end), for kQueries queries and 16 kVectors
 // dimensions.
 template <int kQueries, int kVectors>
-FACET_INLINE void AddValues(const float* weights, const float* values, int dim, int begin,
-                            int end, float* out) {
+FACET_INLINE void AddValues(const float* weights, const float* values, int dim, int begin, int end,
+                            float* out) {
   VecF acc[kQueries][kVectors];
   FACET_UNROLL
   for (int i = 0; i < kQueries; ++i) {
@@ -186,8 +186,8 @@ void AttendSplit(const SplitArgs& args) {
   for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkValuesOfAll(args, chunk);
 }
 
-void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max,
-                float* sum, float* out) {
+void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max, float* sum,
+                float* out) {
   if (*sum == 0) {
     *max = next_max;
     *sum = next_sum;

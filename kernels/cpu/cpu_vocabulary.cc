@@ -72,8 +72,7 @@ void CpuVocabulary::ScanSlice(size_t index, Scratch* scratch) {
     const int size = static_cast<int>(std::min<int64_t>(kChunk, end(index) - chunk));
     slice.finite &= Process(chunk, size, scratch);
     for (const Logits which : {kProcessed, kRaw}) {
-      const float max =
-          kernels_.max(which == kRaw ? logits_ + chunk : scratch->processed, size);
+      const float max = kernels_.max(which == kRaw ? logits_ + chunk : scratch->processed, size);
       if (max <= slice.max[which]) continue;
       slice.max[which] = max;
       slice.best_chunk[which] = chunk;
@@ -82,11 +81,11 @@ void CpuVocabulary::ScanSlice(size_t index, Scratch* scratch) {
 }
 
 bool CpuVocabulary::Process(int64_t begin, int size, Scratch* scratch) const {
-  bool finite = kernels_.scale_logits(logits_ + begin, size, query_->inverse_temperature,
-                                      scratch->processed);
-  const auto first = std::lower_bound(
-      query_->edits.begin(), query_->edits.end(), begin,
-      [](const LogitEdit& edit, int64_t row) { return edit.row < row; });
+  bool finite =
+      kernels_.scale_logits(logits_ + begin, size, query_->inverse_temperature, scratch->processed);
+  const auto first =
+      std::lower_bound(query_->edits.begin(), query_->edits.end(), begin,
+                       [](const LogitEdit& edit, int64_t row) { return edit.row < row; });
   for (auto edit = first; edit != query_->edits.end() && edit->row < begin + size; ++edit) {
     const float processed = EditedLogit(*edit, logits_) * query_->inverse_temperature;
     finite &= processed < kInfinity;
@@ -102,8 +101,7 @@ SliceSum CpuVocabulary::SumSlice(size_t slice, Logits which, Scratch* scratch) {
   for (int64_t chunk = begin(slice); chunk < end(slice); chunk += kChunk) {
     const int size = static_cast<int>(std::min<int64_t>(kChunk, end(slice) - chunk));
     if (which == kProcessed) Process(chunk, size, scratch);
-    kernels_.sum_exp(which == kRaw ? logits_ + chunk : scratch->processed, size, result.max,
-                     sums);
+    kernels_.sum_exp(which == kRaw ? logits_ + chunk : scratch->processed, size, result.max, sums);
   }
   result.sum = Tree16(sums);
   return result;
@@ -128,9 +126,9 @@ void CpuVocabulary::SelectBest(Logits which, std::vector<Candidate>* best) {
 
 // What the best candidates of the most promising chunk reach.
 float CpuVocabulary::SeedThreshold(Logits which) {
-  const auto best = std::max_element(
-      state_.begin(), state_.end(),
-      [&](const Slice& a, const Slice& b) { return a.max[which] < b.max[which]; });
+  const auto best =
+      std::max_element(state_.begin(), state_.end(),
+                       [&](const Slice& a, const Slice& b) { return a.max[which] < b.max[which]; });
   const size_t slice = static_cast<size_t>(best - state_.begin());
   const int64_t chunk = best->best_chunk[which];
   Scratch* scratch = &scratch_.front();

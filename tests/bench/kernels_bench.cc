@@ -170,9 +170,9 @@ void RunAttend(benchmark::State& state, int rows, int context) {
   for (auto _ : state) device->Attend(spec, qkv, out);
   // Two products of 256 per query head and key.
   const double keys = rows * (context + (rows + 1) / 2.0);
-  state.counters["GFLOP/s"] = benchmark::Counter(
-      keys * 4 * 4 * 256 * 1e-9 * static_cast<double>(state.iterations()),
-      benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(keys * 4 * 4 * 256 * 1e-9 * static_cast<double>(state.iterations()),
+                         benchmark::Counter::kIsRate);
 }
 
 enum class Question { kGreedy, kSums, kGumbelPeaked, kGumbelFlat };
@@ -237,11 +237,10 @@ void RegisterAll() {
     for (const Shape shape : kShapes) {
       if (shape.columns % FormatOf(type).elements != 0) continue;
       for (const int rows : kBatches) {
-        const std::string name =
-            fmt::format("Product/{}/{}x{}/{}", FormatOf(type).name, shape.columns, shape.rows, rows);
-        UseTime(benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-          RunProduct(state, type, shape, rows);
-        }));
+        const std::string name = fmt::format("Product/{}/{}x{}/{}", FormatOf(type).name,
+                                             shape.columns, shape.rows, rows);
+        UseTime(benchmark::RegisterBenchmark(
+            name.c_str(), [=](benchmark::State& state) { RunProduct(state, type, shape, rows); }));
       }
     }
   }
