@@ -60,11 +60,14 @@ absl::Status AwaitFollowed(Ending* ending, Rank* rank, WorkerMetrics* metrics,
 
 absl::Status RunFollower(const WorkerOptions& options, Rank* rank, WorkerMetrics* metrics,
                          std::stop_token stop) {
+  const absl::Time loaded = absl::Now();
+  metrics->SetRank(options.rank.rank, options.rank.world, rank->device_name(), rank->memory());
   FACET_ASSIGN_OR_RETURN(const std::unique_ptr<GroupLink> link,
                          GroupLink::Join(options.link, HelloOf(options, *rank), stop));
   FACET_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator,
                          AttachCollective(link->start(), options.rank.rank, options.rank.world));
   rank->Attach(std::move(communicator));
+  metrics->SetStartUpPhase("join", absl::ToDoubleSeconds(absl::Now() - loaded));
   spdlog::info("joined the group as rank {} of {}, {}", options.rank.rank, options.rank.world,
                rank->device_name());
 

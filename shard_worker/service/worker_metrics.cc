@@ -56,6 +56,9 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
       weight_bytes_(Gauges(registry, "facet_worker_weight_bytes",
                            "Packed weights of this rank's slice, all of which a step reads.")
                         .Add({})),
+      slice_bytes_(Gauges(registry, "facet_worker_slice_bytes",
+                          "The weights of this rank's slice as the model file has them.")
+                       .Add({})),
       kv_bytes_(
           Gauges(registry, "facet_worker_kv_bytes", "Memory of this rank's KV pools.").Add({})),
       steps_(Counters(registry, "facet_worker_steps_total", "Steps computed.").Add({})),
@@ -99,6 +102,7 @@ void WorkerMetrics::SetRank(int rank, int world, std::string_view device,
             {"device", std::string(device)}})
       .Set(1);
   weight_bytes_.Set(static_cast<double>(memory.weight_bytes));
+  slice_bytes_.Set(static_cast<double>(memory.slice_bytes));
   kv_bytes_.Set(static_cast<double>(memory.kv_bytes));
 }
 

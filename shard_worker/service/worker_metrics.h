@@ -22,6 +22,7 @@ class WorkerMetrics {
   explicit WorkerMetrics(prometheus::Registry* registry);
 
   void SetRank(int rank, int world, std::string_view device, const RankMemory& memory);
+  // `phase`: "load", "join".
   void SetStartUpPhase(std::string_view phase, double seconds);
   void AddTimes(const StepTimes& times);
   // The leader only.
@@ -35,6 +36,7 @@ class WorkerMetrics {
   prometheus::Family<prometheus::Gauge>& info_;
   prometheus::Family<prometheus::Gauge>& start_up_seconds_;
   prometheus::Gauge& weight_bytes_;
+  prometheus::Gauge& slice_bytes_;
   prometheus::Gauge& kv_bytes_;
   prometheus::Counter& steps_;
   std::array<prometheus::Counter*, 3> part_seconds_;  // compute, collective, wait

@@ -47,7 +47,7 @@ class FakeRank : public Rank {
 
   const ModelFacts& facts() const override { return facts_; }
   std::string device_name() const override { return "fake"; }
-  RankMemory memory() const override { return {1000, 2000}; }
+  RankMemory memory() const override { return {1000, 900, 2000}; }
   uint64_t plan_hash() const override { return options_.plan_hash; }
   EngineOptions engine_options() const override { return options_.engine; }
   void Attach(std::unique_ptr<Communicator> communicator) override;
