@@ -7,8 +7,10 @@
 namespace facet {
 
 std::shared_ptr<Completion> Completion::Start(grpc::CallbackServerContext* context,
-                                              v1::CompleteResponse* response, int64_t bytes_max) {
-  std::shared_ptr<Completion> completion(new Completion(context, response, bytes_max));
+                                              v1::CompleteResponse* response, int64_t bytes_max,
+                                              std::function<void()> on_done) {
+  std::shared_ptr<Completion> completion(
+      new Completion(context, response, bytes_max, std::move(on_done)));
   completion->self_ = completion;
   return completion;
 }
@@ -47,6 +49,7 @@ bool Completion::Sweep(TimeUs) { return !done_; }
 void Completion::OnDone() {
   const std::shared_ptr<Completion> self = std::move(self_);
   done_ = true;
+  on_done_();
 }
 
 }  // namespace facet

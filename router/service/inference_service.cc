@@ -53,8 +53,10 @@ grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext& context, const abs
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   const TimeUs arrived_at = MonotonicNow();
-  const std::shared_ptr<MessageStream> stream = MessageStream::Start(context, options_.stream);
-  Begin(Parse(*context, *request), arrived_at, stream);
+  const bool open = live_calls_.Begin();
+  const std::shared_ptr<MessageStream> stream =
+      MessageStream::Start(context, options_.stream, [this] { live_calls_.End(); });
+  Begin(Parse(*context, *request, open), arrived_at, stream);
   return stream.get();
 }
 
@@ -62,9 +64,10 @@ grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext
                                                      const v1::GenerateRequest* request,
                                                      v1::CompleteResponse* response) {
   const TimeUs arrived_at = MonotonicNow();
-  const std::shared_ptr<Completion> completion =
-      Completion::Start(context, response, options_.complete_bytes_max);
-  absl::StatusOr<ParsedRequest> parsed = Parse(*context, *request);
+  const bool open = live_calls_.Begin();
+  const std::shared_ptr<Completion> completion = Completion::Start(
+      context, response, options_.complete_bytes_max, [this] { live_calls_.End(); });
+  absl::StatusOr<ParsedRequest> parsed = Parse(*context, *request, open);
   if (parsed.ok()) {
     completion->Expect(static_cast<int>(parsed->core.prompts.size()), parsed->core.n);
   }
@@ -73,7 +76,9 @@ grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext
 }
 
 absl::StatusOr<ParsedRequest> InferenceService::Parse(const grpc::CallbackServerContext& context,
-                                                      const v1::GenerateRequest& request) const {
+                                                      const v1::GenerateRequest& request,
+                                                      bool open) const {
+  if (!open) return Unavailable("the router is shutting down");
   FACET_ASSIGN_OR_RETURN(std::string tenant, TenantOf(context, options_.limits));
   const TimeUs deadline = DeadlineOf(context, MonotonicNow(), options_);
   FACET_ASSIGN_OR_RETURN(

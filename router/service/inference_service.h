@@ -5,6 +5,7 @@
 
 #include "facet/v1/inference.grpc.pb.h"
 #include "router/service/dispatcher.h"
+#include "router/service/live_calls.h"
 #include "router/service/message_stream.h"
 #include "router/service/metrics.h"
 #include "router/service/request_parser.h"
@@ -30,6 +31,9 @@ class InferenceService : public v1::Inference::CallbackService {
                    RouterMetrics& metrics, Dispatcher& dispatcher)
       : options_(options), model_(model), metrics_(metrics), dispatcher_(dispatcher) {}
 
+  // Generate and Complete; closing them refuses new ones with Unavailable.
+  LiveCalls& live_calls() { return live_calls_; }
+
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
   grpc::ServerUnaryReactor* Complete(grpc::CallbackServerContext* context,
@@ -43,8 +47,9 @@ class InferenceService : public v1::Inference::CallbackService {
                                        v1::DetokenizeResponse* response) override;
 
  private:
+  // `open`: the router takes requests.
   absl::StatusOr<ParsedRequest> Parse(const grpc::CallbackServerContext& context,
-                                      const v1::GenerateRequest& request) const;
+                                      const v1::GenerateRequest& request, bool open) const;
   void Begin(absl::StatusOr<ParsedRequest> parsed, TimeUs arrived_at,
              std::shared_ptr<ResponseSink> sink);
   absl::Status TokenizeInto(const v1::TokenizeRequest& request,
@@ -56,6 +61,7 @@ class InferenceService : public v1::Inference::CallbackService {
   const ServedModel& model_;
   RouterMetrics& metrics_;
   Dispatcher& dispatcher_;
+  LiveCalls live_calls_;
 };
 
 }  // namespace facet

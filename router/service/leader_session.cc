@@ -120,8 +120,10 @@ void LeaderSession::Connect() {
                      });
                    },
                .on_end =
-                   [this](absl::Status status) {
-                     thread_.Post([this, status = std::move(status)] { OnEnd(status); });
+                   [this](std::shared_ptr<LeaderStream> stream, absl::Status status) {
+                     thread_.Post([this, stream = std::move(stream), status = std::move(status)] {
+                       OnEnd(status);
+                     });
                    }});
 }
 

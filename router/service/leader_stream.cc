@@ -56,8 +56,8 @@ void LeaderStream::OnWriteDone(bool ok) {
 }
 
 void LeaderStream::OnDone(const grpc::Status& status) {
-  const std::shared_ptr<LeaderStream> self = std::move(self_);
-  events_.on_end(FromGrpc(status));
+  const auto on_end = std::move(events_.on_end);
+  on_end(std::move(self_), FromGrpc(status));  // this object may be gone now
 }
 
 }  // namespace facet

@@ -20,10 +20,12 @@ namespace facet {
 class LeaderStream : public grpc::ClientBidiReactor<v1::RouterMessage, v1::LeaderMessage>,
                      public std::enable_shared_from_this<LeaderStream> {
  public:
-  // Called on gRPC's threads. After `on_message` nothing is read until ReadNext().
+  // Called on gRPC's threads. After `on_message` nothing is read until ReadNext(). `on_end` comes
+  // last and takes over gRPC's own share in `stream`: the last one must go on another thread,
+  // because with it may go the channel, which waits for gRPC's threads.
   struct Events {
     std::function<void(v1::LeaderMessage message)> on_message;
-    std::function<void(absl::Status status)> on_end;  // last
+    std::function<void(std::shared_ptr<LeaderStream> stream, absl::Status status)> on_end;
   };
   static std::shared_ptr<LeaderStream> Start(v1::Leader::Stub& stub, Events events);
 

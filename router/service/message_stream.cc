@@ -8,8 +8,9 @@
 namespace facet {
 
 std::shared_ptr<MessageStream> MessageStream::Start(grpc::CallbackServerContext* context,
-                                                    const MessageStreamOptions& options) {
-  std::shared_ptr<MessageStream> stream(new MessageStream(context, options));
+                                                    const MessageStreamOptions& options,
+                                                    std::function<void()> on_done) {
+  std::shared_ptr<MessageStream> stream(new MessageStream(context, options, std::move(on_done)));
   stream->self_ = stream;
   return stream;
 }
@@ -103,8 +104,11 @@ void MessageStream::OnWriteDone(bool ok) {
 
 void MessageStream::OnDone() {
   const std::shared_ptr<MessageStream> self = std::move(self_);
-  absl::MutexLock lock(&mutex_);
-  done_ = true;
+  {
+    absl::MutexLock lock(&mutex_);
+    done_ = true;
+  }
+  on_done_();
 }
 
 }  // namespace facet

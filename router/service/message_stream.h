@@ -3,8 +3,10 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -25,16 +27,19 @@ struct MessageStreamOptions {
 // Lives until gRPC is done with it, whoever else lets go.
 class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, public ResponseSink {
  public:
+  // `on_done` runs once gRPC is done with the call.
   static std::shared_ptr<MessageStream> Start(grpc::CallbackServerContext* context,
-                                              const MessageStreamOptions& options);
+                                              const MessageStreamOptions& options,
+                                              std::function<void()> on_done);
 
   bool Write(v1::GenerateResponse part) override;
   void Finish(const absl::Status& status) override;
   bool Sweep(TimeUs now) override;
 
  private:
-  MessageStream(grpc::CallbackServerContext* context, const MessageStreamOptions& options)
-      : context_(context), options_(options) {}
+  MessageStream(grpc::CallbackServerContext* context, const MessageStreamOptions& options,
+                std::function<void()> on_done)
+      : context_(context), options_(options), on_done_(std::move(on_done)) {}
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override { NoteCancel(); }
@@ -46,6 +51,7 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
 
   grpc::CallbackServerContext* const context_;  // valid until OnDone
   const MessageStreamOptions options_;
+  std::function<void()> on_done_;
   v1::GenerateResponse outgoing_;  // under way
   absl::Mutex mutex_;
   v1::GenerateResponse pending_ ABSL_GUARDED_BY(mutex_);

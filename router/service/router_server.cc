@@ -4,9 +4,16 @@
 
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "base/status.h"
 
 namespace facet {
+namespace {
+
+constexpr absl::Duration kLinger = absl::Milliseconds(200);
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(const RouterOptions& options,
                                                                   prometheus::Registry& registry) {
@@ -26,7 +33,9 @@ RouterServer::RouterServer(const RouterOptions& options, std::unique_ptr<ServedM
       models_(*model_, dispatcher_),
       status_(dispatcher_) {}
 
-RouterServer::~RouterServer() { Drain(std::chrono::milliseconds(0)); }
+RouterServer::~RouterServer() {
+  if (running_.server != nullptr) Stop();
+}
 
 absl::Status RouterServer::Listen(const GrpcServerOptions& options) {
   grpc::ServerBuilder builder;
@@ -52,11 +61,27 @@ void RouterServer::SetReady(bool ready) {
 
 void RouterServer::Drain(std::chrono::milliseconds grace) {
   if (running_.server == nullptr) return;
+  ForgetHealth();
+  inference_.live_calls().Close();
+  if (inference_.live_calls().WaitForNone(absl::FromChrono(grace))) {
+    // gRPC closes a connection as soon as its last call has ended, even if the client is just
+    // writing to it, and a client that cannot write does not read the end of its answer.
+    absl::SleepFor(kLinger);
+  }
+  Stop();
+}
+
+void RouterServer::ForgetHealth() {
   {
     absl::MutexLock lock(&health_mutex_);
-    health_ = nullptr;  // it only goes down from here
+    health_ = nullptr;
   }
-  ShutDown(*running_.server, grace);
+  running_.server->GetHealthCheckService()->SetServingStatus(false);
+}
+
+void RouterServer::Stop() {
+  ForgetHealth();
+  ShutDown(*running_.server, std::chrono::milliseconds(0));
   running_.server.reset();
 }
 

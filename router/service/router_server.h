@@ -42,15 +42,17 @@ class RouterServer {
   const std::string& address() const { return running_.address; }
   const ServedModel& model() const { return *model_; }
 
-  // Refuses new calls, gives running ones `grace`, cancels the rest. Once.
+  // Refuses new requests, gives running ones `grace`, cancels the rest, closes the port. Once.
   void Drain(std::chrono::milliseconds grace);
 
  private:
   RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
                prometheus::Registry& registry);
   absl::Status Listen(const GrpcServerOptions& options);
-  // Health of the Inference service follows the groups.
+  // Health of the Inference service follows the groups, until it goes down for good.
   void SetReady(bool ready);
+  void ForgetHealth();
+  void Stop();
 
   const std::unique_ptr<ServedModel> model_;
   RouterMetrics metrics_;

@@ -521,16 +521,21 @@ TEST_F(RouterService, DrainingLetsRequestsEndAndRefusesNewOnes) {
   ASSERT_TRUE(reader->Read(&response));
   answer.Add(response);
   std::thread drain([this] { router_->Drain(std::chrono::seconds(30)); });
-  for (;;) {
+  for (;;) {  // until the drain has begun
     grpc::ClientContext other;
-    v1::GetStatusResponse status;
-    const auto code = v1::Status::NewStub(channel_)->GetStatus(&other, {}, &status).error_code();
-    if (code == grpc::StatusCode::UNAVAILABLE) break;
-    std::this_thread::yield();
+    v1::GenerateRequest probe = TextRequest();
+    probe.set_max_tokens(1);
+    v1::CompleteResponse completion;
+    const grpc::Status status = stub_->Complete(&other, probe, &completion);
+    if (status.ok()) continue;
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_EQ(status.error_message(), "the router is shutting down");
+    break;
   }
   leader.Release();
   while (reader->Read(&response)) answer.Add(response);
-  EXPECT_TRUE(reader->Finish().ok());
+  const grpc::Status status = reader->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(Only(answer).ids.size(), 10u);
   drain.join();
 }
