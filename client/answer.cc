@@ -156,7 +156,7 @@ std::string_view FinishName(v1::FinishReason reason) {
 }
 
 std::string DescribeRates(const Answer& answer, ClientClock::time_point sent) {
-  std::string text = fmt::format("{} tokens", answer.tokens());
+  std::string text = fmt::format("{} token{}", answer.tokens(), answer.tokens() == 1 ? "" : "s");
   if (const auto first = answer.first_token_at()) {
     // The first tokens of the choices come together; the rest took the time after them.
     const int further = answer.tokens() - answer.choices();

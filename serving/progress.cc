@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kBarWidth = 30;
 constexpr std::chrono::milliseconds kRedraw{100};
+constexpr double kRateSecondsMin = 0.01;  // a shorter time tells no rate
 
 double Megabytes(int64_t bytes) { return static_cast<double>(bytes) / 1e6; }
 
@@ -23,8 +24,7 @@ Progress::Options Progress::ForStderr() {
 Progress::Progress(std::string label, int64_t total_bytes, Options options)
     : label_(std::move(label)),
       total_bytes_(std::max<int64_t>(total_bytes, 0)),
-      options_(options),
-      start_(Clock::now()) {}
+      options_(options) {}
 
 Progress::~Progress() {
   if (open_line_) std::fputc('\n', options_.out);
@@ -43,9 +43,12 @@ std::string Progress::Line(int64_t done_bytes) const {
   const std::string bar = options_.terminal
                               ? fmt::format(" [{:#<{}}{:.<{}}]", "", filled, "", kBarWidth - filled)
                               : std::string(":");
-  return fmt::format("{}{} {:3} %  {:.0f} of {:.0f} MB  {:.0f} MB/s", label_, bar, percent,
-                     Megabytes(done_bytes), Megabytes(total_bytes_),
-                     seconds > 0 ? Megabytes(done_bytes) / seconds : 0.0);
+  std::string line = fmt::format("{}{} {:3} %  {:.0f} of {:.0f} MB", label_, bar, percent,
+                                 Megabytes(done_bytes), Megabytes(total_bytes_));
+  if (start_bytes_ >= 0 && seconds >= kRateSecondsMin) {
+    line += fmt::format("  {:.0f} MB/s", Megabytes(done_bytes - start_bytes_) / seconds);
+  }
+  return line;
 }
 
 void Progress::Draw(int64_t done_bytes) {
@@ -60,6 +63,10 @@ void Progress::Draw(int64_t done_bytes) {
 
 void Progress::Update(int64_t done_bytes) {
   done_bytes_ = std::clamp(done_bytes, done_bytes_, std::max(total_bytes_, done_bytes_));
+  if (start_bytes_ < 0) {
+    start_bytes_ = done_bytes_;
+    start_ = Clock::now();
+  }
   if (options_.terminal) {
     const Clock::time_point now = Clock::now();
     if (now - drawn_at_ < kRedraw) return;

@@ -40,7 +40,9 @@ class Progress {
   const std::string label_;
   const int64_t total_bytes_;
   const Options options_;
-  const Clock::time_point start_;
+  // The rate counts from the first Update() on: work may begin before the bar does.
+  Clock::time_point start_;
+  int64_t start_bytes_ = -1;
   Clock::time_point drawn_at_;
   int64_t done_bytes_ = 0;
   int shown_decile_ = 0;  // of plain lines

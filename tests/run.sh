@@ -18,7 +18,8 @@ tests/run.sh [options] [REGEX]
                          gRPC nor absl::Mutex: it runs what carries the label tsan
   --exclude-label LABEL  leave tests with this label out
   --fuzz SECONDS         run the fuzz targets instead, each for so long
-  --bench                run the benchmarks instead (label bench)
+  --bench                run the benchmarks instead, last Facet beside llama.cpp (which is built from
+                         source once, unless FACET_PEER_PYTHON names a Python that has it)
   --jobs N               tests at a time (default 2)
 
 Models are fetched once (deploy/local/fetch_models.sh says where to); FACET_MODEL_DIR points
@@ -78,11 +79,6 @@ prepare_build() {
       selection+=(-L '^tsan$')
       ;;
   esac
-  if [[ -n $bench ]]; then
-    selection+=(-L '^bench$')
-  else
-    selection+=(-LE '^bench$')
-  fi
   configure_build "$build" "${arguments[@]}"
 }
 
@@ -93,7 +89,7 @@ selected_tests() {
 
 # Builds everything for a whole run, only what is needed for a part of one.
 build_tests() {
-  if [[ ${selection[*]} == "-LE ^bench$" ]]; then
+  if ((${#selection[@]} == 0)); then
     run_build "$build"
     return
   fi
@@ -123,7 +119,7 @@ run_fuzzers() {
   run_build "$build" "${fuzzers[@]}"
   local passed=0 failed=0 fuzzer
   for fuzzer in "${fuzzers[@]}"; do
-    local found=$build/corpus/$fuzzer seeds=$root/tests/fuzz/corpus/$fuzzer
+    local found=$build/corpus/$fuzzer seeds=$root/tests/fuzz/seeds/$fuzzer
     mkdir -p "$found"
     local -a corpora=("$found")
     [[ ! -d $seeds ]] || corpora+=("$seeds")
@@ -138,6 +134,36 @@ run_fuzzers() {
   ((failed == 0))
 }
 
+# Prints the path of a Python that has llama.cpp, built for this processor.
+peer_python() {
+  if [[ -n ${FACET_PEER_PYTHON:-} ]]; then
+    echo "$FACET_PEER_PYTHON"
+    return
+  fi
+  local venv=${FACET_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/facet}/peer
+  if [[ ! -f $venv/ready ]]; then
+    install_packages python3-venv python3-dev
+    rm -rf "$venv"
+    python3 -m venv "$venv" >&2
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release" "$venv/bin/pip" install \
+      --no-binary llama-cpp-python llama-cpp-python==0.3.36 numpy==2.4.6 >&2
+    touch "$venv/ready"
+  fi
+  echo "$venv/bin/python"
+}
+
+run_benchmarks() {
+  build=$root/build
+  configure_build "$build"
+  run_build "$build" facet facet-router facet-worker collectives_bench kernels_bench
+  local model peer
+  model=$("$root/deploy/local/fetch_models.sh" gemma3)
+  peer=$(peer_python)
+  "$build/bin/kernels_bench"
+  "$build/bin/collectives_bench"
+  python3 "$root/tests/bench/compare.py" --model "$model" --peer-python "$peer"
+}
+
 parse_options "$@"
 install_packages "${build_packages[@]}" "${test_packages[@]}"
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_stack_use_after_return=1:strict_string_checks=1}
@@ -145,6 +171,10 @@ export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1:second_deadlock_stack=1}
 if [[ -n $fuzz_seconds ]]; then
   run_fuzzers
+  exit
+fi
+if [[ -n $bench ]]; then
+  run_benchmarks
   exit
 fi
 "$root/deploy/local/fetch_models.sh" gemma3 smollm2 >&2

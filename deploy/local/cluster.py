@@ -63,7 +63,7 @@ class Process:
         return f"http://127.0.0.1:{found.group(1)}/metrics" if found else None
 
     def loaded_percent(self):
-        found = re.findall(r"(\d+) %  \d+ of \d+ MB", self.log())
+        found = re.findall(r"(\d+) % +\d+ of \d+ MB", self.log())
         return int(found[-1]) if found else 0
 
 
@@ -164,8 +164,9 @@ class Cluster:
         return next(process for process in self.processes if process.name == name)
 
     def show_logs(self, out):
-        """The end of every log, for a failure."""
-        for process in self.processes:
+        """For a failure: the end of the logs, of the servers that ended or else of all."""
+        ended = [process for process in self.processes if process.popen.poll() is not None]
+        for process in ended or self.processes:
             lines = process.log().splitlines()[-LOG_LINES_SHOWN:]
             print(f"--- {process.name}", *lines, sep="\n", file=out)
 
@@ -341,10 +342,12 @@ def main():
         show_progress=sys.stderr.isatty(),
     )
     status = 1
+    failed = False
     try:
         cluster.start()
         status = run_command(cluster, options.command) if options.command else serve(cluster)
     except ClusterError as error:
+        failed = True
         cluster.show_logs(sys.stderr)
         print(f"cluster: {error}", file=sys.stderr)
     except Stopped as stopped:
@@ -353,7 +356,8 @@ def main():
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        for name in cluster.stop():
+        unwell = cluster.stop()
+        for name in unwell if not failed else []:
             print(f"cluster: {name} did not shut down cleanly", file=sys.stderr)
     return status
 

@@ -3,7 +3,7 @@
 
 build_packages=(
   g++ cmake ninja-build pkg-config ccache
-  libabsl-dev libfmt-dev libspdlog-dev libpcre2-dev libgtest-dev libgmock-dev
+  libabsl-dev libfmt-dev libspdlog-dev libpcre2-dev libgtest-dev libgmock-dev libbenchmark-dev
   libgrpc-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libssl-dev libc-ares-dev libre2-dev zlib1g-dev
   prometheus-cpp-dev libboost1.81-dev

@@ -15,8 +15,9 @@ deploy/local/run.sh [options]
 
 The answer goes to standard output, everything else to standard error.
 
-  --prompt TEXT      what to ask (default: a question of our own)
-  --raw              continue the prompt as plain text instead of answering it as a chat message
+  --prompt TEXT      what to ask (default: the beginning of a story, to be continued)
+  --raw              continue the prompt as plain text instead of answering it as a chat message;
+                     right for models that were not trained to chat, such as the default one
   --max-tokens N     length of the answer, at most (default 128)
   --temperature T    0: the likeliest token every time (default: the model's own distribution)
   --seed S           the same seed gives the same answer (default: drawn, and printed)
@@ -35,7 +36,7 @@ misuse() {
   exit 2
 }
 
-prompt="Why is the sky blue? Answer in two sentences."
+prompt=
 model=
 serve=
 listen=
@@ -65,6 +66,10 @@ parse_options() {
   done
   [[ -z $model || -f $model ]] || misuse "--model: there is no file '$model'"
   [[ -n $serve || -z $listen ]] || misuse "--listen needs --serve"
+  if [[ -z $prompt ]]; then
+    prompt="Once upon a time, in a village by the sea,"
+    generate_options+=(--raw)
+  fi
 }
 
 parse_options "$@"

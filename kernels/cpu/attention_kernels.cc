@@ -10,6 +10,9 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 constexpr int kSplit = 64;
+// All queries of the tile visit this many keys or values before the next: of 256 floats each they
+// fit into the first-level cache, all of a split's would not.
+constexpr int kChunk = 32;
 
 FACET_INLINE int Smaller(int a, int b) { return a < b ? a : b; }
 FACET_INLINE int Larger(int a, int b) { return a > b ? a : b; }
@@ -42,9 +45,10 @@ FACET_INLINE void Dots(const float* q, const float* keys, int dim, float* weight
   }
 }
 
-// The keys any of kQueries queries sees, and then some to fill the vectors.
+// The dot products of kQueries queries with the keys of a chunk that any of them sees, and then
+// some to fill the vectors.
 template <int kQueries>
-FACET_INLINE void AllDots(const SplitArgs& args, int query) {
+FACET_INLINE void ChunkDots(const SplitArgs& args, int query, int chunk) {
   constexpr int kKeys = 16 / kQueries;
   int begin = kSplit;
   int end = 0;
@@ -52,7 +56,8 @@ FACET_INLINE void AllDots(const SplitArgs& args, int query) {
     begin = Smaller(begin, args.begin[i]);
     end = Larger(end, args.end[i]);
   }
-  for (int key = begin / kKeys * kKeys; key < end; key += kKeys) {
+  end = Smaller(end, chunk + kChunk);
+  for (int key = Larger(begin / kKeys * kKeys, chunk); key < end; key += kKeys) {
     Dots<kQueries>(args.q + query * args.dim, args.keys + key * args.dim, args.dim,
                    args.weights + query * kSplit + key);
   }
@@ -88,8 +93,8 @@ FACET_INLINE void Soften(const SplitArgs& args, int query) {
 // out += weights x values over the keys [begin, end), for kQueries queries and 16 kVectors
 // dimensions.
 template <int kQueries, int kVectors>
-FACET_INLINE void AddValues(const float* weights, const float* values, int dim, int begin,
-                            int end, float* out) {
+FACET_INLINE void AddValues(const float* weights, const float* values, int dim, int begin, int end,
+                            float* out) {
   VecF acc[kQueries][kVectors];
   FACET_UNROLL
   for (int i = 0; i < kQueries; ++i) {
@@ -127,39 +132,62 @@ FACET_INLINE void AddAllValues(const SplitArgs& args, int query, int begin, int 
   }
 }
 
+// Adds the values of a chunk for kQueries queries: what all of them see together, and before and
+// after it what each sees alone, so that every sum ascends.
 template <int kQueries>
-void AttendQueries(const SplitArgs& args, int query) {
-  AllDots<kQueries>(args, query);
-  int begin = 0;
-  int end = kSplit;  // what all of them see
+FACET_INLINE void ChunkValues(const SplitArgs& args, int query, int chunk) {
+  const int chunk_end = chunk + kChunk;
+  int begin = chunk;
+  int end = chunk_end;
   for (int i = query; i < query + kQueries; ++i) {
-    for (int d = 0; d < args.dim; d += 16) Store(args.out + i * args.dim + d, Zero());
-    if (args.begin[i] < args.end[i]) Soften(args, i);
     begin = Larger(begin, args.begin[i]);
     end = Smaller(end, args.end[i]);
   }
   end = Larger(begin, end);
   for (int i = query; i < query + kQueries; ++i) {
-    AddAllValues<1>(args, i, args.begin[i], Smaller(begin, args.end[i]));
+    const int own = Larger(args.begin[i], chunk);
+    const int own_end = Smaller(begin, Smaller(args.end[i], chunk_end));
+    if (own < own_end) AddAllValues<1>(args, i, own, own_end);
   }
-  AddAllValues<kQueries>(args, query, begin, end);
+  if (begin < end) AddAllValues<kQueries>(args, query, begin, end);
   for (int i = query; i < query + kQueries; ++i) {
-    AddAllValues<1>(args, i, Larger(end, args.begin[i]), args.end[i]);
+    const int own = Larger(end, Larger(args.begin[i], chunk));
+    const int own_end = Smaller(args.end[i], chunk_end);
+    if (own < own_end) AddAllValues<1>(args, i, own, own_end);
   }
+}
+
+void ChunkDotsOfAll(const SplitArgs& args, int chunk) {
+  int query = 0;
+  for (; query + 4 <= args.queries; query += 4) ChunkDots<4>(args, query, chunk);
+  if (query + 2 <= args.queries) {
+    ChunkDots<2>(args, query, chunk);
+    query += 2;
+  }
+  if (query < args.queries) ChunkDots<1>(args, query, chunk);
+}
+
+void ChunkValuesOfAll(const SplitArgs& args, int chunk) {
+  int query = 0;
+  for (; query + 4 <= args.queries; query += 4) ChunkValues<4>(args, query, chunk);
+  if (query + 2 <= args.queries) {
+    ChunkValues<2>(args, query, chunk);
+    query += 2;
+  }
+  if (query < args.queries) ChunkValues<1>(args, query, chunk);
 }
 
 void AttendSplit(const SplitArgs& args) {
-  int query = 0;
-  for (; query + 4 <= args.queries; query += 4) AttendQueries<4>(args, query);
-  if (query + 2 <= args.queries) {
-    AttendQueries<2>(args, query);
-    query += 2;
+  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkDotsOfAll(args, chunk);
+  for (int i = 0; i < args.queries; ++i) {
+    if (args.begin[i] < args.end[i]) Soften(args, i);
+    for (int d = 0; d < args.dim; d += 16) Store(args.out + i * args.dim + d, Zero());
   }
-  if (query < args.queries) AttendQueries<1>(args, query);
+  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkValuesOfAll(args, chunk);
 }
 
-void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max,
-                float* sum, float* out) {
+void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max, float* sum,
+                float* out) {
   if (*sum == 0) {
     *max = next_max;
     *sum = next_sum;

@@ -8,6 +8,8 @@ namespace {
 
 // Enough queries to share the conversion of 64 keys and values, few enough for the cache.
 constexpr int kTileQueries = 64;
+// Tiles of more queries are work enough for one thread.
+constexpr int kSlotQueries = 32;
 // A job of fewer splits is not worth handing to another thread.
 constexpr int64_t kJobSplits = 4;
 
@@ -36,11 +38,7 @@ void CpuAttention::Run(const AttentionSpec& spec, const StepLayout& layout, KvMe
   if (slots_.empty()) return;
   pool_.ParallelFor(static_cast<int64_t>(tiles_.size()), [&](int64_t i, int thread) {
     const Tile& tile = tiles_[static_cast<size_t>(i)];
-    const auto first = std::find_if(jobs_.begin(), jobs_.end(),
-                                    [&](const Job& job) { return job.tile == i; });
-    if (first->slot >= 0) {
-      MergeTile(tile, first->slot, &scratch_[static_cast<size_t>(thread)]);
-    }
+    if (tile.slot >= 0) MergeTile(tile, &scratch_[static_cast<size_t>(thread)]);
   });
 }
 
@@ -94,58 +92,44 @@ void CpuAttention::CutTiles() {
 void CpuAttention::CutJobs() {
   jobs_.clear();
   int64_t slots = 0;
-  const bool few = static_cast<int>(tiles_.size()) < 4 * pool_.threads() && pool_.threads() > 1;
-  for (size_t i = 0; i < tiles_.size(); ++i) {
-    const Tile& tile = tiles_[i];
+  const bool few = pool_.threads() > 1 && static_cast<int>(tiles_.size()) < 4 * pool_.threads();
+  for (Tile& tile : tiles_) {
     const int64_t splits = tile.last_split - tile.first_split;
-    const int tile_index = static_cast<int>(i);
-    if (!few || tile.queries() > kTileQueries / 2 || splits < 2 * kJobSplits) {
-      jobs_.push_back({tile_index, tile.first_split, tile.last_split, -1});
-      continue;
+    const bool share = few && tile.queries() <= kSlotQueries && splits >= 2 * kJobSplits;
+    const int64_t step = share ? kJobSplits : splits;
+    for (int64_t begin = tile.first_split; begin < tile.last_split; begin += step) {
+      jobs_.push_back({&tile, begin, std::min(begin + step, tile.last_split)});
     }
-    for (int64_t begin = tile.first_split; begin < tile.last_split; begin += kJobSplits) {
-      const int64_t end = std::min(begin + kJobSplits, tile.last_split);
-      jobs_.push_back({tile_index, begin, end, slots + begin - tile.first_split});
-    }
+    if (!share) continue;
+    tile.slot = slots;
     slots += splits;
   }
   slots_.resize(static_cast<size_t>(slots * slot_floats()));
 }
 
-int64_t CpuAttention::slot_floats() const {
-  return int64_t{kTileQueries} / 2 * (2 + dim_);
-}
+int64_t CpuAttention::slot_floats() const { return int64_t{kSlotQueries} * (2 + dim_); }
 
 void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
-  const Tile& tile = tiles_[static_cast<size_t>(job.tile)];
+  const Tile& tile = *job.tile;
   GatherQueries(tile, scratch);
   const Partials total = {scratch->total_max.data(), scratch->total_sum.data(),
                           scratch->total_out.data()};
   std::fill_n(total.sum, tile.queries(), 0.0f);
   for (int64_t split = job.begin; split < job.end; ++split) {
-    SplitArgs args = PrepareSplit(tile, split, scratch);
+    const SplitArgs args = PrepareSplit(tile, split, scratch);
     ReadKeys(tile, split, args, scratch);
-    if (job.slot >= 0) {
-      args.max = slots_.data() + (job.slot + split - job.begin) * slot_floats();
-      args.sum = args.max + tile.queries();
-      args.out = args.sum + tile.queries();
-    }
     kernels_.attend_split(args);
-    if (job.slot < 0) kernels_.merge_split(args, total);
+    if (tile.slot < 0) kernels_.merge_split(args, total);
   }
-  if (job.slot < 0) WriteTile(tile, *scratch);
+  if (tile.slot < 0) WriteTile(tile, *scratch);
 }
 
-void CpuAttention::MergeTile(const Tile& tile, int64_t slot, Scratch* scratch) {
+void CpuAttention::MergeTile(const Tile& tile, Scratch* scratch) {
   const Partials total = {scratch->total_max.data(), scratch->total_sum.data(),
                           scratch->total_out.data()};
   std::fill_n(total.sum, tile.queries(), 0.0f);
-  for (int64_t split = tile.first_split; split < tile.last_split; ++split, ++slot) {
-    SplitArgs args = PrepareSplit(tile, split, scratch);
-    args.max = slots_.data() + slot * slot_floats();
-    args.sum = args.max + tile.queries();
-    args.out = args.sum + tile.queries();
-    kernels_.merge_split(args, total);
+  for (int64_t split = tile.first_split; split < tile.last_split; ++split) {
+    kernels_.merge_split(PrepareSplit(tile, split, scratch), total);
   }
   WriteTile(tile, *scratch);
 }
@@ -164,7 +148,7 @@ void CpuAttention::GatherQueries(const Tile& tile, Scratch* scratch) const {
 }
 
 // Which keys of the split each query sees, and where everything lies.
-SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch) const {
+SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch) {
   const int64_t start = split * kSplitTokens;
   for (int row = 0; row < tile.rows; ++row) {
     const int64_t position = tile.run->first_position + tile.first_row + row;
@@ -190,6 +174,11 @@ SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* s
   args.max = scratch->max.data();
   args.sum = scratch->sum.data();
   args.out = scratch->out.data();
+  if (tile.slot >= 0) {
+    args.max = slots_.data() + (tile.slot + split - tile.first_split) * slot_floats();
+    args.sum = args.max + args.queries;
+    args.out = args.sum + args.queries;
+  }
   return args;
 }
 
@@ -217,8 +206,8 @@ void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& ar
   };
   while (begin < end) {
     const int64_t position = start + begin;
-    const int count = static_cast<int>(
-        std::min<int64_t>(end - begin, block_tokens - position % block_tokens));
+    const int count =
+        static_cast<int>(std::min<int64_t>(end - begin, block_tokens - position % block_tokens));
     widen(kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position), count,
           scratch->keys.data() + begin * dim_);
     widen(kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position), count,

@@ -29,18 +29,18 @@ class CpuAttention {
     int kv_head;
     int first_head;  // in heads_
     int heads;
-    int first_row;   // in the run
+    int first_row;  // in the run
     int rows;
     int64_t first_split;
     int64_t last_split;  // exclusive
+    int64_t slot = -1;   // where its partial results go, if several jobs share it
     int queries() const { return heads * rows; }
   };
-  // A range of a tile's splits; `slot` is where the partial results go if the tile has several.
+  // A range of a tile's splits.
   struct Job {
-    int tile;
+    const Tile* tile;
     int64_t begin;
     int64_t end;
-    int64_t slot;  // -1: the job is the whole tile
   };
   // What a thread needs for one tile and split.
   struct Scratch {
@@ -53,12 +53,12 @@ class CpuAttention {
   void CutTiles();
   void CutJobs();
   void RunJob(const Job& job, Scratch* scratch);
-  void MergeTile(const Tile& tile, int64_t slot, Scratch* scratch);
+  void MergeTile(const Tile& tile, Scratch* scratch);
   void GatherQueries(const Tile& tile, Scratch* scratch) const;
-  SplitArgs PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch) const;
+  SplitArgs PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch);
   void ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args, Scratch* scratch) const;
   void WriteTile(const Tile& tile, const Scratch& scratch) const;
-  // Partial results of one split of a tile: max and sum per query, then out.
+  // Of the partial results of one split of a tile: max and sum per query, then out.
   int64_t slot_floats() const;
 
   const KernelTable& kernels_;

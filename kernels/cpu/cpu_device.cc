@@ -1,5 +1,7 @@
 #include "kernels/cpu/cpu_device.h"
 
+#include <cpuid.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -24,8 +26,9 @@ namespace {
 constexpr int64_t kParallelFloats = 16 << 10;
 
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  unsigned a, b, c, d;  // clang 14 does not know "f16c" as a feature to ask for
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0 &&
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 bool HasAvx512() {
@@ -104,8 +107,7 @@ class CpuDevice final : public HostDevice {
   void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
     CheckProduct(matrix, x, rows);
     FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
-    const CpuProduct::Part part = {&Own(matrix), roots.data, matrix.rows(),
-                                   rows * matrix.rows()};
+    const CpuProduct::Part part = {&Own(matrix), roots.data, matrix.rows(), rows * matrix.rows()};
     product_.Run(std::span(&part, 1), x.data, rows);
   }
 
@@ -116,8 +118,7 @@ class CpuDevice final : public HostDevice {
     row_runs_.clear();
     for (const SequenceRun& run : layout().runs) row_runs_.insert(row_runs_.end(), run.rows, &run);
     ForRows(layout().rows, width, [&](int64_t r) {
-      RopeAndStoreRow(spec, *row_runs_[static_cast<size_t>(r)], r, rotations,
-                      qkv.data + r * width);
+      RopeAndStoreRow(spec, *row_runs_[static_cast<size_t>(r)], r, rotations, qkv.data + r * width);
     });
   }
 
@@ -154,7 +155,7 @@ class CpuDevice final : public HostDevice {
  private:
   // The cosines and sines of one rope at the step's rows; made when first asked for.
   struct RotationTable {
-    int64_t pairs = 0;  // 0: not made in this step
+    int64_t pairs = 0;           // 0: not made in this step
     std::vector<float> cosines;  // [rows, pairs]
     std::vector<float> sines;
   };
@@ -257,8 +258,7 @@ class CpuDevice final : public HostDevice {
 absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options) {
   if (options.threads < 1) return InvalidArgument("{} threads", options.threads);
   using Isa = CpuDeviceOptions::Isa;
-  const bool wide =
-      options.isa == Isa::kAvx512 || (options.isa == Isa::kAuto && HasAvx512());
+  const bool wide = options.isa == Isa::kAvx512 || (options.isa == Isa::kAuto && HasAvx512());
   if (wide && !HasAvx512()) {
     return FailedPrecondition("this processor lacks AVX-512 (F, BW, DQ, VL, VNNI)");
   }
@@ -266,8 +266,7 @@ absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& op
     return FailedPrecondition("this processor lacks AVX2, FMA or F16C");
   }
   return std::make_unique<CpuDevice>(wide ? "cpu-avx512" : "cpu-avx2",
-                                     wide ? avx512::Kernels() : avx2::Kernels(),
-                                     options.threads);
+                                     wide ? avx512::Kernels() : avx2::Kernels(), options.threads);
 }
 
 }  // namespace facet

@@ -15,9 +15,9 @@ constexpr size_t kPruneFrom = 64;
 
 }  // namespace
 
-void TopCandidates::Reset(int count) {
-  count_ = static_cast<size_t>(std::max(count, 0));
-  threshold_ = -kInfinity;
+void TopCandidates::Reset(int count, float floor) {
+  count_ = static_cast<size_t>(count);
+  threshold_ = floor;
   kept_.clear();
 }
 
@@ -27,18 +27,11 @@ void TopCandidates::Offer(const Candidate& candidate) {
 }
 
 void TopCandidates::Prune() {
-  if (kept_.size() <= count_) return;
+  if (kept_.size() < count_) return;
   const auto worst = kept_.begin() + static_cast<ptrdiff_t>(count_) - 1;
   std::nth_element(kept_.begin(), worst, kept_.end(), ComesBefore);
   threshold_ = worst->order;
   kept_.resize(count_);
-}
-
-void TopCandidates::Finish(int count, std::vector<Candidate>* all) {
-  const size_t wanted = std::min(all->size(), static_cast<size_t>(std::max(count, 0)));
-  std::partial_sort(all->begin(), all->begin() + static_cast<ptrdiff_t>(wanted), all->end(),
-                    ComesBefore);
-  all->resize(wanted);
 }
 
 CpuVocabulary::CpuVocabulary(const KernelTable& kernels, ThreadPool* pool)
@@ -49,129 +42,131 @@ void CpuVocabulary::Find(const float* logits, const VocabularySlices& slices,
   logits_ = logits;
   slices_ = &slices;
   query_ = &query;
-  for (Scratch& scratch : scratch_) {
-    scratch.best.Reset(query.count);
-    scratch.raw_best.Reset(query.raw_count);
-    scratch.finite = true;
-  }
+  const int64_t count = static_cast<int64_t>(slices.starts.size()) - 1;
+  state_.assign(static_cast<size_t>(count), Slice());
   *reply = CandidateReply();
-  const size_t count = slices.starts.size() - 1;
-  if (query.sums) reply->sums.resize(count);
-  if (query.raw_sums) reply->raw_sums.resize(count);
-  pool_.ParallelFor(static_cast<int64_t>(count), [&](int64_t i, int thread) {
+  if (query.sums) reply->sums.resize(state_.size());
+  if (query.raw_sums) reply->raw_sums.resize(state_.size());
+  pool_.ParallelFor(count, [&](int64_t i, int thread) {
     const size_t slice = static_cast<size_t>(i);
-    ScanSlice(slices.starts[slice], slices.starts[slice + 1],
-              &scratch_[static_cast<size_t>(thread)],
-              query.sums ? &reply->sums[slice] : nullptr,
-              query.raw_sums ? &reply->raw_sums[slice] : nullptr);
+    Scratch* scratch = &scratch_[static_cast<size_t>(thread)];
+    ScanSlice(slice, scratch);
+    if (query.sums) reply->sums[slice] = SumSlice(slice, kProcessed, scratch);
+    if (query.raw_sums) reply->raw_sums[slice] = SumSlice(slice, kRaw, scratch);
   });
-  for (const Scratch& scratch : scratch_) {
-    reply->finite &= scratch.finite;
-    const std::vector<Candidate>& best = scratch.best.kept();
-    const std::vector<Candidate>& raw = scratch.raw_best.kept();
-    reply->best.insert(reply->best.end(), best.begin(), best.end());
-    reply->raw_best.insert(reply->raw_best.end(), raw.begin(), raw.end());
-  }
-  if (!reply->finite) {
+  for (const Slice& slice : state_) {
+    if (slice.finite) continue;
     *reply = CandidateReply();
     reply->finite = false;
     return;
   }
-  TopCandidates::Finish(query.count, &reply->best);
-  TopCandidates::Finish(query.raw_count, &reply->raw_best);
+  SelectBest(kProcessed, &reply->best);
+  SelectBest(kRaw, &reply->raw_best);
 }
 
-void CpuVocabulary::ScanSlice(int64_t begin, int64_t end, Scratch* scratch, SliceSum* sum,
-                              SliceSum* raw_sum) {
-  float max = -kInfinity;
-  const int64_t first =
-      query_->gumbel && query_->count > 0 ? BestChunk(begin, end, scratch) : begin;
-  for (int64_t at = begin; at < end; at += kChunk) {
-    // The most promising chunk changes places with the first.
-    const int64_t chunk = at == begin ? first : at == first ? begin : at;
-    const int size = static_cast<int>(std::min<int64_t>(kChunk, end - chunk));
-    ScanChunk(chunk, size, scratch);
-    max = std::max(max, kernels_.max(scratch->processed, size));
-  }
-  if (!scratch->finite) return;
-  if (sum != nullptr) *sum = SumSlice(begin, end, max, false, scratch);
-  if (raw_sum != nullptr) {
-    const float raw_max = kernels_.max(logits_ + begin, end - begin);
-    *raw_sum = SumSlice(begin, end, raw_max, true, scratch);
-  }
-}
-
-int64_t CpuVocabulary::BestChunk(int64_t begin, int64_t end, Scratch* scratch) {
-  float max = -kInfinity;
-  int64_t best = begin;
-  for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
-    const int size = static_cast<int>(std::min<int64_t>(kChunk, end - chunk));
-    Process(chunk, size, scratch);
-    const float chunk_max = kernels_.max(scratch->processed, size);
-    if (chunk_max > max) {
-      max = chunk_max;
-      best = chunk;
+void CpuVocabulary::ScanSlice(size_t index, Scratch* scratch) {
+  Slice& slice = state_[index];
+  slice.max = {-kInfinity, -kInfinity};
+  slice.best_chunk = {begin(index), begin(index)};
+  for (int64_t chunk = begin(index); chunk < end(index); chunk += kChunk) {
+    const int size = static_cast<int>(std::min<int64_t>(kChunk, end(index) - chunk));
+    slice.finite &= Process(chunk, size, scratch);
+    for (const Logits which : {kProcessed, kRaw}) {
+      const float max = kernels_.max(which == kRaw ? logits_ + chunk : scratch->processed, size);
+      if (max <= slice.max[which]) continue;
+      slice.max[which] = max;
+      slice.best_chunk[which] = chunk;
     }
   }
-  return best;
 }
 
-void CpuVocabulary::Process(int64_t begin, int size, Scratch* scratch) {
-  scratch->finite &= kernels_.scale_logits(logits_ + begin, size, query_->inverse_temperature,
-                                           scratch->processed);
-  const auto first = std::lower_bound(
-      query_->edits.begin(), query_->edits.end(), begin,
-      [](const LogitEdit& edit, int64_t row) { return edit.row < row; });
+bool CpuVocabulary::Process(int64_t begin, int size, Scratch* scratch) const {
+  bool finite =
+      kernels_.scale_logits(logits_ + begin, size, query_->inverse_temperature, scratch->processed);
+  const auto first =
+      std::lower_bound(query_->edits.begin(), query_->edits.end(), begin,
+                       [](const LogitEdit& edit, int64_t row) { return edit.row < row; });
   for (auto edit = first; edit != query_->edits.end() && edit->row < begin + size; ++edit) {
     const float processed = EditedLogit(*edit, logits_) * query_->inverse_temperature;
-    scratch->finite &= processed < kInfinity;
+    finite &= processed < kInfinity;
     scratch->processed[edit->row - begin] = processed;
   }
+  return finite;
 }
 
-void CpuVocabulary::ScanChunk(int64_t begin, int size, Scratch* scratch) {
-  Process(begin, size, scratch);
-  if (!scratch->finite) return;
-  if (scratch->best.wanted()) {
-    const float* order = scratch->processed;
-    const float threshold = scratch->best.threshold();
-    if (query_->gumbel) {
-      const uint32_t first_id = static_cast<uint32_t>(slices_->first_id + begin);
-      kernels_.gumbel(scratch->processed, size, query_->key, first_id, threshold,
-                      scratch->order);
-      order = scratch->order;
-    }
-    OfferChunk(order, begin, size, scratch, &scratch->best);
-  }
-  if (scratch->raw_best.wanted()) {
-    OfferChunk(logits_ + begin, begin, size, scratch, &scratch->raw_best);
-  }
-}
-
-void CpuVocabulary::OfferChunk(const float* order, int64_t begin, int size, Scratch* scratch,
-                               TopCandidates* to) {
-  const int found = kernels_.select(order, size, to->threshold(), scratch->indices);
-  for (int i = 0; i < found; ++i) {
-    const int32_t index = scratch->indices[i];
-    if (order[index] < to->threshold()) continue;  // it has risen meanwhile
-    const int64_t row = begin + index;
-    to->Offer({order[index], scratch->processed[index], logits_[row],
-               slices_->first_id + static_cast<int32_t>(row)});
-  }
-}
-
-SliceSum CpuVocabulary::SumSlice(int64_t begin, int64_t end, float max, bool raw,
-                                 Scratch* scratch) {
-  SliceSum result{max, 0};
-  if (max == -kInfinity) return result;  // an empty slice or a wholly banned one
+SliceSum CpuVocabulary::SumSlice(size_t slice, Logits which, Scratch* scratch) {
+  SliceSum result{state_[slice].max[which], 0};
+  if (result.max == -kInfinity) return result;  // an empty slice or a wholly banned one
   alignas(64) float sums[16] = {};
-  for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
-    const int size = static_cast<int>(std::min<int64_t>(kChunk, end - chunk));
-    if (!raw) Process(chunk, size, scratch);
-    kernels_.sum_exp(raw ? logits_ + chunk : scratch->processed, size, max, sums);
+  for (int64_t chunk = begin(slice); chunk < end(slice); chunk += kChunk) {
+    const int size = static_cast<int>(std::min<int64_t>(kChunk, end(slice) - chunk));
+    if (which == kProcessed) Process(chunk, size, scratch);
+    kernels_.sum_exp(which == kRaw ? logits_ + chunk : scratch->processed, size, result.max, sums);
   }
   result.sum = Tree16(sums);
   return result;
+}
+
+void CpuVocabulary::SelectBest(Logits which, std::vector<Candidate>* best) {
+  best->clear();
+  if (count(which) <= 0) return;
+  const float floor = SeedThreshold(which);
+  for (Scratch& scratch : scratch_) scratch.best[which].Reset(count(which), floor);
+  pool_.ParallelFor(static_cast<int64_t>(state_.size()), [&](int64_t slice, int thread) {
+    SelectFromSlice(static_cast<size_t>(slice), which, &scratch_[static_cast<size_t>(thread)]);
+  });
+  for (Scratch& scratch : scratch_) {
+    scratch.best[which].Prune();
+    const std::vector<Candidate>& kept = scratch.best[which].kept();
+    best->insert(best->end(), kept.begin(), kept.end());
+  }
+  std::sort(best->begin(), best->end(), ComesBefore);
+  best->resize(std::min(best->size(), static_cast<size_t>(count(which))));
+}
+
+// What the best candidates of the most promising chunk reach.
+float CpuVocabulary::SeedThreshold(Logits which) {
+  const auto best =
+      std::max_element(state_.begin(), state_.end(),
+                       [&](const Slice& a, const Slice& b) { return a.max[which] < b.max[which]; });
+  const size_t slice = static_cast<size_t>(best - state_.begin());
+  const int64_t chunk = best->best_chunk[which];
+  Scratch* scratch = &scratch_.front();
+  TopCandidates& seeds = scratch->best[which];
+  seeds.Reset(count(which), -kInfinity);
+  SelectFromChunk(chunk, static_cast<int>(std::min<int64_t>(kChunk, end(slice) - chunk)), which,
+                  scratch);
+  seeds.Prune();
+  return seeds.threshold();
+}
+
+void CpuVocabulary::SelectFromSlice(size_t slice, Logits which, Scratch* scratch) {
+  const bool noisy = which == kProcessed && query_->gumbel;
+  const float noise = noisy ? canonical::kGumbelBound : 0;
+  if (state_[slice].max[which] + noise < scratch->best[which].threshold()) return;
+  for (int64_t chunk = begin(slice); chunk < end(slice); chunk += kChunk) {
+    SelectFromChunk(chunk, static_cast<int>(std::min<int64_t>(kChunk, end(slice) - chunk)), which,
+                    scratch);
+  }
+}
+
+void CpuVocabulary::SelectFromChunk(int64_t begin, int size, Logits which, Scratch* scratch) {
+  Process(begin, size, scratch);
+  TopCandidates& best = scratch->best[which];
+  const float* order = which == kRaw ? logits_ + begin : scratch->processed;
+  if (which == kProcessed && query_->gumbel) {
+    const uint32_t first_id = static_cast<uint32_t>(slices_->first_id + begin);
+    kernels_.gumbel(order, size, query_->key, first_id, best.threshold(), scratch->order);
+    order = scratch->order;
+  }
+  const int found = kernels_.select(order, size, best.threshold(), scratch->indices);
+  for (int i = 0; i < found; ++i) {
+    const int32_t index = scratch->indices[i];
+    if (order[index] < best.threshold()) continue;  // it has risen meanwhile
+    const int64_t row = begin + index;
+    best.Offer({order[index], scratch->processed[index], logits_[row],
+                slices_->first_id + static_cast<int32_t>(row)});
+  }
 }
 
 }  // namespace facet

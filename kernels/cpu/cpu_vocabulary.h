@@ -1,6 +1,7 @@
 #ifndef FACET_KERNELS_CPU_CPU_VOCABULARY_H_
 #define FACET_KERNELS_CPU_CPU_VOCABULARY_H_
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -13,25 +14,27 @@ namespace facet {
 // Keeps the `count` best of the candidates offered. Exact whatever the order of the offers.
 class TopCandidates {
  public:
-  void Reset(int count);
+  // `floor`: nobody below it can be among the best.
+  void Reset(int count, float floor);
   // Nobody below this can be among the best.
   float threshold() const { return threshold_; }
-  bool wanted() const { return count_ > 0; }
   void Offer(const Candidate& candidate);
-  // The best, unordered; at most `count` and possibly some that were superseded.
+  // Drops what is not among the best `count`, and raises the threshold if there are as many.
+  void Prune();
+  // The best, unordered; until pruned, also some that were superseded.
   const std::vector<Candidate>& kept() const { return kept_; }
-  // Sorts `all` and drops what is not among the best `count`.
-  static void Finish(int count, std::vector<Candidate>* all);
 
  private:
-  void Prune();
-
   size_t count_ = 0;
   float threshold_ = 0;
   std::vector<Candidate> kept_;
 };
 
 // Device::FindCandidates, spread over a pool's threads by vocabulary slices. One thread calls it.
+//
+// The first pass finds every slice's maximum. The best candidates of the chunk of logits with the
+// largest one give a threshold, and the second pass looks only at slices and logits (with the
+// largest possible noise) that reach it.
 class CpuVocabulary {
  public:
   CpuVocabulary(const KernelTable& kernels, ThreadPool* pool);
@@ -41,28 +44,39 @@ class CpuVocabulary {
 
  private:
   static constexpr int kChunk = 1024;
+  // Which logits are looked at: as the device gave them, or after edits and temperature.
+  enum Logits { kProcessed, kRaw };
+
   struct Scratch {
     alignas(64) float processed[kChunk];
     alignas(64) float order[kChunk];
     int32_t indices[kChunk];
-    TopCandidates best;
-    TopCandidates raw_best;
+    std::array<TopCandidates, 2> best;  // by Logits
+  };
+  struct Slice {
     bool finite = true;
+    std::array<float, 2> max;           // by Logits
+    std::array<int64_t, 2> best_chunk;  // where the maximum is
   };
 
-  void ScanSlice(int64_t begin, int64_t end, Scratch* scratch, SliceSum* sum, SliceSum* raw_sum);
-  void ScanChunk(int64_t begin, int size, Scratch* scratch);
-  // Where the noise should be looked at first: the chunk with the largest processed logit.
-  int64_t BestChunk(int64_t begin, int64_t end, Scratch* scratch);
-  // The processed logits of [begin, begin + size) into scratch->processed.
-  void Process(int64_t begin, int size, Scratch* scratch);
-  void OfferChunk(const float* order, int64_t begin, int size, Scratch* scratch,
-                  TopCandidates* to);
-  SliceSum SumSlice(int64_t begin, int64_t end, float max, bool raw, Scratch* scratch);
+  int64_t begin(size_t slice) const { return slices_->starts[slice]; }
+  int64_t end(size_t slice) const { return slices_->starts[slice + 1]; }
+  int count(Logits which) const { return which == kRaw ? query_->raw_count : query_->count; }
+
+  void ScanSlice(size_t slice, Scratch* scratch);
+  float SeedThreshold(Logits which);
+  void SelectFromSlice(size_t slice, Logits which, Scratch* scratch);
+  void SelectFromChunk(int64_t begin, int size, Logits which, Scratch* scratch);
+  SliceSum SumSlice(size_t slice, Logits which, Scratch* scratch);
+  void SelectBest(Logits which, std::vector<Candidate>* best);
+  // The processed logits of [begin, begin + size) into scratch->processed. False if one of them or
+  // of the raw ones is NaN or +infinity.
+  bool Process(int64_t begin, int size, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   std::vector<Scratch> scratch_;  // by thread
+  std::vector<Slice> state_;      // by slice
   // The call in progress.
   const float* logits_ = nullptr;
   const VocabularySlices* slices_ = nullptr;

@@ -20,11 +20,11 @@ inline constexpr int kTileRows = 6;
 // products `x`.
 struct ActivationTile {
   int rows = 0;
-  const float* x = nullptr;             // [rows][columns]
+  const float* x = nullptr;  // [rows][columns]
   int64_t columns = 0;
-  const int8_t* q = nullptr;            // [columns / 4][rows][4]
-  const float* scale = nullptr;         // [columns / 32][rows]
-  const float* scaled_sum = nullptr;    // [columns / 32][rows]: scale x float(sum of q)
+  const int8_t* q = nullptr;          // [columns / 4][rows][4]
+  const float* scale = nullptr;       // [columns / 32][rows]
+  const float* scaled_sum = nullptr;  // [columns / 32][rows]: scale x float(sum of q)
   // [columns / 32][3][rows]: minus the sum of q over the block, its first and its second half.
   const int32_t* negated_sum = nullptr;
 };
@@ -56,18 +56,18 @@ struct ProductArgs {
 // One split of attention for a tile of queries that share a KV head.
 struct SplitArgs {
   int queries = 0;
-  int dim = 0;                   // head_dim rounded up to 16, the rest zeros
-  const float* q = nullptr;      // [queries][dim]
-  const float* keys = nullptr;   // [64][dim] by position in the split
+  int dim = 0;                  // head_dim rounded up to 16, the rest zeros
+  const float* q = nullptr;     // [queries][dim]
+  const float* keys = nullptr;  // [64][dim] by position in the split
   const float* values = nullptr;
-  const int* begin = nullptr;    // [queries]: the keys [begin, end) of the split are seen
-  const int* end = nullptr;      // none if begin >= end
+  const int* begin = nullptr;  // [queries]: the keys [begin, end) of the split are seen
+  const int* end = nullptr;    // none if begin >= end
   float scale = 1;
-  float soft_cap = 0;            // 0: none
-  float* weights = nullptr;      // [queries][64] scratch
-  float* max = nullptr;          // [queries]
-  float* sum = nullptr;          // [queries]
-  float* out = nullptr;          // [queries][dim]
+  float soft_cap = 0;        // 0: none
+  float* weights = nullptr;  // [queries][64] scratch
+  float* max = nullptr;      // [queries]
+  float* sum = nullptr;      // [queries]
+  float* out = nullptr;      // [queries][dim]
 };
 
 // Partial results of attention: a sum of 0 says that nothing has been seen yet.
@@ -81,11 +81,10 @@ struct KernelTable {
   // By PackedFormat and rows - 1.
   void (*product[kPackedFormats][kTileRows])(const ProductArgs&) = {};
 
-  void (*quantize_row)(const float* x, int64_t columns, int row, const QuantizedTile& tile) =
-      nullptr;
+  void (*quantize_row)(const float* x, int64_t columns, int row,
+                       const QuantizedTile& tile) = nullptr;
   // out = RMS(x; weight); out may be x.
-  void (*norm)(const float* x, int width, const float* weight, float epsilon, float* out) =
-      nullptr;
+  void (*norm)(const float* x, int width, const float* weight, float epsilon, float* out) = nullptr;
   // out = act(gate) x up.
   void (*gelu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
   void (*silu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;

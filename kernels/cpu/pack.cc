@@ -231,8 +231,8 @@ UnpackedBlock UnpackBlock(PackedFormat format, const Byte* panel, int column, in
   return block;
 }
 
-void UnpackFloats(PackedFormat format, const Byte* panel, int column, int64_t columns,
-                  float scale, float* out) {
+void UnpackFloats(PackedFormat format, const Byte* panel, int column, int64_t columns, float scale,
+                  float* out) {
   const int size = format == PackedFormat::kF32 ? 4 : 2;
   for (int64_t k = 0; k < columns; ++k) {
     const Byte* at = panel + (k * kPanelColumns + column) * size;

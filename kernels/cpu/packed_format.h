@@ -42,16 +42,16 @@ enum class PackedFormat : int {
 inline constexpr int kPackedFormats = 11;
 
 struct PackedLayout {
-  int bits = 0;            // of a weight
-  int offset = 0;          // weight = stored - offset
+  int bits = 0;    // of a weight
+  int offset = 0;  // weight = stored - offset
   bool has_min = false;
   int scales_per_block = 1;
-  int super_blocks = 1;    // blocks that share a header
+  int super_blocks = 1;  // blocks that share a header
   int header_bytes = 0;
-  int scale_bytes = 0;     // of a block
+  int scale_bytes = 0;  // of a block
   int weight_bytes = 0;
   int high_bytes = 0;
-  bool is_float = false;   // then only weight_bytes, per K
+  bool is_float = false;  // then only weight_bytes, per K
 
   constexpr int block_bytes() const { return scale_bytes + weight_bytes + high_bytes; }
   constexpr int super_bytes() const { return header_bytes + super_blocks * block_bytes(); }
@@ -72,17 +72,32 @@ constexpr PackedLayout LayoutOf(PackedFormat format) {
     case PackedFormat::kQ5:
       return {.bits = 5, .offset = 16, .scale_bytes = 64, .weight_bytes = 512, .high_bytes = 128};
     case PackedFormat::kQ5Min:
-      return {.bits = 5, .has_min = true, .scale_bytes = 128, .weight_bytes = 512,
-              .high_bytes = 128};
+      return {
+          .bits = 5, .has_min = true, .scale_bytes = 128, .weight_bytes = 512, .high_bytes = 128};
     case PackedFormat::kQ4K:
-      return {.bits = 4, .has_min = true, .super_blocks = 8, .header_bytes = 128,
-              .scale_bytes = 64, .weight_bytes = 512};
+      return {.bits = 4,
+              .has_min = true,
+              .super_blocks = 8,
+              .header_bytes = 128,
+              .scale_bytes = 64,
+              .weight_bytes = 512};
     case PackedFormat::kQ5K:
-      return {.bits = 5, .has_min = true, .super_blocks = 8, .header_bytes = 128,
-              .scale_bytes = 64, .weight_bytes = 512, .high_bytes = 128};
+      return {.bits = 5,
+              .has_min = true,
+              .super_blocks = 8,
+              .header_bytes = 128,
+              .scale_bytes = 64,
+              .weight_bytes = 512,
+              .high_bytes = 128};
     case PackedFormat::kQ6K:
-      return {.bits = 6, .offset = 32, .scales_per_block = 2, .super_blocks = 8,
-              .header_bytes = 64, .scale_bytes = 64, .weight_bytes = 512, .high_bytes = 256};
+      return {.bits = 6,
+              .offset = 32,
+              .scales_per_block = 2,
+              .super_blocks = 8,
+              .header_bytes = 64,
+              .scale_bytes = 64,
+              .weight_bytes = 512,
+              .high_bytes = 256};
     case PackedFormat::kF32:
       return {.bits = 32, .weight_bytes = 128, .is_float = true};
     case PackedFormat::kF16:

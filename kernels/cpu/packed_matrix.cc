@@ -19,8 +19,8 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
   matrix->panel_bytes_ = PanelBytes(matrix->format_, source.columns);
   matrix->leaves_ = MakeLeafRoots(source.columns, cut);
   const int64_t panels = matrix->panels();
-  FACET_ASSIGN_OR_RETURN(matrix->bytes_, AlignedBuffer::Make(static_cast<size_t>(
-                                             panels * matrix->panel_bytes_)));
+  FACET_ASSIGN_OR_RETURN(matrix->bytes_,
+                         AlignedBuffer::Make(static_cast<size_t>(panels * matrix->panel_bytes_)));
   // Every thread keeps its first error; panels are handed out in order, so the first of all is
   // the one with the lowest panel.
   struct Failure {
@@ -31,8 +31,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
   pool->ParallelFor(panels, [&](int64_t panel, int thread) {
     Failure& failure = failures[static_cast<size_t>(thread)];
     if (!failure.status.ok()) return;
-    failure.status =
-        PackPanel(source, panel, matrix->bytes_.data() + panel * matrix->panel_bytes_);
+    failure.status = PackPanel(source, panel, matrix->bytes_.data() + panel * matrix->panel_bytes_);
     if (!failure.status.ok()) failure.panel = panel;
   });
   const auto first =

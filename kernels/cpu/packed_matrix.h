@@ -18,8 +18,7 @@ class PackedMatrix final : public Matrix {
  public:
   // Packs on all threads of the pool; reads every byte of the source's rows once.
   static absl::StatusOr<std::unique_ptr<PackedMatrix>> Pack(const MatrixSource& source,
-                                                            const LeafCut* cut,
-                                                            ThreadPool* pool);
+                                                            const LeafCut* cut, ThreadPool* pool);
 
   int64_t rows() const override { return rows_; }
   int64_t columns() const override { return columns_; }

@@ -137,8 +137,7 @@ FACET_INLINE void AddPart(const B& block, int first_half, const BlockInputs<kRow
       for (int h = 0; h < kHalves; ++h) dots[r][h] = start;
     }
     constexpr int kPairs = B::kGroupsPerScale / 2;
-    AddDots<B, kRows, kHalves, kPart * kPairs, (kPart + 1) * kPairs>(block, first_half, in.q,
-                                                                     dots);
+    AddDots<B, kRows, kHalves, kPart * kPairs, (kPart + 1) * kPairs>(block, first_half, in.q, dots);
     FACET_UNROLL
     for (int h = 0; h < kHalves; ++h) {
       const VecF scale = block.Scale(first_half + h, kPart);
@@ -187,8 +186,8 @@ FACET_INLINE void MultiplyInts(const ProductArgs& args, int first_half) {
   const std::byte* next = args.prefetch.next;
   for (int64_t b = args.begin / 32; b < args.end / 32; ++b) {
     next = PrefetchLines(next, args.prefetch.lines_per_block);
-    AddPart<B, kRows, kHalves, 0>(B::At(panel, b), first_half,
-                                  BlockInputs<kRows>::At(args.tile, b), acc);
+    AddPart<B, kRows, kHalves, 0>(B::At(panel, b), first_half, BlockInputs<kRows>::At(args.tile, b),
+                                  acc);
   }
   StoreTile(acc, first_half, args.out);
 }

@@ -64,8 +64,7 @@ void Norm(const float* x, int width, const float* weight, float epsilon, float* 
   const float mean = Tree(squares) / static_cast<float>(width) + epsilon;
   const VecF inverse = Set(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean))));
   ForLanes(
-      width,
-      [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), inverse), Load(weight + i))); },
+      width, [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), inverse), Load(weight + i))); },
       [&](int64_t i, Mask m) {
         Store(out + i, Mul(Mul(Load(x + i, m), inverse), Load(weight + i, m)), m);
       });
@@ -73,8 +72,7 @@ void Norm(const float* x, int width, const float* weight, float epsilon, float* 
 
 void GeluGate(const float* gate, const float* up, int64_t width, float* out) {
   ForLanes(
-      width,
-      [&](int64_t i) { Store(out + i, Mul(GeluVector(Load(gate + i)), Load(up + i))); },
+      width, [&](int64_t i) { Store(out + i, Mul(GeluVector(Load(gate + i)), Load(up + i))); },
       [&](int64_t i, Mask m) {
         Store(out + i, Mul(GeluVector(Load(gate + i, m)), Load(up + i, m)), m);
       });
@@ -82,8 +80,7 @@ void GeluGate(const float* gate, const float* up, int64_t width, float* out) {
 
 void SiluGate(const float* gate, const float* up, int64_t width, float* out) {
   ForLanes(
-      width,
-      [&](int64_t i) { Store(out + i, Mul(SiluVector(Load(gate + i)), Load(up + i))); },
+      width, [&](int64_t i) { Store(out + i, Mul(SiluVector(Load(gate + i)), Load(up + i))); },
       [&](int64_t i, Mask m) {
         Store(out + i, Mul(SiluVector(Load(gate + i, m)), Load(up + i, m)), m);
       });

@@ -59,12 +59,12 @@ FACET_INLINE VecF LoadBFloat(const void* p) {
       _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16))};
 }
 FACET_INLINE VecF LoadUnsigned(const void* p) {  // 16 x u8
-  return {_mm512_cvtepi32_ps(
-      _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
+  return {
+      _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
 }
 FACET_INLINE VecF LoadSigned(const void* p) {  // 16 x s8
-  return {_mm512_cvtepi32_ps(
-      _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
+  return {
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
 }
 
 FACET_INLINE VecF Add(VecF a, VecF b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -80,9 +80,7 @@ FACET_INLINE VecF Negate(VecF a) {
 }
 FACET_INLINE Mask Less(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 FACET_INLINE Mask AtLeast(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
-FACET_INLINE VecF Select(Mask m, VecF a, VecF b) {
-  return {_mm512_mask_blend_ps(m.v, b.v, a.v)};
-}
+FACET_INLINE VecF Select(Mask m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
 
 FACET_INLINE VecI SetI(int32_t x) { return {_mm512_set1_epi32(x)}; }
 FACET_INLINE VecI LoadI(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -148,17 +146,14 @@ FACET_INLINE VecF Trees(const VecF (&a)[16]) {
                          _mm512_shuffle_ps(c[i], c[i + 2], 0xee));
   }
   // Per quarter, from its first number n on: n, n + 2, n + 1, n + 3.
-  const __m512 e = _mm512_add_ps(_mm512_shuffle_ps(d[0], d[1], 0x88),
-                                 _mm512_shuffle_ps(d[0], d[1], 0xdd));
-  const __m512i order =
-      _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  const __m512 e =
+      _mm512_add_ps(_mm512_shuffle_ps(d[0], d[1], 0x88), _mm512_shuffle_ps(d[0], d[1], 0xdd));
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
   return {_mm512_permutexvar_ps(order, e)};
 }
 
 FACET_INLINE VecB LoadBytes(const void* p) { return {_mm512_loadu_si512(p)}; }
-FACET_INLINE VecB LowNibbles(VecB a) {
-  return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))};
-}
+FACET_INLINE VecB LowNibbles(VecB a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
 FACET_INLINE VecB HighNibbles(VecB a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
 }
@@ -356,15 +351,9 @@ template <int n>
 FACET_INLINE VecI ShiftRight(VecI a) {  // arithmetic
   return {_mm256_srai_epi32(a.lo, n), _mm256_srai_epi32(a.hi, n)};
 }
-FACET_INLINE VecF AsFloat(VecI a) {
-  return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
-}
-FACET_INLINE VecI AsInt(VecF a) {
-  return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};
-}
-FACET_INLINE VecF ToFloat(VecI a) {
-  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
-}
+FACET_INLINE VecF AsFloat(VecI a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+FACET_INLINE VecI AsInt(VecF a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+FACET_INLINE VecF ToFloat(VecI a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 FACET_INLINE VecI ToInt(VecF a) {  // ties to even
   return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
@@ -374,9 +363,8 @@ FACET_INLINE VecI Select(Mask m, VecI a, VecI b) {
 // Stores the lanes as bytes. REQUIRES: they fit.
 FACET_INLINE void StoreBytes(void* p, VecI a) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
-  _mm_storeu_si128(static_cast<__m128i*>(p),
-                   _mm_packs_epi16(_mm256_castsi256_si128(words),
-                                   _mm256_extracti128_si256(words, 1)));
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                                             _mm256_extracti128_si256(words, 1)));
 }
 
 FACET_INLINE int32_t MaxLane(VecI a) {
@@ -406,15 +394,15 @@ FACET_INLINE float Tree(VecF a) {
 }
 // Four sums of eight numbers each, in order: the rest of the canonical tree.
 FACET_INLINE __m128 FourTrees(__m256 a, __m256 b, __m256 c, __m256 d) {
-  const __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
-                                  _mm256_permute2f128_ps(a, b, 0x31));
-  const __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20),
-                                  _mm256_permute2f128_ps(c, d, 0x31));
+  const __m256 ab =
+      _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  const __m256 cd =
+      _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
   // Per half: two sums of a (b), two of c (d).
-  const __m256 pairs = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44),
-                                     _mm256_shuffle_ps(ab, cd, 0xee));
-  const __m256 sums = _mm256_add_ps(_mm256_shuffle_ps(pairs, pairs, 0x88),
-                                    _mm256_shuffle_ps(pairs, pairs, 0xdd));
+  const __m256 pairs =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  const __m256 sums =
+      _mm256_add_ps(_mm256_shuffle_ps(pairs, pairs, 0x88), _mm256_shuffle_ps(pairs, pairs, 0xdd));
   return _mm_unpacklo_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
 }
 // Lane i = Tree(a[i]).
@@ -527,8 +515,7 @@ FACET_INLINE VecL ShiftRightL(VecL a) {  // logical
   return a;
 }
 FACET_INLINE __m256i NarrowPair(__m256i a, __m256i b) {
-  const __m256 mixed =
-      _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88);
+  const __m256 mixed = _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88);
   return _mm256_permute4x64_epi64(_mm256_castps_si256(mixed), 0xd8);
 }
 FACET_INLINE VecI NarrowL(VecL a) {  // the low halves

@@ -34,8 +34,8 @@ void HostDevice::CopyIn(std::span<const float> host, Floats device) {
 }
 
 void HostDevice::CopyOut(Floats device, std::span<float> host) {
-  FACET_CHECK(static_cast<int64_t>(host.size()) <= device.size, "{} floats out of {}",
-              host.size(), device.size);
+  FACET_CHECK(static_cast<int64_t>(host.size()) <= device.size, "{} floats out of {}", host.size(),
+              device.size);
   std::copy_n(device.data, host.size(), host.begin());
 }
 
@@ -78,8 +78,8 @@ void HostDevice::CheckAttention(const AttentionSpec& spec, Floats qkv) {
                 spec.head_dim);
   }
   const int64_t width = int64_t{spec.heads + 2 * spec.kv_heads} * spec.head_dim;
-  FACET_CHECK(layout_->rows * width <= qkv.size, "{} rows of {} in {} floats", layout_->rows,
-              width, qkv.size);
+  FACET_CHECK(layout_->rows * width <= qkv.size, "{} rows of {} in {} floats", layout_->rows, width,
+              qkv.size);
 }
 
 }  // namespace facet

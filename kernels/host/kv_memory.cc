@@ -18,12 +18,10 @@ absl::Status KvMemory::Allocate(const KvPoolSpec& spec) {
                            spec.head_dim);
   }
   const size_t vectors = size_t{2} * static_cast<size_t>(spec.layers) *
-                         static_cast<size_t>(spec.blocks) *
-                         static_cast<size_t>(spec.block_tokens) *
+                         static_cast<size_t>(spec.blocks) * static_cast<size_t>(spec.block_tokens) *
                          static_cast<size_t>(spec.kv_heads);
-  FACET_ASSIGN_OR_RETURN(memory_,
-                         AlignedBuffer::Make(vectors * static_cast<size_t>(spec.head_dim) *
-                                             static_cast<size_t>(element_bytes())));
+  FACET_ASSIGN_OR_RETURN(memory_, AlignedBuffer::Make(vectors * static_cast<size_t>(spec.head_dim) *
+                                                      static_cast<size_t>(element_bytes())));
   return absl::OkStatus();
 }
 
@@ -37,8 +35,8 @@ std::byte* KvMemory::Vector(int layer, int which, int kv_head, std::span<const i
   FACET_CHECK(block >= 0 && block < spec_.blocks, "position {} is in block {} of {}", position,
               block, spec_.blocks);
   const int64_t head = (int64_t{layer} * spec_.blocks + block) * 2 + which;
-  const int64_t token = (head * spec_.kv_heads + kv_head) * spec_.block_tokens +
-                        position % spec_.block_tokens;
+  const int64_t token =
+      (head * spec_.kv_heads + kv_head) * spec_.block_tokens + position % spec_.block_tokens;
   return memory_.data() + token * spec_.head_dim * element_bytes();
 }
 

@@ -8,8 +8,7 @@ namespace facet {
 // A logit after its edit and before the temperature. `logits` is the whole row.
 inline float EditedLogit(const LogitEdit& edit, const float* logits) {
   const float biased = logits[edit.row] + edit.bias;
-  const float repeated =
-      biased > 0 ? biased / edit.repetition : biased * edit.repetition;
+  const float repeated = biased > 0 ? biased / edit.repetition : biased * edit.repetition;
   return repeated - edit.subtract;
 }
 

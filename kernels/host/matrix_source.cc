@@ -117,8 +117,8 @@ absl::Status CheckScales(const MatrixSource& source, int64_t row) {
       uint16_t half;
       std::memcpy(&half, block + offset, sizeof(half));
       if ((half & 0x7c00u) == 0x7c00u) {
-        return InvalidArgument("{}: row {} has a scale that is not finite (block {})",
-                               source.name, row, i);
+        return InvalidArgument("{}: row {} has a scale that is not finite (block {})", source.name,
+                               row, i);
       }
     }
   }

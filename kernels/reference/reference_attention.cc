@@ -60,14 +60,13 @@ void Merge(const Partial& next, Partial* total) {
 
 }  // namespace
 
-void AttendOne(const float* query, const VisibleKeys& visible, const ScoreRule& rule,
-               float* out) {
+void AttendOne(const float* query, const VisibleKeys& visible, const ScoreRule& rule, float* out) {
   Partial total;
   for (int begin = 0; begin < visible.count;) {
     const int64_t position = visible.first_position + begin;
     const int64_t split_end = (position / kSplitTokens + 1) * kSplitTokens;
-    const int end = static_cast<int>(
-        std::min<int64_t>(visible.count, split_end - visible.first_position));
+    const int end =
+        static_cast<int>(std::min<int64_t>(visible.count, split_end - visible.first_position));
     Partial next = AttendSplit(query, visible, rule, begin, end);
     if (begin == 0) {
       total = std::move(next);

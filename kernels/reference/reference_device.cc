@@ -129,8 +129,7 @@ class ReferenceDevice final : public HostDevice {
           const VisibleKeys visible =
               ReadKeys(spec, run, run.first_position + i, spec.kv_of_head[head]);
           AttendOne(qkv.data + row * width + head * spec.head_dim, visible,
-                    {spec.scale, spec.soft_cap},
-                    out.data + row * out_width + head * spec.head_dim);
+                    {spec.scale, spec.soft_cap}, out.data + row * out_width + head * spec.head_dim);
         }
       }
     }
@@ -192,10 +191,10 @@ class ReferenceDevice final : public HostDevice {
     const std::span<const int32_t> blocks = run.blocks[spec.pool];
     for (int i = 0; i < visible.count; ++i) {
       const int64_t key = visible.first_position + i;
-      LoadVector(pool.Key(spec.pool_layer, kv_head, blocks, key), spec.head_dim,
-                 pool.spec().type, &visible.keys[i * spec.head_dim]);
-      LoadVector(pool.Value(spec.pool_layer, kv_head, blocks, key), spec.head_dim,
-                 pool.spec().type, &visible.values[i * spec.head_dim]);
+      LoadVector(pool.Key(spec.pool_layer, kv_head, blocks, key), spec.head_dim, pool.spec().type,
+                 &visible.keys[i * spec.head_dim]);
+      LoadVector(pool.Value(spec.pool_layer, kv_head, blocks, key), spec.head_dim, pool.spec().type,
+                 &visible.values[i * spec.head_dim]);
     }
     return visible;
   }

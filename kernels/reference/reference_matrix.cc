@@ -25,7 +25,7 @@ struct WeightBlock {
   int w[32];
   float scale[2];  // of the first and the last 16
   float min = 0;
-  bool halves = false;   // two dot products of 16
+  bool halves = false;  // two dot products of 16
   bool has_min = false;
 };
 
@@ -104,8 +104,7 @@ WeightBlock ReadQ6K(const Byte* block, int g) {
 WeightBlock ReadBlock(TensorType type, const std::byte* row, int64_t index) {
   const BlockFormat& format = FormatOf(type);
   const int groups = format.elements / kBlockColumns;
-  const Byte* block =
-      reinterpret_cast<const Byte*>(row) + index / groups * int64_t{format.bytes};
+  const Byte* block = reinterpret_cast<const Byte*>(row) + index / groups * int64_t{format.bytes};
   const int g = static_cast<int>(index % groups);
   switch (type) {
     case TensorType::kQ4_0:

@@ -1,10 +1,12 @@
 #include "router/tokenizer/chat_format.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "base/status.h"
 #include "router/tokenizer/utf8.h"
+#include "router/tokenizer/vocabulary.h"
 
 namespace facet {
 
@@ -25,7 +27,7 @@ struct Around {
 struct TurnFormat {
   std::string_view name;
 
-  // When the row is chosen. All `markers` must be in the vocabulary and `without_markers` not, and
+  // When the row is chosen. All `markers` must be control tokens, `without_markers` none, and
   // the model's template must hold all of `in_template`; a file without a template is recognised
   // by its markers alone, where the row allows it.
   std::vector<std::string_view> markers;
@@ -44,6 +46,7 @@ struct TurnFormat {
   bool always_system = false;  // the system's place is written even when there is nothing to say
   bool alternate = false;      // user and assistant must take turns, the user first
   bool trim = false;           // white space around contents is dropped
+  bool drop_thoughts = false;  // earlier answers are shown without what they say up to "</think>"
   std::vector<std::string_view> stop_markers = {};
 };
 
@@ -62,6 +65,13 @@ TurnFormat ChatMl(std::string_view name, std::vector<std::string_view> in_templa
           .assistant = {"<|im_start|>assistant\n", "<|im_end|>\n"},
           .reply = "<|im_start|>assistant\n",
           .default_system = default_system};
+}
+
+// The template that can think holds the tag that ends a thought.
+TurnFormat Qwen3() {
+  TurnFormat row = ChatMl("qwen3", {"<|im_start|>", "</think>"}, "");
+  row.drop_thoughts = true;
+  return row;
 }
 
 TurnFormat Llama3(std::string_view name, std::vector<std::string_view> in_template) {
@@ -108,6 +118,7 @@ const std::vector<TurnFormat>& Rows() {
              "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
       ChatMl("qwen2", {"<|im_start|>", "You are a helpful assistant"},
              "You are a helpful assistant."),
+      Qwen3(),
       ChatMl("chatml", {"<|im_start|>"}, ""),
 
       Llama31(),
@@ -158,7 +169,8 @@ const std::vector<TurnFormat>& Rows() {
        .system = {"", ""},
        .user = {"<｜User｜>", ""},
        .assistant = {"<｜Assistant｜>", "<EOS>"},
-       .reply = "<｜Assistant｜>"},
+       .reply = "<｜Assistant｜>",
+       .drop_thoughts = true},
       {.name = "deepseek",
        .markers = {"<｜end▁of▁sentence｜>"},
        .without_markers = {"<｜User｜>"},
@@ -195,8 +207,10 @@ const std::vector<TurnFormat>& Rows() {
 }
 
 bool Fits(const TurnFormat& row, const ChatFormat::Hints& hints, const Tokenizer& tokenizer) {
+  // One that is not a control token could be spelled by anyone.
   const auto in_vocabulary = [&](std::string_view text) {
-    return tokenizer.Find(text).has_value();
+    const std::optional<TokenId> id = tokenizer.Find(text);
+    return id.has_value() && tokenizer.IsControl(*id);
   };
   if (!hints.architecture.starts_with(row.architecture)) return false;
   if (!std::all_of(row.markers.begin(), row.markers.end(), in_vocabulary)) return false;
@@ -207,6 +221,16 @@ bool Fits(const TurnFormat& row, const ChatFormat::Hints& hints, const Tokenizer
   return std::all_of(row.in_template.begin(), row.in_template.end(), [&](std::string_view text) {
     return hints.chat_template->find(text) != std::string_view::npos;
   });
+}
+
+// What follows the last "</think>" and its line ends, as the families' templates cut it.
+std::string_view WithoutThoughts(std::string_view content) {
+  constexpr std::string_view kEndOfThought = "</think>";
+  const size_t end = content.rfind(kEndOfThought);
+  if (end == std::string_view::npos) return content;
+  content.remove_prefix(end + kEndOfThought.size());
+  content.remove_prefix(std::min(content.find_first_not_of('\n'), content.size()));
+  return content;
 }
 
 }  // namespace
@@ -273,6 +297,7 @@ ChatFormat::ChatFormat(const TurnFormat& row, const Tokenizer& tokenizer)
   user_ = around(row.user);
   assistant_ = around(row.assistant);
   reply_ = Compile(row.reply);
+  for (const std::string_view marker : row.markers) FACET_CHECK(IsTurnMarker(marker), "{}", marker);
   for (const std::string_view marker : row.stop_markers) {
     stop_tokens_.push_back(*tokenizer.Find(marker));
   }
@@ -365,7 +390,9 @@ absl::StatusOr<std::vector<TokenId>> ChatFormat::Render(
 }
 
 std::string_view ChatFormat::Content(const ChatMessage& message) const {
-  return row_->trim ? TrimWhiteSpace(message.content) : std::string_view(message.content);
+  std::string_view content = message.content;
+  if (row_->drop_thoughts && message.role == "assistant") content = WithoutThoughts(content);
+  return row_->trim ? TrimWhiteSpace(content) : content;
 }
 
 size_t ChatFormat::SystemHost(std::span<const ChatMessage> messages) const {

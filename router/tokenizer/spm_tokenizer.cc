@@ -47,7 +47,7 @@ std::optional<uint8_t> ParseByteToken(std::string_view text) {
 }  // namespace
 
 SpmTokenizer::SpmTokenizer(const Vocabulary& vocabulary)
-    : Tokenizer(vocabulary, /*add_bos=*/true, /*add_space_prefix=*/true),
+    : Tokenizer(vocabulary, /*add_bos=*/true, vocabulary.add_space_prefix.value_or(true)),
       scores_(vocabulary.scores),
       unknown_(vocabulary.unknown) {
   byte_tokens_.fill(-1);

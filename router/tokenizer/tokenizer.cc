@@ -56,7 +56,7 @@ Tokenizer::Tokenizer(const Vocabulary& vocabulary, bool add_bos, bool add_space_
     : bos_(vocabulary.bos),
       eos_(vocabulary.eos),
       add_bos_(vocabulary.add_bos.value_or(add_bos)),
-      add_space_prefix_(vocabulary.add_space_prefix.value_or(add_space_prefix)),
+      add_space_prefix_(add_space_prefix),
       types_(vocabulary.types) {
   for (const std::string_view token : vocabulary.tokens) texts_.Append(token);
 }

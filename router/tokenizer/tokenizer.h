@@ -68,7 +68,7 @@ class Tokenizer {
   bool IsEndOfGeneration(TokenId id) const { return Contains(id) && ends_generation_[id]; }
 
  protected:
-  // REQUIRES: ValidateVocabulary(vocabulary).ok().
+  // `add_bos`: where the file does not say. REQUIRES: ValidateVocabulary(vocabulary).ok().
   Tokenizer(const Vocabulary& vocabulary, bool add_bos, bool add_space_prefix);
 
   // Appends the ids of a piece of text that holds no token to be cut out whole.

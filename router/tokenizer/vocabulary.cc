@@ -1,7 +1,8 @@
 #include "router/tokenizer/vocabulary.h"
 
+#include <algorithm>
 #include <cmath>
-#include <string>
+#include <iterator>
 
 #include "base/status.h"
 
@@ -13,6 +14,38 @@ constexpr size_t kMaxTokenBytes = 64 << 10;
 // Every position of a text may be compared with the longest token that is cut out whole, so this
 // bounds the work per byte. The longest in a known model has a few dozen bytes.
 constexpr size_t kMaxCutTokenBytes = 1 << 10;
+
+// "</s>" and "<s>" are not among them: in Gemma's vocabulary they
+// are HTML tags.
+constexpr std::string_view kTurnMarkers[] = {
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<EOT>",
+    "_<EOT>",
+    "<end_of_utterance>",
+    "[INST]",
+    "[/INST]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<extra_id_0>",
+    "<extra_id_1>",
+    "<reserved_106>",
+    "<reserved_107>",
+};
 
 absl::Status ReadKind(const GgufModel& model, Vocabulary& vocabulary) {
   FACET_ASSIGN_OR_RETURN(const std::string_view kind, model.GetString("tokenizer.ggml.model"));
@@ -51,7 +84,10 @@ absl::Status ReadTokens(const GgufModel& model, Vocabulary& vocabulary) {
   const size_t count = vocabulary.tokens.size();
   FACET_ASSIGN_OR_RETURN(const auto types,
                          ReadPerToken(model, "tokenizer.ggml.token_type", count, 1));
-  for (const double type : types) vocabulary.types.push_back(ToTokenType(type));
+  for (size_t i = 0; i < count; ++i) {
+    const bool marker = IsTurnMarker(vocabulary.tokens[i]);
+    vocabulary.types.push_back(marker ? TokenType::kControl : ToTokenType(types[i]));
+  }
   if (vocabulary.kind != TokenizerKind::kSentencePiece) return absl::OkStatus();
   FACET_ASSIGN_OR_RETURN(const auto scores, ReadPerToken(model, "tokenizer.ggml.scores", count, 0));
   vocabulary.scores.assign(scores.begin(), scores.end());
@@ -139,6 +175,11 @@ absl::Status ValidateId(const Vocabulary& vocabulary, std::string_view name,
 }
 
 }  // namespace
+
+bool IsTurnMarker(std::string_view text) {
+  return std::find(std::begin(kTurnMarkers), std::end(kTurnMarkers), text) !=
+         std::end(kTurnMarkers);
+}
 
 absl::Status ValidateVocabulary(const Vocabulary& vocabulary) {
   FACET_RETURN_IF_ERROR(ValidateTokens(vocabulary));

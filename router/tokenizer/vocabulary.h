@@ -38,13 +38,17 @@ struct Vocabulary {
   std::vector<TokenType> types;          // one per token
   std::vector<std::string_view> merges;  // byte-level BPE: "left right", best first
   std::optional<TokenId> bos, eos, eot, eom, unknown;
-  // Absent: the rule of the kind and pre-tokenizer.
-  std::optional<bool> add_bos;
-  std::optional<bool> add_space_prefix;
+  std::optional<bool> add_bos;           // absent: the rule of the kind and pre-tokenizer
+  std::optional<bool> add_space_prefix;  // SentencePiece; absent: true
 };
 
-// Reads the tokenizer.ggml.* keys. InvalidArgument names the key that is missing or wrong;
-// Unimplemented names a kind of tokenizer that Facet does not have.
+// Whether `text` spells a token by which some family tells turns apart.
+bool IsTurnMarker(std::string_view text);
+
+// Reads the tokenizer.ggml.* keys. A turn marker is a control token whatever the file calls it:
+// DeepSeek's files say user-defined, and then anyone could write one into a message.
+// InvalidArgument names the key that is missing or wrong; Unimplemented names a kind of tokenizer
+// that Facet does not have.
 absl::StatusOr<Vocabulary> ReadVocabulary(const GgufModel& model);
 
 // Holds for every Vocabulary that ReadVocabulary returns; a test's own must pass it too.

@@ -36,6 +36,7 @@ class Loader {
   }
 
   absl::StatusOr<Weights> Load() {
+    if (progress_) progress_(0, total_bytes_);  // whoever shows a rate starts its clock here
     Weights weights;
     const Span vocabulary = plan_.VocabularyRows(rank_);
     FACET_RETURN_IF_ERROR(
@@ -51,6 +52,7 @@ class Loader {
       FACET_RETURN_IF_ERROR(LoadMatrices(layer, &weights.layers[layer]));
     }
     weights.packed_bytes = packed_bytes_;
+    weights.slice_bytes = slice_bytes_;
     return weights;
   }
 
@@ -135,6 +137,7 @@ class Loader {
                     std::unique_ptr<Matrix>* matrix) {
     FACET_ASSIGN_OR_RETURN(*matrix, device_->LoadMatrix(source, leaves));
     packed_bytes_ += (*matrix)->packed_bytes();
+    slice_bytes_ += source.rows * RowBytes(source.type, source.columns);
     Done(tensor);
     return absl::OkStatus();
   }
@@ -148,7 +151,9 @@ class Loader {
     }
     FACET_ASSIGN_OR_RETURN(*out, device_->AllocateFloats(tensor->shape[0]));
     device_->CopyIn(host, *out);
-    packed_bytes_ += tensor->shape[0] * static_cast<int64_t>(sizeof(float));
+    const int64_t bytes = tensor->shape[0] * static_cast<int64_t>(sizeof(float));
+    packed_bytes_ += bytes;
+    slice_bytes_ += bytes;
     Done(*tensor);
     return absl::OkStatus();
   }
@@ -168,6 +173,7 @@ class Loader {
   int64_t total_bytes_ = 0;
   int64_t done_bytes_ = 0;
   int64_t packed_bytes_ = 0;
+  int64_t slice_bytes_ = 0;
 };
 
 }  // namespace

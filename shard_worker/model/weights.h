@@ -28,6 +28,7 @@ struct Weights {
   Floats output_norm;
   std::vector<LayerWeights> layers;
   int64_t packed_bytes = 0;
+  int64_t slice_bytes = 0;  // the same in the file
 
   const Matrix& head() const { return untied_head ? *untied_head : *embedding; }
 };

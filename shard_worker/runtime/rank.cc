@@ -111,7 +111,7 @@ class RankImpl : public Rank {
 
   const ModelFacts& facts() const override { return facts_; }
   std::string device_name() const override { return device_->name(); }
-  RankMemory memory() const override { return {weights_.packed_bytes, kv_bytes_}; }
+  RankMemory memory() const override { return {weights_.packed_bytes, weights_.slice_bytes, kv_bytes_}; }
 
   uint64_t plan_hash() const override {
     uint64_t hash = Mix64(kArithmeticVersion, options_.world);

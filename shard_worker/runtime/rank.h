@@ -51,7 +51,8 @@ struct ModelFacts {
 };
 
 struct RankMemory {
-  int64_t weight_bytes = 0;  // packed, of this rank's slice
+  int64_t weight_bytes = 0;  // packed, of this rank's slice: what a step reads
+  int64_t slice_bytes = 0;   // the same slice in the model file
   int64_t kv_bytes = 0;
 };
 

@@ -8,7 +8,8 @@
 The build from source matters: PyPI's wheels, where there are any, are for the smallest common
 processor. Prints one line of JSON: tokens per second as the median over --repeats, output tokens
 of all streams together for decode. Greedy sampling is part of the time, tokenization is not. KV
-cache f16, flash attention as llama.cpp chooses. Nothing else should run on the machine.
+cache f16. Nothing else should run on the machine; try --flash-attention both ways and compare with
+the better.
 """
 
 import argparse
@@ -23,19 +24,25 @@ import numpy as np
 
 PROMPT_TOKENS = 16
 PREFILL_TOKENS = 512
+FLASH_ATTENTION = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 GGML_LOG_LEVEL_ERROR = 4  # ggml.h; the package has no name for it
 
 
 class Bench:
     """A model and a context for `streams` sequences of up to `length` tokens each."""
 
-    def __init__(self, model, streams, length, threads):
+    def __init__(self, model, streams, length, args):
         params = llama_cpp.llama_context_default_params()
         # A cell count that is a multiple of 256 for every sequence, as llama.cpp rounds anyway.
         params.n_ctx = streams * -(-length // 256) * 256
         params.n_batch = params.n_ubatch = PREFILL_TOKENS
         params.n_seq_max = streams
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = args.threads
+        params.flash_attn_type = FLASH_ATTENTION[args.flash_attention]
         self.context = llama_cpp.llama_init_from_model(model, params)
         if not self.context:
             raise RuntimeError(f"no context for {streams} x {length} tokens")
@@ -84,11 +91,11 @@ def prompt(vocabulary, length, seed):
     return rng.integers(vocabulary // 100, vocabulary // 2, length).tolist()
 
 
-def prefill_rate(model, threads, repeats):
-    bench = Bench(model, 1, PREFILL_TOKENS, threads)
+def prefill_rate(model, args):
+    bench = Bench(model, 1, PREFILL_TOKENS, args)
     ids = prompt(bench.vocabulary, PREFILL_TOKENS, seed=0)
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(args.repeats + 1):
         bench.clear()
         begin = time.perf_counter()
         bench.prefill(0, ids)
@@ -97,17 +104,17 @@ def prefill_rate(model, threads, repeats):
     return PREFILL_TOKENS / statistics.median(seconds[1:])  # the first one warms up
 
 
-def decode_rate(model, threads, repeats, streams, tokens):
-    bench = Bench(model, streams, PROMPT_TOKENS + tokens, threads)
+def decode_rate(model, args, streams):
+    bench = Bench(model, streams, PROMPT_TOKENS + args.tokens, args)
     rates = []
-    for _ in range(repeats + 1):
+    for _ in range(args.repeats + 1):
         bench.clear()
         last = [bench.prefill(stream, prompt(bench.vocabulary, PROMPT_TOKENS, seed=stream))
                 for stream in range(streams)]
         begin = time.perf_counter()
-        for step in range(tokens):
+        for step in range(args.tokens):
             last = bench.decode_step(last, PROMPT_TOKENS + step)
-        rates.append(streams * tokens / (time.perf_counter() - begin))
+        rates.append(streams * args.tokens / (time.perf_counter() - begin))
     bench.close()
     return statistics.median(rates[1:])
 
@@ -125,6 +132,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128, help="of every stream")
+    parser.add_argument("--flash-attention", choices=FLASH_ATTENTION, default="auto")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 2, 8, 32])
     args = parser.parse_args()
 
@@ -139,11 +147,11 @@ def main():
         "llama_cpp_python": llama_cpp.__version__,
         "model": args.model,
         "threads": args.threads,
-        "prefill_512": prefill_rate(model, args.threads, args.repeats),
+        "flash_attention": args.flash_attention,
+        "prefill_512": prefill_rate(model, args),
     }
     for streams in args.streams:
-        result[f"decode_{streams}"] = decode_rate(model, args.threads, args.repeats, streams,
-                                                  args.tokens)
+        result[f"decode_{streams}"] = decode_rate(model, args, streams)
     result = {key: round(value, 2) if isinstance(value, float) else value
               for key, value in result.items()}
     result["features"] = llama_cpp.llama_print_system_info().decode()

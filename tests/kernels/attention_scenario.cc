@@ -60,12 +60,8 @@ AttentionSpec MakeSpec(Device& device, const AttentionScenario& scenario) {
 
 void AllocatePools(Device& device, const AttentionScenario& scenario, int pool, int blocks) {
   std::array<KvPoolSpec, kKvPools> pools;
-  pools[pool] = {3,
-                 blocks,
-                 scenario.block_tokens,
-                 scenario.kv_heads,
-                 scenario.head_dim,
-                 scenario.type};
+  pools[pool] = {
+      3, blocks, scenario.block_tokens, scenario.kv_heads, scenario.head_dim, scenario.type};
   FACET_CHECK(device.AllocateKv(pools).ok());
 }
 

@@ -22,7 +22,7 @@ struct AttentionScenario {
   bool norms = false;
   int block_tokens = 16;
   KvType type = KvType::kF16;
-  std::vector<int> lengths = {100};       // of the sequences
+  std::vector<int> lengths = {100};           // of the sequences
   std::vector<int64_t> first_positions = {};  // empty: 0. Nothing before is seen (needs a window)
   uint64_t seed = 1;
 

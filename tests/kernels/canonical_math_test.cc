@@ -73,7 +73,7 @@ TEST(GumbelNoise, FollowsItsDefinitionAndBound) {
     largest = std::max(largest, truth);
     sum += noise;
   }
-  EXPECT_GT(largest, 13);                       // the sweep reached the part near u = 1
+  EXPECT_GT(largest, 13);                        // the sweep reached the part near u = 1
   EXPECT_NEAR(sum / kDraws, 0.57721566, 0.005);  // Euler's constant
 }
 
@@ -101,8 +101,7 @@ TEST(Activations, AgreeWithTheirFormulas) {
   for (double x = -30; x < 30; x += 0.0173) {
     const float at = static_cast<float>(x);
     const double t = at;
-    const double gelu =
-        0.5 * t * (1 + std::tanh(std::sqrt(2 / M_PI) * (t + 0.044715 * t * t * t)));
+    const double gelu = 0.5 * t * (1 + std::tanh(std::sqrt(2 / M_PI) * (t + 0.044715 * t * t * t)));
     EXPECT_NEAR(GeluTanh(at), gelu, 3e-6 * std::max(1.0, std::fabs(t)));
     EXPECT_NEAR(Silu(at), t / (1 + std::exp(-t)), 1e-6 * std::max(1.0, std::fabs(t)));
     EXPECT_NEAR(SoftCapped(at, 12.5f), 12.5 * std::tanh(t / 12.5), 4e-6);

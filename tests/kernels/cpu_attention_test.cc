@@ -23,9 +23,8 @@ void ExpectEqual(const AttentionScenario& scenario, std::initializer_list<int> c
   const AttentionResult expected =
       RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
   for (const NamedDevice& named : CpuDevices(threads)) {
-    ASSERT_NO_FATAL_FAILURE(
-        ExpectSame(RunAttention(*named.device, scenario, OneStep(scenario)), expected,
-                   named.name + ", whole"));
+    ASSERT_NO_FATAL_FAILURE(ExpectSame(RunAttention(*named.device, scenario, OneStep(scenario)),
+                                       expected, named.name + ", whole"));
     for (const int rows : chunks) {
       ASSERT_NO_FATAL_FAILURE(
           ExpectSame(RunAttention(*named.device, scenario, Chunks(scenario, rows)), expected,

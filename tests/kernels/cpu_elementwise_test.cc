@@ -17,8 +17,7 @@ using Operation = std::function<std::vector<float>(Device&)>;
 void ExpectEqual(const Operation& operation, const std::string& what) {
   const std::vector<float> expected = operation(*MakeReferenceDevice());
   for (const NamedDevice& named : CpuDevices({1, 3})) {
-    ASSERT_EQ(FirstDifference(operation(*named.device), expected), -1)
-        << named.name << " " << what;
+    ASSERT_EQ(FirstDifference(operation(*named.device), expected), -1) << named.name << " " << what;
   }
 }
 

@@ -60,8 +60,8 @@ class CpuProduct : public testing::TestWithParam<TensorType> {
         const std::vector<float> expected =
             Prefix(all, expected_matrix->root_count(), rows, matrix.rows);
         ASSERT_EQ(FirstDifference(got, expected), -1)
-            << named.name << ", " << matrix.rows << " x " << matrix.columns << ", "
-            << cut.leaves() << " leaves, " << rows << " rows";
+            << named.name << ", " << matrix.rows << " x " << matrix.columns << ", " << cut.leaves()
+            << " leaves, " << rows << " rows";
       }
     }
   }
@@ -77,10 +77,10 @@ TEST_P(CpuProduct, EqualsTheReferenceForEveryShape) {
     for (const int64_t columns : Widths(GetParam())) {
       const TestMatrix matrix = MakeMatrix(GetParam(), rows, columns, 0.1f, random);
       const std::vector<float> x = MakeActivations(kRowsMax, columns, random);
-      for (const LeafCut& cut :
-           {LeafCut{1, 0, CutColumns(columns, 1, unit)}, LeafCut{7, 2, CutColumns(columns, 3, unit)},
-            LeafCut{8, 1, CutColumns(columns, 5, unit)},
-            LeafCut{8, 0, CutColumns(columns, 8, unit)}}) {
+      for (const LeafCut& cut : {LeafCut{1, 0, CutColumns(columns, 1, unit)},
+                                 LeafCut{7, 2, CutColumns(columns, 3, unit)},
+                                 LeafCut{8, 1, CutColumns(columns, 5, unit)},
+                                 LeafCut{8, 0, CutColumns(columns, 8, unit)}}) {
         ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, cut, x));
       }
     }
@@ -89,7 +89,8 @@ TEST_P(CpuProduct, EqualsTheReferenceForEveryShape) {
 
 TEST_P(CpuProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
   Random random(static_cast<uint64_t>(GetParam()) + 12);
-  const TestMatrix matrix = MakeMatrix(GetParam(), 70, 16 * 256, 0.1f, random);
+  // So wide that the activations of 33 rows do not pass the panels in one go.
+  const TestMatrix matrix = MakeMatrix(GetParam(), 40, 64 * 256, 0.1f, random);
   const std::vector<float> x = MakeActivations(kRowsMax, matrix.columns, random);
   const LeafCut cut{16, 0, CutColumns(matrix.columns, 16, 256)};
   ExpectEqual(matrix, cut, x);
@@ -133,11 +134,17 @@ TEST_P(CpuProduct, PacksAtTheFormatsWidth) {
   // types that are kept as floats.
   const auto bits = [](TensorType type) {
     switch (type) {
-      case TensorType::kQ4_K: return 4.625;
-      case TensorType::kQ5_K: return 5.625;
-      case TensorType::kQ2_K: case TensorType::kQ3_K: case TensorType::kIQ4_NL:
-      case TensorType::kIQ4_XS: return 32.0;
-      default: return 8.0 * FormatOf(type).bytes / FormatOf(type).elements;
+      case TensorType::kQ4_K:
+        return 4.625;
+      case TensorType::kQ5_K:
+        return 5.625;
+      case TensorType::kQ2_K:
+      case TensorType::kQ3_K:
+      case TensorType::kIQ4_NL:
+      case TensorType::kIQ4_XS:
+        return 32.0;
+      default:
+        return 8.0 * FormatOf(type).bytes / FormatOf(type).elements;
     }
   };
   Random random(1);
@@ -179,8 +186,8 @@ TEST(CpuProductOfParts, ExtremeActivationsEqualTheReference) {
   const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 40, 64, 0.1f, random);
   std::vector<float> x = MakeFloats(5 * 64, 1, random);
   for (int k = 0; k < 64; ++k) {
-    x[k] *= 1e-38f;                       // 127 / amax overflows
-    x[64 + k] *= 1e-41f;                  // subnormal
+    x[k] *= 1e-38f;       // 127 / amax overflows
+    x[64 + k] *= 1e-41f;  // subnormal
     x[128 + k] = k % 2 == 0 ? 1e30f : -1e30f;
     x[192 + k] = 0;
   }
@@ -218,8 +225,8 @@ TEST(CpuMatrix, RefusesScalesThatAreNotFinite) {
     for (const NamedDevice& named : CpuDevices({1, 2})) {
       const absl::Status status = named.device->LoadMatrix(matrix.source(), nullptr).status();
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << named.name;
-      EXPECT_THAT(std::string(status.message()), testing::AllOf(testing::HasSubstr(matrix.name),
-                                                                testing::HasSubstr("row 41")));
+      EXPECT_THAT(std::string(status.message()),
+                  testing::AllOf(testing::HasSubstr(matrix.name), testing::HasSubstr("row 41")));
     }
   }
 }

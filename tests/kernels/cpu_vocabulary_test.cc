@@ -15,8 +15,8 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-void ExpectSameCandidates(const std::vector<Candidate>& got,
-                          const std::vector<Candidate>& expected, const std::string& what) {
+void ExpectSameCandidates(const std::vector<Candidate>& got, const std::vector<Candidate>& expected,
+                          const std::string& what) {
   ASSERT_EQ(got.size(), expected.size()) << what;
   for (size_t i = 0; i < got.size(); ++i) {
     ASSERT_EQ(got[i].id, expected[i].id) << what << " " << i;
@@ -89,9 +89,9 @@ TEST_F(CpuCandidates, EqualTheReferenceForEveryQuestion) {
         query.inverse_temperature = gumbel ? 1.25f : 1;
         if (count != 1) query.edits = edits;
         const VocabularySlices slices{1000, {0, rows / 3, rows / 3, rows / 2, rows}};
-        ASSERT_NO_FATAL_FAILURE(ExpectEqual(
-            logits, slices, query,
-            fmt::format("{} rows, {} wanted, gumbel {}", rows, count, gumbel)));
+        ASSERT_NO_FATAL_FAILURE(
+            ExpectEqual(logits, slices, query,
+                        fmt::format("{} rows, {} wanted, gumbel {}", rows, count, gumbel)));
       }
     }
   }

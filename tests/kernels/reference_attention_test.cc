@@ -114,8 +114,7 @@ TEST(ReferenceAttention, ChunksDoNotChangeABit) {
   AttentionScenario scenario;
   scenario.window = 70;
   scenario.lengths = {150, 66, 1};
-  const auto expected =
-      RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
+  const auto expected = RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
   for (const int rows : {1, 16, 63, 64, 65}) {
     EXPECT_EQ(RunAttention(*MakeReferenceDevice(), scenario, Chunks(scenario, rows)), expected)
         << rows;

@@ -84,8 +84,8 @@ TEST(ReferenceGate, MultipliesTheActivatedGateWithUp) {
       for (int i = 0; i < kWidth; ++i) {
         const double g = x[2 * r * kWidth + i];
         const double u = 0.7978845608 * (g + 0.044715 * g * g * g);
-        const double act = activation == Activation::kSilu ? g / (1 + std::exp(-g))
-                                                           : 0.5 * g * (1 + std::tanh(u));
+        const double act =
+            activation == Activation::kSilu ? g / (1 + std::exp(-g)) : 0.5 * g * (1 + std::tanh(u));
         expected.push_back(act * x[2 * r * kWidth + kWidth + i]);
       }
     }

@@ -14,9 +14,14 @@ namespace {
 
 bool QuantizesActivations(TensorType type) {
   switch (type) {
-    case TensorType::kQ4_0: case TensorType::kQ4_1: case TensorType::kQ5_0:
-    case TensorType::kQ5_1: case TensorType::kQ8_0: case TensorType::kQ4_K:
-    case TensorType::kQ5_K: case TensorType::kQ6_K:
+    case TensorType::kQ4_0:
+    case TensorType::kQ4_1:
+    case TensorType::kQ5_0:
+    case TensorType::kQ5_1:
+    case TensorType::kQ8_0:
+    case TensorType::kQ4_K:
+    case TensorType::kQ5_K:
+    case TensorType::kQ6_K:
       return true;
     default:
       return false;
@@ -133,9 +138,9 @@ INSTANTIATE_TEST_SUITE_P(Types, ReferenceProduct, testing::ValuesIn(AllTensorTyp
 
 TEST(ReferenceMatrix, RefusesScalesThatAreNotFinite) {
   const std::pair<TensorType, int> kScales[] = {
-      {TensorType::kQ4_0, 0},  {TensorType::kQ4_1, 2},   {TensorType::kQ5_0, 0},
-      {TensorType::kQ5_1, 2},  {TensorType::kQ8_0, 0},   {TensorType::kQ2_K, 82},
-      {TensorType::kQ3_K, 108}, {TensorType::kQ4_K, 2},  {TensorType::kQ5_K, 0},
+      {TensorType::kQ4_0, 0},   {TensorType::kQ4_1, 2},   {TensorType::kQ5_0, 0},
+      {TensorType::kQ5_1, 2},   {TensorType::kQ8_0, 0},   {TensorType::kQ2_K, 82},
+      {TensorType::kQ3_K, 108}, {TensorType::kQ4_K, 2},   {TensorType::kQ5_K, 0},
       {TensorType::kQ6_K, 208}, {TensorType::kIQ4_NL, 0}, {TensorType::kIQ4_XS, 0}};
   Random random(5);
   const auto device = MakeReferenceDevice();

@@ -41,8 +41,7 @@ TEST(ReferenceCandidates, AreOrderedByLogitThenById) {
 TEST(ReferenceCandidates, EditsApplyInTheirOrder) {
   // bias, then repetition (which divides positive and multiplies negative logits), then subtract,
   // then temperature.
-  const LogitEdit edits[] = {
-      {0, 2, 2, 0.5f}, {1, 0, 2, 0}, {2, -5, 4, 1}, {3, -kInfinity, 1, 0}};
+  const LogitEdit edits[] = {{0, 2, 2, 0.5f}, {1, 0, 2, 0}, {2, -5, 4, 1}, {3, -kInfinity, 1, 0}};
   CandidateQuery query;
   query.edits = edits;
   query.inverse_temperature = 0.5f;
@@ -104,16 +103,14 @@ TEST(ReferenceCandidates, GumbelDrawsWithTheSoftmaxProbabilities) {
   }
   for (int id = 0; id < 4; ++id) {
     const double p = std::exp(logits[id]) / total;
-    EXPECT_NEAR(drawn[id] / static_cast<double>(kDraws), p,
-                5 * std::sqrt(p * (1 - p) / kDraws));
+    EXPECT_NEAR(drawn[id] / static_cast<double>(kDraws), p, 5 * std::sqrt(p * (1 - p) / kDraws));
   }
 }
 
 TEST(ReferenceCandidates, BannedSlicesSumToNothing) {
   CandidateQuery query;
   query.sums = true;
-  const CandidateReply reply =
-      Ask({-kInfinity, -kInfinity, 1}, {0, {0, 2, 3}}, query);
+  const CandidateReply reply = Ask({-kInfinity, -kInfinity, 1}, {0, {0, 2, 3}}, query);
   EXPECT_TRUE(reply.finite);
   EXPECT_EQ(reply.sums[0].max, -kInfinity);
   EXPECT_EQ(reply.sums[0].sum, 0);

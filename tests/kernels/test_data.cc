@@ -8,11 +8,11 @@
 namespace facet {
 namespace {
 
-constexpr TensorType kTypes[] = {
-    TensorType::kF32,  TensorType::kF16,  TensorType::kBF16, TensorType::kQ4_0,
-    TensorType::kQ4_1, TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ8_0,
-    TensorType::kQ2_K, TensorType::kQ3_K, TensorType::kQ4_K, TensorType::kQ5_K,
-    TensorType::kQ6_K, TensorType::kIQ4_NL, TensorType::kIQ4_XS};
+constexpr TensorType kTypes[] = {TensorType::kF32,  TensorType::kF16,    TensorType::kBF16,
+                                 TensorType::kQ4_0, TensorType::kQ4_1,   TensorType::kQ5_0,
+                                 TensorType::kQ5_1, TensorType::kQ8_0,   TensorType::kQ2_K,
+                                 TensorType::kQ3_K, TensorType::kQ4_K,   TensorType::kQ5_K,
+                                 TensorType::kQ6_K, TensorType::kIQ4_NL, TensorType::kIQ4_XS};
 
 struct ScaleField {
   int offset;
@@ -83,8 +83,7 @@ std::vector<float> TestMatrix::DequantizedRow(int64_t row) const {
   return out;
 }
 
-TestMatrix MakeMatrix(TensorType type, int64_t rows, int64_t columns, float scale,
-                      Random& random) {
+TestMatrix MakeMatrix(TensorType type, int64_t rows, int64_t columns, float scale, Random& random) {
   TestMatrix matrix{"blk.7.test.weight", type, rows, columns, {}, {}};
   matrix.bytes.resize(rows * RowBytes(type, columns));
   if (FormatOf(type).elements == 1) {

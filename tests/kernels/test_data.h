@@ -32,8 +32,7 @@ struct TestMatrix {
   std::vector<float> DequantizedRow(int64_t row) const;  // of the output row
 };
 // `scale` is about the size of a weight.
-TestMatrix MakeMatrix(TensorType type, int64_t rows, int64_t columns, float scale,
-                      Random& random);
+TestMatrix MakeMatrix(TensorType type, int64_t rows, int64_t columns, float scale, Random& random);
 // Sets byte `offset` of block `block` of source row `row` and the next to the half-precision
 // infinity.
 void PoisonScale(TestMatrix* matrix, int64_t row, int64_t block, int offset);

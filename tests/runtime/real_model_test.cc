@@ -84,6 +84,14 @@ TEST_P(RealModelTest, PerplexityOfATextAgrees) {
   EXPECT_NEAR(perplexity / text.perplexity, 1, 0.005);
 }
 
+// A step reads every packed byte once: no format of these files widens in memory.
+TEST_P(RealModelTest, PackedWeightsAreAsLargeAsInTheFile) {
+  const RankMemory memory = Start(GetParam())->leader().memory();
+  EXPECT_GT(memory.slice_bytes, 0);
+  EXPECT_LE(static_cast<double>(memory.weight_bytes),
+            1.1 * static_cast<double>(memory.slice_bytes));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Models, RealModelTest,
     ::testing::Values(RealModel{"gemma3_270m", "gemma-3-270m-q4_k_m.gguf"},

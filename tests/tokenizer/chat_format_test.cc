@@ -174,6 +174,15 @@ TEST(ChatFormat, ContentsAreTrimmedWhereTheReferenceTrims) {
   EXPECT_THAT(Render(kChatMl, padded), HasSubstr("user\n\n \u3000U \t<|im_end|>"));
 }
 
+TEST(ChatFormat, EarlierThoughtsAreNotShownAgain) {
+  const std::vector<ChatMessage> thoughtful = {
+      {"user", "a</think>b"}, {"assistant", "<think>hm</think>\n\nA1"}, {"user", "U2"}};
+  EXPECT_THAT(Render(With(kChatMl, "<|im_start|> </think>"), thoughtful),
+              HasSubstr("user\na</think>b<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>"));
+  EXPECT_THAT(Render(kDeepSeek3, thoughtful), HasSubstr("b<｜Assistant｜>A1<｜end▁of▁sentence｜>"));
+  EXPECT_THAT(Render(kChatMl, thoughtful), HasSubstr("<think>hm</think>\n\nA1"));
+}
+
 TEST(ChatFormat, MarkersInContentsStayText) {
   const auto tokenizer = MakeTokenizer(kGemma3);
   const absl::StatusOr<ChatFormat> format = Choose(kGemma3, *tokenizer);

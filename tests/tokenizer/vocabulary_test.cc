@@ -80,6 +80,20 @@ TEST(Vocabulary, ReadsAByteLevelFile) {
   EXPECT_THAT((*tokenizer)->Encode("aba"), ElementsAre(2, 0));
 }
 
+TEST(Vocabulary, TurnMarkersAreControlTokensWhateverTheFileSays) {
+  const testing::TempFolder folder;
+  const auto model =
+      Write(folder, GgufBuilder()
+                        .Add("tokenizer.ggml.model", "llama")
+                        .Add("tokenizer.ggml.tokens", Strings{"<｜User｜>", "<|im_end|>", "</s>"})
+                        .Add("tokenizer.ggml.token_type", std::vector<int32_t>{4, 1, 4}));
+  ASSERT_TRUE(model.ok()) << model.status();
+  const absl::StatusOr<Vocabulary> vocabulary = ReadVocabulary(*model);
+  ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
+  EXPECT_THAT(vocabulary->types,
+              ElementsAre(TokenType::kControl, TokenType::kControl, TokenType::kUserDefined));
+}
+
 TEST(Vocabulary, ErrorsNameTheKey) {
   const testing::TempFolder folder;
   const auto error = [&](const GgufBuilder& builder) {

@@ -1,0 +1,224 @@
+// facet-worker: one rank of a group that serves a model. See `facet-worker --help`.
+
+#include <prometheus/registry.h>
+#include <pthread.h>
+#include <sched.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <thread>
+
+#include "absl/flags/flag.h"
+#include "base/status.h"
+#include "serving/flags.h"
+#include "serving/log.h"
+#include "serving/metrics_listener.h"
+#include "serving/progress.h"
+#include "serving/shutdown.h"
+#include "shard_worker/runtime/rank.h"
+#include "shard_worker/service/follower.h"
+#include "shard_worker/service/leader.h"
+#include "shard_worker/service/worker_metrics.h"
+#include "shard_worker/service/worker_options.h"
+
+ABSL_FLAG(
+    std::string, model, "",
+    "The model's GGUF file; of a model in several files, the first. All ranks of a group read "
+    "the same file and keep their slice of it. Required.");
+ABSL_FLAG(int, rank, 0, "Which rank of its group this process is. Rank 0 is the leader.");
+ABSL_FLAG(int, world, 1, "How many ranks the group has: the tensor-parallel degree.");
+ABSL_FLAG(std::string, leader, "",
+          "Rank 0's --listen address, for the other ranks: host:port or unix:/path.");
+ABSL_FLAG(
+    std::string, listen, "0.0.0.0:8480",
+    "Where the leader serves routers and its ranks: host:port (port 0: any free one, which is "
+    "logged) or unix:/path.");
+ABSL_FLAG(std::string, address_file, "",
+          "The leader writes the address it listens on to this file, for a launcher.");
+ABSL_FLAG(std::string, metrics_address, "0.0.0.0", "Where the metrics port listens.");
+ABSL_FLAG(
+    int, metrics_port, -1,
+    "Port of /metrics (Prometheus) and /healthz; 0: any free one, which is logged; -1: none.");
+ABSL_FLAG(int, threads, 0, "Compute threads of this rank; 0: one per processor it may run on.");
+ABSL_FLAG(std::string, device, "auto",
+          "What computes: auto, avx512, avx2, or reference (slow and simple, for comparison).");
+ABSL_FLAG(std::string, kv_type, "f16", "How keys and values are stored: f16 or f32.");
+ABSL_FLAG(int64_t, kv_tokens, 16384, "Tokens whose keys and values fit, over all sequences.");
+ABSL_FLAG(int, context_tokens, 0,
+          "Prompt and output of a sequence, at most; 0: what the model was trained for.");
+ABSL_FLAG(int, step_tokens, 512, "Tokens that one step computes, at most.");
+ABSL_FLAG(int, prefill_chunk, 0,
+          "Tokens of one prompt in one step, at most; 0: as many as --step_tokens.");
+ABSL_FLAG(int, sequences, 64, "Sequences that run at once, at most.");
+ABSL_FLAG(std::string, model_name, "",
+          "What requests call the model; empty: the file's name without its extension.");
+ABSL_FLAG(bool, allow_logits_digest, false,
+          "Allow requests that hash every logit: slow, for tests.");
+ABSL_FLAG(double, join_s, 300, "How long the leader waits for the other ranks.");
+ABSL_FLAG(double, drain_s, 30, "After SIGTERM, how long running sequences may go on.");
+ABSL_FLAG(bool, quiet, false, "Log warnings and errors only, and draw no progress.");
+
+namespace facet {
+namespace {
+
+constexpr char kUsage[] =
+    R"(facet-worker: one rank of a group that serves a model to facet-router.
+
+A group is one copy of a model. With --world=N it is split over N processes, each of which holds
+and computes a slice of every layer; all answer as one. Rank 0, the leader, schedules and speaks to
+routers; the others name it with --leader. Options that decide what is computed (--kv_type,
+--kv_tokens, --context_tokens, --step_tokens, --sequences) must be the same on all ranks.
+
+  facet-worker --model=gemma.gguf --listen=localhost:8480
+  facet-worker --model=gemma.gguf --world=2 --rank=0 --listen=unix:/tmp/group.sock
+  facet-worker --model=gemma.gguf --world=2 --rank=1 --leader=unix:/tmp/group.sock
+
+SIGTERM or SIGINT: the leader takes nothing new, finishes what runs (--drain_s) and lets the other
+ranks go. When a rank dies, its whole group ends with exit code 1; start it again.
+Exit codes: 0 stopped, 1 failed, 2 misused.)";
+
+constexpr int kFailed = 1;
+constexpr int kMisused = 2;
+
+int UsableProcessors() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+absl::StatusOr<std::chrono::milliseconds> Duration(const char* flag, double seconds) {
+  if (std::isfinite(seconds) && seconds >= 0 && seconds <= 1e6) {
+    return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+  }
+  return InvalidArgument("--{}: {} s is not in [0, 1e6]", flag, seconds);
+}
+
+absl::StatusOr<RankOptions> RankOptionsFromFlags() {
+  RankOptions rank;
+  rank.model_path = absl::GetFlag(FLAGS_model);
+  rank.rank = absl::GetFlag(FLAGS_rank);
+  rank.world = absl::GetFlag(FLAGS_world);
+  rank.threads = absl::GetFlag(FLAGS_threads);
+  if (rank.threads == 0) rank.threads = UsableProcessors();
+  rank.device = absl::GetFlag(FLAGS_device);
+  rank.context_tokens = absl::GetFlag(FLAGS_context_tokens);
+  rank.kv_tokens = absl::GetFlag(FLAGS_kv_tokens);
+  rank.step_tokens_max = absl::GetFlag(FLAGS_step_tokens);
+  rank.prefill_chunk_max = absl::GetFlag(FLAGS_prefill_chunk);
+  rank.sequences_max = absl::GetFlag(FLAGS_sequences);
+  const std::string kv_type = absl::GetFlag(FLAGS_kv_type);
+  if (kv_type != "f16" && kv_type != "f32") {
+    return InvalidArgument("--kv_type: '{}' is neither f16 nor f32", kv_type);
+  }
+  rank.kv_type = kv_type == "f16" ? KvType::kF16 : KvType::kF32;
+  if (rank.model_path.empty()) return InvalidArgument("--model is required");
+  if (rank.world < 1) return InvalidArgument("--world: {} is not positive", rank.world);
+  if (rank.rank < 0 || rank.rank >= rank.world) {
+    return InvalidArgument("--rank: {} is not in [0, {}), as --world={} asks", rank.rank,
+                           rank.world, rank.world);
+  }
+  return rank;
+}
+
+absl::StatusOr<WorkerOptions> OptionsFromFlags() {
+  WorkerOptions options;
+  FACET_ASSIGN_OR_RETURN(options.rank, RankOptionsFromFlags());
+  options.server.listen = absl::GetFlag(FLAGS_listen);
+  options.server.address_file = absl::GetFlag(FLAGS_address_file);
+  options.link.leader = absl::GetFlag(FLAGS_leader);
+  options.model_name = absl::GetFlag(FLAGS_model_name);
+  if (options.model_name.empty()) {
+    options.model_name = std::filesystem::path(options.rank.model_path).stem();
+  }
+  options.allow_logits_digest = absl::GetFlag(FLAGS_allow_logits_digest);
+  FACET_ASSIGN_OR_RETURN(options.join, Duration("join_s", absl::GetFlag(FLAGS_join_s)));
+  FACET_ASSIGN_OR_RETURN(options.drain, Duration("drain_s", absl::GetFlag(FLAGS_drain_s)));
+  if (options.rank.rank > 0 && options.link.leader.empty()) {
+    return InvalidArgument("--leader is required with --rank={}", options.rank.rank);
+  }
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<MetricsListener>> StartMetrics(
+    std::shared_ptr<prometheus::Registry> registry) {
+  const int port = absl::GetFlag(FLAGS_metrics_port);
+  if (port < 0) return nullptr;
+  MetricsListenerOptions options;
+  options.address = absl::GetFlag(FLAGS_metrics_address);
+  FACET_ASSIGN_OR_RETURN(std::unique_ptr<MetricsListener> listener,
+                         MetricsListener::Start(port, std::move(registry), options));
+  spdlog::info("metrics on port {}", listener->port());
+  return listener;
+}
+
+absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options) {
+  std::optional<Progress> progress;
+  if (!absl::GetFlag(FLAGS_quiet)) {
+    options.progress = [&](int64_t done, int64_t total) {
+      if (!progress) progress.emplace("loading", total);
+      progress->Update(done);
+    };
+  }
+  absl::StatusOr<std::unique_ptr<Rank>> rank = Rank::Load(options);
+  if (rank.ok() && progress) progress->Finish();
+  return rank;
+}
+
+absl::Status Lead(const WorkerOptions& options, WorkerMetrics* metrics, std::stop_token stop) {
+  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Leader> leader, Leader::Start(options, metrics));
+  return leader->Serve([&] { return LoadRank(options.rank); }, stop);
+}
+
+absl::Status Follow(const WorkerOptions& options, WorkerMetrics* metrics, std::stop_token stop) {
+  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Rank> rank, LoadRank(options.rank));
+  return RunFollower(options, rank.get(), metrics, stop);
+}
+
+absl::Status Work(const WorkerOptions& options, const ShutdownSignal& shutdown,
+                  std::stop_source stop) {
+  const auto registry = std::make_shared<prometheus::Registry>();
+  WorkerMetrics metrics(registry.get());
+  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsListener> listener, StartMetrics(registry));
+  const absl::Status status = options.rank.rank == 0 ? Lead(options, &metrics, stop.get_token())
+                                                     : Follow(options, &metrics, stop.get_token());
+  // Asked to stop before the group stood: nothing is lost.
+  if (absl::IsCancelled(status) && shutdown.Requested()) return absl::OkStatus();
+  return status;
+}
+
+int Main(int argc, char** argv) {
+  ParseFlagsOrExit(argc, argv, kUsage, 0);
+  ShutdownSignal shutdown;  // before any other thread
+  const absl::StatusOr<WorkerOptions> options = OptionsFromFlags();
+  if (!options.ok()) {
+    fmt::print(stderr, "facet-worker: {}; see --help\n", MessageOf(options.status()));
+    return kMisused;
+  }
+  const std::string process = fmt::format("facet-worker[{}]", options->rank.rank);
+  if (!InitLog(process, absl::GetFlag(FLAGS_quiet) ? "warning" : "info").ok()) return kFailed;
+
+  std::stop_source stop;
+  std::thread forward([&] {
+    pthread_setname_np(pthread_self(), "shutdown");
+    shutdown.Wait();
+    stop.request_stop();
+  });
+  const absl::Status status = Work(*options, shutdown, stop);
+  shutdown.Request();
+  forward.join();
+  if (status.ok()) return 0;
+  spdlog::error("{}", MessageOf(status));
+  return kFailed;
+}
+
+}  // namespace
+}  // namespace facet
+
+int main(int argc, char** argv) { return facet::Main(argc, argv); }

@@ -1,0 +1,245 @@
+#include "shard_worker/service/group_service.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <deque>
+#include <random>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "shard_worker/service/stream_reactor.h"
+
+namespace facet {
+namespace {
+
+uint64_t RandomEpoch() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+// One rank's stream. The service decides; this writes what it is told.
+class RankStream : public StreamReactor<v1::RankMessage, v1::GroupMessage> {
+ public:
+  RankStream(GroupService* service, std::string peer) : service_(service), peer_(std::move(peer)) {}
+
+  const std::string& peer() const { return peer_; }
+
+  void Send(v1::GroupMessage message) {
+    const absl::MutexLock lock(&mutex_);
+    if (!live()) return;
+    outbox_.push_back(std::move(message));
+    Pump();
+  }
+
+ private:
+  bool Refill(v1::GroupMessage* out) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (outbox_.empty()) return false;
+    *out = std::move(outbox_.front());
+    outbox_.pop_front();
+    return true;
+  }
+
+  bool Receive(v1::RankMessage message) override {
+    if (message.has_hello() && !std::exchange(said_hello_, true)) {
+      service_->OnHello(std::static_pointer_cast<RankStream>(shared_from_this()), message.hello());
+    } else if (message.has_state() && said_hello_) {
+      if (message.state().ready()) service_->OnReady(this);
+    } else {
+      Finish(InvalidArgument("a rank says hello first, once, and then its state"));
+      return false;
+    }
+    return true;
+  }
+
+  void Gone() override {
+    service_->OnGone(this);
+    Finish(absl::OkStatus());
+  }
+
+  GroupService* const service_;
+  const std::string peer_;
+  bool said_hello_ = false;                                      // of the reading thread
+  std::deque<v1::GroupMessage> outbox_ ABSL_GUARDED_BY(mutex_);  // two messages, at most
+};
+
+GroupService::GroupService(int world)
+    : world_(world), epoch_(RandomEpoch()), members_(static_cast<size_t>(world)) {}
+
+GroupService::~GroupService() = default;
+
+grpc::ServerBidiReactor<v1::RankMessage, v1::GroupMessage>* GroupService::Join(
+    grpc::CallbackServerContext* context) {
+  const auto stream = std::make_shared<RankStream>(this, context->peer());
+  stream->Begin();
+  return stream.get();
+}
+
+void GroupService::Expect(const v1::RankMessage::Hello& mine) {
+  const absl::MutexLock lock(&mutex_);
+  expecting_ = true;
+  mine_ = mine;
+  for (Member& member : std::exchange(early_, {})) Admit(std::move(member));
+}
+
+void GroupService::OnHello(std::shared_ptr<RankStream> stream,
+                           const v1::RankMessage::Hello& hello) {
+  const absl::MutexLock lock(&mutex_);
+  if (expecting_) {
+    Admit({std::move(stream), hello, false});
+  } else if (static_cast<int>(early_.size()) < world_) {
+    early_.push_back({std::move(stream), hello, false});
+  } else {
+    stream->Finish(ResourceExhausted("more ranks have come than the group's {}", world_));
+  }
+}
+
+absl::Status GroupService::Check(const v1::RankMessage::Hello& hello) const {
+  if (hello.world() != world_) {
+    return FailedPrecondition("world: rank {} was started with {}, the leader with {}",
+                              hello.rank(), hello.world(), world_);
+  }
+  if (hello.rank() < 1 || hello.rank() >= world_) {
+    return FailedPrecondition("rank: {} is not in [1, {}), the leader being rank 0", hello.rank(),
+                              world_);
+  }
+  if (hello.model_digest() != mine_.model_digest()) {
+    return FailedPrecondition(
+        "model: rank {} has a file with digest {:016x}, the leader one with {:016x}", hello.rank(),
+        hello.model_digest(), mine_.model_digest());
+  }
+  if (hello.plan_hash() != mine_.plan_hash()) {
+    return FailedPrecondition(
+        "plan: rank {} has {:016x}, the leader {:016x}; --kv_type, --kv_tokens, --context_tokens, "
+        "--step_tokens and --sequences must be the same on all ranks",
+        hello.rank(), hello.plan_hash(), mine_.plan_hash());
+  }
+  if (const auto& taken = members_[static_cast<size_t>(hello.rank())].stream) {
+    return FailedPrecondition("rank: {} is already in the group, from {}", hello.rank(),
+                              taken->peer());
+  }
+  return absl::OkStatus();
+}
+
+void GroupService::Admit(Member member) {
+  if (const absl::Status status = Check(member.hello); !status.ok()) {
+    spdlog::warn("refused {}: {}", member.stream->peer(), MessageOf(status));
+    member.stream->Finish(status);
+    return;
+  }
+  v1::GroupMessage welcome;
+  welcome.mutable_welcome()->set_epoch(epoch_);
+  member.stream->Send(std::move(welcome));
+  const auto rank = static_cast<size_t>(member.hello.rank());
+  members_[rank] = std::move(member);
+}
+
+void GroupService::OnReady(const RankStream* stream) {
+  const absl::MutexLock lock(&mutex_);
+  for (std::vector<Member>* members : {&early_, &members_}) {
+    for (Member& member : *members) {
+      if (member.stream.get() == stream) member.ready = true;
+    }
+  }
+}
+
+void GroupService::OnGone(const RankStream* stream) {
+  std::function<void(const absl::Status&)> on_lost;
+  absl::Status lost;
+  {
+    const absl::MutexLock lock(&mutex_);
+    std::erase_if(early_, [&](const Member& member) { return member.stream.get() == stream; });
+    const auto member = std::find_if(members_.begin(), members_.end(), [&](const Member& member) {
+      return member.stream.get() == stream;
+    });
+    if (member == members_.end()) return;
+    lost = Unavailable("rank {} has gone ({})", member->hello.rank(), stream->peer());
+    *member = Member();
+    if (!started_ || !lost_.ok()) return;
+    lost_ = lost;
+    on_lost = std::exchange(on_lost_, nullptr);
+  }
+  if (on_lost) on_lost(lost);
+}
+
+bool GroupService::AllReady() const {
+  return std::all_of(members_.begin() + 1, members_.end(),
+                     [](const Member& member) { return member.ready; });
+}
+
+bool GroupService::AllGone() const {
+  return std::none_of(members_.begin(), members_.end(),
+                      [](const Member& member) { return member.stream != nullptr; });
+}
+
+std::string GroupService::Missing() const {
+  std::vector<int> ranks;
+  for (int rank = 1; rank < world_; ++rank) {
+    if (!members_[static_cast<size_t>(rank)].ready) ranks.push_back(rank);
+  }
+  return fmt::format("{}", fmt::join(ranks, ", "));
+}
+
+absl::Status GroupService::AwaitRanks(std::chrono::milliseconds timeout, std::stop_token stop) {
+  const std::stop_callback on_stop(stop, [this] {
+    const absl::MutexLock lock(&mutex_);
+    stop_ = true;
+  });
+  const absl::MutexLock lock(&mutex_);
+  const auto settled = [this]()
+                           ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stop_ || AllReady(); };
+  mutex_.AwaitWithTimeout(absl::Condition(&settled), absl::FromChrono(timeout));
+  if (AllReady()) return absl::OkStatus();
+  if (stop_) return MakeStatus(absl::StatusCode::kCancelled, "stopped while ranks were missing");
+  return DeadlineExceeded("ranks that have not joined in {} s: {}", timeout.count() / 1000,
+                          Missing());
+}
+
+absl::Status GroupService::Start(const v1::GroupMessage::Start& start) {
+  const absl::MutexLock lock(&mutex_);
+  if (!AllReady()) return Unavailable("ranks that have gone before the start: {}", Missing());
+  started_ = true;
+  v1::GroupMessage message;
+  *message.mutable_start() = start;
+  message.mutable_start()->set_epoch(epoch_);
+  for (const Member& member : members_) {
+    if (member.stream != nullptr) member.stream->Send(message);
+  }
+  return absl::OkStatus();
+}
+
+void GroupService::OnLost(std::function<void(const absl::Status&)> on_lost) {
+  absl::Status lost;
+  {
+    const absl::MutexLock lock(&mutex_);
+    lost = lost_;
+    on_lost_ = lost.ok() ? on_lost : nullptr;
+  }
+  if (!lost.ok() && on_lost) on_lost(lost);
+}
+
+void GroupService::AwaitEnds(std::chrono::milliseconds timeout) {
+  const absl::MutexLock lock(&mutex_);
+  mutex_.AwaitWithTimeout(absl::Condition(this, &GroupService::AllGone), absl::FromChrono(timeout));
+}
+
+void GroupService::EndAll(const absl::Status& status) {
+  std::vector<std::shared_ptr<RankStream>> streams;
+  {
+    const absl::MutexLock lock(&mutex_);
+    on_lost_ = nullptr;
+    for (const Member& member : early_) streams.push_back(member.stream);
+    for (const Member& member : members_) streams.push_back(member.stream);
+  }
+  for (const auto& stream : streams) {
+    if (stream != nullptr) stream->Finish(status);
+  }
+}
+
+}  // namespace facet

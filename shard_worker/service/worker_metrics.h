@@ -1,0 +1,59 @@
+#ifndef FACET_SHARD_WORKER_SERVICE_WORKER_METRICS_H_
+#define FACET_SHARD_WORKER_SERVICE_WORKER_METRICS_H_
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <string_view>
+
+#include "shard_worker/engine/engine.h"
+#include "shard_worker/runtime/rank.h"
+
+namespace facet {
+
+// What a worker tells Prometheus: facet_worker_*. The registry outlives it. Thread-safe except
+// for SetEngineStats(), which belongs to the engine thread.
+class WorkerMetrics {
+ public:
+  explicit WorkerMetrics(prometheus::Registry* registry);
+
+  void SetRank(int rank, int world, std::string_view device, const RankMemory& memory);
+  // `phase`: "load", "join".
+  void SetStartUpPhase(std::string_view phase, double seconds);
+  void AddTimes(const StepTimes& times);
+  // The leader only.
+  void AddStep(double seconds, int64_t rows);
+  void SetEngineStats(const EngineStats& stats);
+  void AddFinish(EngineFinish finish);
+  void AddRefusal();
+  void SetStreams(int streams);
+
+ private:
+  prometheus::Family<prometheus::Gauge>& info_;
+  prometheus::Family<prometheus::Gauge>& start_up_seconds_;
+  prometheus::Gauge& weight_bytes_;
+  prometheus::Gauge& slice_bytes_;
+  prometheus::Gauge& kv_bytes_;
+  prometheus::Counter& steps_;
+  std::array<prometheus::Counter*, 3> part_seconds_;  // compute, collective, wait
+  prometheus::Histogram& step_seconds_;
+  prometheus::Histogram& step_rows_;
+  std::array<prometheus::Gauge*, kBlockPools> kv_blocks_used_;
+  std::array<prometheus::Gauge*, kBlockPools> kv_blocks_total_;
+  prometheus::Gauge& running_;
+  prometheus::Gauge& waiting_;
+  prometheus::Gauge& streams_;
+  prometheus::Counter& prompt_tokens_;
+  prometheus::Counter& output_tokens_;
+  prometheus::Counter& preemptions_;
+  prometheus::Family<prometheus::Counter>& sequences_;
+  EngineStats last_;
+};
+
+}  // namespace facet
+
+#endif  // FACET_SHARD_WORKER_SERVICE_WORKER_METRICS_H_

@@ -1,0 +1,33 @@
+#ifndef FACET_SHARD_WORKER_SERVICE_WORKER_OPTIONS_H_
+#define FACET_SHARD_WORKER_SERVICE_WORKER_OPTIONS_H_
+
+#include <chrono>
+#include <string>
+
+#include "serving/grpc_server.h"
+#include "shard_worker/runtime/rank.h"
+#include "shard_worker/service/engine_loop.h"
+#include "shard_worker/service/group_link.h"
+#include "shard_worker/service/leader_service.h"
+
+namespace facet {
+
+// All that a worker process can be told.
+struct WorkerOptions {
+  RankOptions rank;
+  // Of rank 0:
+  GrpcServerOptions server;
+  SessionOptions session;
+  std::string model_name;  // what requests call the model
+  bool allow_logits_digest = false;
+  int routers_max = 64;
+  std::chrono::milliseconds join{300000};  // for the other ranks to come
+  // Of the other ranks:
+  GroupLinkOptions link;
+  // Of all:
+  std::chrono::milliseconds drain{30000};  // for running sequences after SIGTERM
+};
+
+}  // namespace facet
+
+#endif  // FACET_SHARD_WORKER_SERVICE_WORKER_OPTIONS_H_

@@ -1,0 +1,111 @@
+#include "tests/services/fake_rank.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace facet::testing {
+namespace {
+
+constexpr uint64_t kStop = ~uint64_t{0};
+
+std::vector<std::byte> Encode(uint64_t step) {
+  std::vector<std::byte> message(sizeof step);
+  std::memcpy(message.data(), &step, sizeof step);
+  return message;
+}
+
+uint64_t Decode(const std::vector<std::byte>& message) {
+  uint64_t step;
+  FACET_CHECK(message.size() == sizeof step);
+  std::memcpy(&step, message.data(), sizeof step);
+  return step;
+}
+
+}  // namespace
+
+void StepGate::Allow(int steps) {
+  const std::lock_guard lock(mutex_);
+  permits_ = permits_.value_or(0) + steps;
+  changed_.notify_all();
+}
+
+void StepGate::Open() {
+  const std::lock_guard lock(mutex_);
+  permits_.reset();
+  changed_.notify_all();
+}
+
+void StepGate::Pass() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !permits_ || *permits_ > 0; });
+  if (permits_) --*permits_;
+}
+
+class FakeRank::GroupExecutor : public Executor {
+ public:
+  explicit GroupExecutor(FakeRank* rank) : rank_(rank) {}
+
+  absl::StatusOr<StepResult> Run(const StepPlan& plan) override {
+    if (!plan.segments.empty() && rank_->options_.gate) rank_->options_.gate->Pass();
+    std::vector<std::byte> message = Encode(plan.step);
+    FACET_RETURN_IF_ERROR(rank_->communicator_->Broadcast(&message));
+    FACET_RETURN_IF_ERROR(rank_->Meet(plan.step));
+    return rank_->executor_.Run(plan);
+  }
+  std::string LogitsDigest(SlotId slot) const override {
+    return rank_->executor_.LogitsDigest(slot);
+  }
+
+ private:
+  FakeRank* const rank_;
+};
+
+FakeRank::FakeRank(const FakeRankOptions& options) : options_(options), executor_(options.engine) {
+  facts_.architecture = "fake";
+  facts_.description = "A fake model";
+  facts_.parameters = 123;
+  facts_.context_tokens = options.engine.context_tokens;
+  facts_.vocabulary_size = options.engine.vocabulary_size;
+  facts_.digest = options.digest;
+  facts_.fingerprint = "fake-1";
+}
+
+void FakeRank::Attach(std::unique_ptr<Communicator> communicator) {
+  FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
+  const std::lock_guard lock(mutex_);
+  communicator_ = std::move(communicator);
+}
+
+std::unique_ptr<Executor> FakeRank::MakeExecutor() { return std::make_unique<GroupExecutor>(this); }
+
+absl::Status FakeRank::Meet(uint64_t step) {
+  communicator_->SetStep(step);
+  if (options_.breaks_at == step) return Internal("rank {} broke", options_.rank);
+  return communicator_->Barrier();
+}
+
+absl::Status FakeRank::Follow() {
+  while (true) {
+    std::vector<std::byte> message;
+    FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
+    const uint64_t step = Decode(message);
+    if (step == kStop) return absl::OkStatus();
+    FACET_RETURN_IF_ERROR(Meet(step));
+  }
+}
+
+absl::Status FakeRank::StopFollowers() {
+  std::vector<std::byte> message = Encode(kStop);
+  return communicator_->Broadcast(&message);
+}
+
+void FakeRank::Abort() {
+  const std::lock_guard lock(mutex_);
+  if (communicator_ != nullptr) communicator_->Abort();
+}
+
+}  // namespace facet::testing
