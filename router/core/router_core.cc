@@ -55,8 +55,7 @@ absl::StatusOr<RequestId> RouterCore::Submit(RouterRequest request, TimeUs now) 
     return Unavailable("no group of shard workers is ready");
   }
   if (request.deadline <= now) return DeadlineExceeded("the request's deadline passed");
-  const int64_t tokens = PromptTokens(request);
-  FACET_RETURN_IF_ERROR(queue_.Admit(tokens));
+  FACET_RETURN_IF_ERROR(queue_.Admit(PromptTokens(request)));
 
   auto live = std::make_unique<Request>();
   live->id = RequestId{++last_request_};
@@ -72,12 +71,21 @@ absl::StatusOr<RequestId> RouterCore::Submit(RouterRequest request, TimeUs now) 
 
   const RequestId id = live->id;
   const RouterRequest& kept = live->request;
-  queue_.Push({id, kept.tenant, kept.priority, kept.deadline, tokens});
+  Enqueue(*live);
   client_ids_.emplace(kept.client_id, id);
   if (kept.deadline != kNever) deadlines_.emplace(kept.deadline, id);
   requests_.emplace(id, std::move(live));
   PlaceAll(now);
   return id;
+}
+
+void RouterCore::Enqueue(const Request& request) {
+  const RouterRequest& asked = request.request;
+  int64_t tokens = 0;
+  for (size_t i = request.next_unplaced; i < request.sequences.size(); ++i) {
+    tokens += std::ssize(request.prompt(request.sequences[i]).tokens);
+  }
+  queue_.Push({request.id, asked.tenant, asked.priority, asked.deadline, tokens});
 }
 
 void RouterCore::Cancel(RequestId request, TimeUs now) {
@@ -95,10 +103,48 @@ void RouterCore::Stop(RequestId id, int prompt_index, int choice_index, TimeUs n
     actions_.cancels.push_back({sequence.group, sequence.number});
     sequence.phase = Phase::kStopping;
     SetWait(place, now + options_.stop_grace_us);
-  } else if (sequence.phase == Phase::kInterrupted) {
+  } else if (sequence.phase == Phase::kInterrupted || sequence.phase == Phase::kPaused) {
     End(place, MeasuredEnd(*request, sequence, EndReason::kStop, absl::OkStatus(), now),
         DeltaOf(place));
   }
+}
+
+void RouterCore::Pause(RequestId id) {
+  Request* request = Find(id);
+  if (request == nullptr || request->paused) return;
+  request->paused = true;
+  ++counters_.pauses;
+  if (request->next_unplaced < request->sequences.size()) queue_.Remove(id);
+  for (size_t i = 0; i < request->next_unplaced; ++i) {
+    const Place place{request, i};
+    Sequence& sequence = place.sequence();
+    if (sequence.phase == Phase::kRunning) {
+      Recall(sequence);
+    } else if (sequence.phase == Phase::kInterrupted) {
+      SetWait(place, kNever);
+      --interrupted_;
+    } else {
+      continue;
+    }
+    sequence.phase = Phase::kPaused;
+  }
+}
+
+void RouterCore::Resume(RequestId id, TimeUs now) {
+  Request* request = Find(id);
+  if (request == nullptr || !request->paused) return;
+  request->paused = false;
+  if (request->next_unplaced < request->sequences.size()) Enqueue(*request);
+  // The last sequence to end takes the request with it, so what is left is counted beforehand.
+  size_t left = request->alive;
+  for (size_t i = 0; left > 0; ++i) {
+    const Place place{request, i};
+    const Phase phase = place.sequence().phase;
+    if (phase == Phase::kEnded) continue;
+    --left;
+    if (phase == Phase::kPaused) AwaitGroup(place, now);
+  }
+  PlaceAll(now);
 }
 
 void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
@@ -277,18 +323,25 @@ void RouterCore::Recall(Sequence& sequence) {
 void RouterCore::Interrupt(Place place, TimeUs now) {
   const Request& request = *place.request;
   Sequence& sequence = place.sequence();
-  const RouterPrompt& prompt = request.prompt(sequence);
   const auto end = [&](EndReason reason, absl::Status status) {
     End(place, MeasuredEnd(request, sequence, reason, std::move(status), now), DeltaOf(place));
   };
   if (sequence.phase == Phase::kStopping) return end(EndReason::kStop, absl::OkStatus());
-  if (prompt.max_tokens > 0 && std::ssize(sequence.emitted) >= prompt.max_tokens) {
-    return end(EndReason::kLength, absl::OkStatus());
-  }
   if (++sequence.fruitless_deaths >= options_.fruitless_deaths_max) {
     ++counters_.poisoned;
     return end(EndReason::kError, Internal("{} groups in a row failed while they ran this sequence",
                                            sequence.fruitless_deaths));
+  }
+  AwaitGroup(place, now);
+}
+
+void RouterCore::AwaitGroup(Place place, TimeUs now) {
+  const Request& request = *place.request;
+  Sequence& sequence = place.sequence();
+  const int max_tokens = request.prompt(sequence).max_tokens;
+  if (max_tokens > 0 && std::ssize(sequence.emitted) >= max_tokens) {
+    return End(place, MeasuredEnd(request, sequence, EndReason::kLength, absl::OkStatus(), now),
+               DeltaOf(place));
   }
   sequence.phase = Phase::kInterrupted;
   ++interrupted_;
@@ -317,7 +370,7 @@ void RouterCore::EndRequest(RequestId id, EndReason reason, const absl::Status& 
   Request* request = Find(id);
   if (request == nullptr) return;
   if (request->next_unplaced < request->sequences.size()) {
-    queue_.Remove(id);
+    if (!request->paused) queue_.Remove(id);
     request->next_unplaced = request->sequences.size();
   }
   for (size_t left = request->alive, i = 0; left > 0; ++i) {

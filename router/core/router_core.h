@@ -51,6 +51,7 @@ struct RouterCoreStats {
 // Events since the start, for metrics.
 struct RouterCoreCounters {
   int64_t resubmissions = 0;
+  int64_t pauses = 0;            // requests whose client read too slowly
   int64_t poisoned = 0;          // ended because too many groups died under them
   int64_t duplicate_tokens = 0;  // dropped
   int64_t gaps = 0;              // tokens that leaders left out
@@ -71,14 +72,19 @@ class RouterCore {
   void OnDelta(GroupId group, LeaderDelta delta, TimeUs now);
 
   // AlreadyExists: the client's id is alive. ResourceExhausted: the queue is full. Unavailable: no
-  // group for a long time. DeadlineExceeded. Nothing has changed then. After OK each choice ends exactly once.
-  // REQUIRES: prompts, none empty; n >= 1.
+  // group for a long time. DeadlineExceeded. Nothing has changed then. After OK each choice ends
+  // exactly once. REQUIRES: prompts, none empty; n >= 1.
   absl::StatusOr<RequestId> Submit(RouterRequest request, TimeUs now);
   // The client is gone: every choice ends with kCancelled. Unknown ids are ignored, here and below.
   void Cancel(RequestId request, TimeUs now);
   // The choice's text is complete: it ends with kStop once its leader has confirmed, or after a
   // grace period; its later tokens are dropped.
   void Stop(RequestId request, int prompt_index, int choice_index, TimeUs now);
+
+  // The client reads too slowly: its sequences leave their groups, and its queued ones stay where
+  // they are, until Resume(). Deadlines still count.
+  void Pause(RequestId request);
+  void Resume(RequestId request, TimeUs now);
 
   // Ends what has waited too long. Call at NextWake(), at the latest.
   void Tick(TimeUs now);
@@ -95,7 +101,8 @@ class RouterCore {
     kQueued,
     kRunning,      // on a group
     kStopping,     // on a group, complete for its client
-    kInterrupted,  // its group died; waits for another
+    kInterrupted,  // its group died, or its pause is over; waits for another
+    kPaused,       // on no group, because its client reads too slowly
     kEnded,
   };
 
@@ -121,7 +128,8 @@ class RouterCore {
     RouterRequest request;
     TimeUs arrived_at = 0;
     std::vector<Sequence> sequences;  // by prompt, then choice
-    size_t next_unplaced = 0;         // from here on they are queued
+    size_t next_unplaced = 0;         // from here on they are queued, or paused with the request
+    bool paused = false;
     size_t alive = 0;
 
     const RouterPrompt& prompt(const Sequence& sequence) const {
@@ -148,12 +156,15 @@ class RouterCore {
   void Recall(Sequence& sequence);
   // After the group of a detached sequence has failed it: waits for another group, or ends.
   void Interrupt(Place place, TimeUs now);
+  // The sequence waits for a group to go on with it, unless it is complete.
+  void AwaitGroup(Place place, TimeUs now);
   // Moves what is new in `delta` to `out`; false if something was left out before it.
   bool Accept(const Request& request, Sequence& sequence, LeaderDelta& delta, ChoiceDelta& out,
               TimeUs now);
   void Finish(Place place, LeaderDelta& delta, ChoiceDelta out, TimeUs now);
   // Ends the sequence, and forgets the request with its last one: `place` is gone then.
   void End(Place place, ChoiceEnd end, ChoiceDelta out);
+  void Enqueue(const Request& request);
   void EndRequest(RequestId id, EndReason reason, const absl::Status& status, TimeUs now);
   // An end with times as this router saw them.
   static ChoiceEnd MeasuredEnd(const Request& request, const Sequence& sequence, EndReason reason,

@@ -24,9 +24,9 @@ void Completion::Expect(int prompts, int n) {
   }
 }
 
-bool Completion::Write(v1::GenerateResponse part) {
+ResponseSink::Room Completion::Write(v1::GenerateResponse part) {
   bytes_ += static_cast<int64_t>(part.ByteSizeLong());
-  if (bytes_ > bytes_max_) return false;
+  if (bytes_ > bytes_max_) return Room::kTooBig;
   if (!part.request_id().empty()) response_->set_request_id(part.request_id());
   for (v1::PromptEcho& echo : *part.mutable_echo()) *response_->add_echo() = std::move(echo);
   for (v1::Delta& delta : *part.mutable_deltas()) {
@@ -36,7 +36,7 @@ bool Completion::Write(v1::GenerateResponse part) {
     choice.mutable_text()->append(delta.text());
     if (delta.has_finish()) *choice.mutable_finish() = std::move(*delta.mutable_finish());
   }
-  return true;
+  return Room::kMore;
 }
 
 void Completion::Finish(const absl::Status& status) {

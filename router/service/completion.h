@@ -25,7 +25,7 @@ class Completion : public grpc::ServerUnaryReactor, public ResponseSink {
   // `prompts` x `n` choices will come.
   void Expect(int prompts, int n);
 
-  bool Write(v1::GenerateResponse part) override;
+  Room Write(v1::GenerateResponse part) override;
   void Finish(const absl::Status& status) override;
   bool Sweep(TimeUs now) override;
 

@@ -83,9 +83,19 @@ void Dispatcher::Admit(std::shared_ptr<Generation> generation) {
 }
 
 void Dispatcher::Cancel(const ResponseSink* sink) {
-  thread_->Post([this, sink] {
+  PostFor(sink, [this](RequestId id) { core_.Cancel(id, MonotonicNow()); });
+}
+
+void Dispatcher::Resume(const ResponseSink* sink) {
+  PostFor(sink, [this](RequestId id) { core_.Resume(id, MonotonicNow()); });
+}
+
+void Dispatcher::PostFor(const ResponseSink* sink, std::function<void(RequestId id)> task) {
+  // Nothing may follow the sink here; it may be gone, but then no other can have its place yet:
+  // that one's Admit() would be posted after this.
+  thread_->Post([this, sink, task = std::move(task)] {
     const auto found = requests_of_sinks_.find(sink);
-    if (found != requests_of_sinks_.end()) core_.Cancel(found->second, MonotonicNow());
+    if (found != requests_of_sinks_.end()) task(found->second);
   });
 }
 
@@ -136,9 +146,10 @@ void Dispatcher::Deliver(ChoiceDelta delta, TimeUs now) {
   if (found == generations_.end()) return;  // dropped
   const std::shared_ptr<Generation> generation = found->second;
   const bool done = delta.end && delta.end->request_done;
-  const Generation::Verdict verdict = generation->OnDelta(std::move(delta), now);
-  if (verdict == Generation::Verdict::kStop) core_.Stop(id, prompt_index, choice_index, now);
-  if (verdict == Generation::Verdict::kDrop) core_.Cancel(id, now);
+  const Generation::Advice advice = generation->OnDelta(std::move(delta), now);
+  if (advice.stop) core_.Stop(id, prompt_index, choice_index, now);
+  if (advice.pause) core_.Pause(id);
+  if (advice.drop) core_.Cancel(id, now);
   if (!done) return;
   requests_of_sinks_.erase(&generation->sink());
   generations_.erase(id);

@@ -1,6 +1,7 @@
 #ifndef FACET_ROUTER_SERVICE_DISPATCHER_H_
 #define FACET_ROUTER_SERVICE_DISPATCHER_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -40,6 +41,8 @@ class Dispatcher : private LeaderSession::Listener {
   void Submit(std::shared_ptr<Generation> generation);
   // The client of `sink` has gone. May come before Submit(), which then looks at the sink.
   void Cancel(const ResponseSink* sink);
+  // What `sink` held has gone to its client.
+  void Resume(const ResponseSink* sink);
   // Runs `answer` on the core's thread with the state of things; false if too much waits.
   bool Query(std::function<void(const v1::GetStatusResponse& status)> answer);
 
@@ -53,6 +56,8 @@ class Dispatcher : private LeaderSession::Listener {
   void OnLeaderDown(GroupId group) override;
   void OnLeaderClosed(GroupId group) override;
 
+  // Runs `task` on the core's thread with the live request of `sink`, if there is one.
+  void PostFor(const ResponseSink* sink, std::function<void(RequestId id)> task);
   // After each batch of events; returns when to be called again.
   TimeUs Turn();
   void Admit(std::shared_ptr<Generation> generation);

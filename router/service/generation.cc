@@ -57,7 +57,7 @@ void Generation::Refuse(const absl::Status& status, TimeUs now) {
   Finish(now);
 }
 
-Generation::Verdict Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
+Generation::Advice Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
   Choice& choice = choices_[static_cast<size_t>(delta.prompt_index) * n_ + delta.choice_index];
   Prompt& prompt = prompts_[delta.prompt_index];
   std::move(delta.prompt.begin(), delta.prompt.end(), std::back_inserter(prompt.scored));
@@ -66,24 +66,31 @@ Generation::Verdict Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
     metrics_.first_token_s.Observe(Seconds(now - arrived_at_));
   }
 
+  Advice advice;
   v1::Delta message = MakeDelta(delta, choice);
-  const bool stop = choice.text.stop_string() && !std::exchange(choice.stopped, true);
+  const bool stopped = choice.text.stop_string() && !std::exchange(choice.stopped, true);
   if (delta.end) NoteEnd(*delta.end, choice.tokens);
-  v1::GenerateResponse part =
-      Assemble(delta.prompt_index, std::move(message), delta.end.has_value());
-  const bool empty = part.deltas().empty() && part.echo().empty();
-  const bool fits =
-      dropped_ || (held_bytes_ <= kHeldBytesMax && (empty || sink_->Write(std::move(part))));
-  if (!fits) {
-    dropped_ = true;
-    status_ = ResourceExhausted("the client does not read its answer");
-  }
+  Send(Assemble(delta.prompt_index, std::move(message), delta.end.has_value()), advice);
   if (delta.end && delta.end->request_done) {
     Finish(now);
-    return Verdict::kGoOn;
+    return {};
   }
-  if (!fits) return Verdict::kDrop;
-  return stop && !delta.end ? Verdict::kStop : Verdict::kGoOn;
+  advice.stop = stopped && !delta.end;
+  return advice;
+}
+
+void Generation::Send(v1::GenerateResponse part, Advice& advice) {
+  if (dropped_) return;
+  using Room = ResponseSink::Room;
+  Room room = Room::kMore;
+  if (held_bytes_ > kHeldBytesMax) {
+    room = Room::kTooBig;
+  } else if (!part.deltas().empty() || !part.echo().empty()) {
+    room = sink_->Write(std::move(part));
+  }
+  advice.pause = room == Room::kFull;
+  advice.drop = dropped_ = room == Room::kTooBig;
+  if (dropped_) status_ = ResourceExhausted("the answer is too big for one message; use Generate");
 }
 
 v1::Delta Generation::MakeDelta(const ChoiceDelta& delta, Choice& choice) {

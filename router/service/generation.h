@@ -33,13 +33,14 @@ class Generation {
   // The core has refused the request.
   void Refuse(const absl::Status& status, TimeUs now);
 
-  enum class Verdict {
-    kGoOn,
-    kStop,  // a stop string ended the choice: the core should stop it
-    kDrop,  // the client does not read: the core should cancel the request
+  // What the core should do after a delta.
+  struct Advice {
+    bool stop = false;   // a stop string has ended the choice
+    bool pause = false;  // the client reads too slowly
+    bool drop = false;   // the answer cannot be delivered: cancel the request
   };
   // After a delta with request_done the call has been finished.
-  Verdict OnDelta(ChoiceDelta delta, TimeUs now);
+  Advice OnDelta(ChoiceDelta delta, TimeUs now);
 
  private:
   struct Choice {
@@ -61,6 +62,8 @@ class Generation {
   v1::TokenOutput MakeToken(const OutputToken& token) const;
   // The parts of the answer that may go now.
   v1::GenerateResponse Assemble(int prompt_index, v1::Delta delta, bool choice_ended);
+  // Hands `part` to the sink; sets `pause` or `drop`.
+  void Send(v1::GenerateResponse part, Advice& advice);
   void NoteEnd(const ChoiceEnd& end, int tokens);
   void Finish(TimeUs now);
 

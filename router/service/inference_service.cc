@@ -96,7 +96,8 @@ void InferenceService::Begin(absl::StatusOr<ParsedRequest> parsed, TimeUs arrive
     metrics_.CountRequest(parsed.status().code());
     return sink->Finish(parsed.status());
   }
-  sink->SetOnCancel([this, raw = sink.get()] { dispatcher_.Cancel(raw); });
+  sink->SetEvents([this, raw = sink.get()] { dispatcher_.Cancel(raw); },
+                  [this, raw = sink.get()] { dispatcher_.Resume(raw); });
   dispatcher_.Submit(std::make_shared<Generation>(*std::move(parsed), arrived_at, model_, metrics_,
                                                   std::move(sink)));
 }

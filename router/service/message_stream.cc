@@ -15,16 +15,18 @@ std::shared_ptr<MessageStream> MessageStream::Start(grpc::CallbackServerContext*
   return stream;
 }
 
-bool MessageStream::Write(v1::GenerateResponse part) {
+ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
+  bool full = false;
   {
     absl::MutexLock lock(&mutex_);
-    // One part always fits, so that a long echo can be sent at all.
-    if (pending_bytes_ > options_.pending_bytes_max) return false;
     pending_bytes_ += static_cast<int64_t>(part.ByteSizeLong());
     Merge(std::move(part));
+    // With nothing under way it goes at once, however long.
+    full = pending_bytes_ > options_.pending_bytes_max && writing_;
+    full_ = full_ || full;
   }
   Pump();
-  return true;
+  return full ? Room::kFull : Room::kMore;
 }
 
 void MessageStream::Merge(v1::GenerateResponse part) {
@@ -55,6 +57,7 @@ void MessageStream::Finish(const absl::Status& status) {
 
 void MessageStream::Pump() {
   enum class Step { kNone, kWrite, kLastWrite, kFinish } step = Step::kNone;
+  bool drained = false;
   {
     absl::MutexLock lock(&mutex_);
     if (writing_ || finish_started_) return;
@@ -64,6 +67,7 @@ void MessageStream::Pump() {
       pending_.Clear();
       pending_bytes_ = 0;
       last_delta_.clear();
+      drained = std::exchange(full_, false);
       writing_ = true;
       write_started_ = MonotonicNow();
     }
@@ -78,6 +82,7 @@ void MessageStream::Pump() {
   if (step == Step::kWrite) StartWrite(&outgoing_);
   if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, FinalStatus());
   if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(FinalStatus());
+  if (drained) NoteDrained();
 }
 
 grpc::Status MessageStream::FinalStatus() {

@@ -17,8 +17,9 @@
 namespace facet {
 
 struct MessageStreamOptions {
-  // What may wait for a client that reads slowly, beside what gRPC itself has under way.
-  int64_t pending_bytes_max = 256 << 10;
+  // What may wait for a client that reads slowly, beside what gRPC itself has under way, before
+  // its request is paused. Passed by what is on its way from the core then.
+  int64_t pending_bytes_max = 64 << 10;
   // A write that makes no progress for so long ends the call.
   TimeUs stall_max_us = 30'000'000;
 };
@@ -32,7 +33,7 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
                                               const MessageStreamOptions& options,
                                               std::function<void()> on_done);
 
-  bool Write(v1::GenerateResponse part) override;
+  Room Write(v1::GenerateResponse part) override;
   void Finish(const absl::Status& status) override;
   bool Sweep(TimeUs now) override;
 
@@ -58,6 +59,7 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
   int64_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   // Where in `pending_` the last delta of each choice is.
   absl::flat_hash_map<int64_t, int> last_delta_ ABSL_GUARDED_BY(mutex_);
+  bool full_ ABSL_GUARDED_BY(mutex_) = false;  // said so, and not drained yet
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // a write has failed
   bool done_ ABSL_GUARDED_BY(mutex_) = false;

@@ -70,6 +70,8 @@ RouterMetrics::RouterMetrics(prometheus::Registry& registry)
       ready_groups_(AddGauge(registry, "facet_router_ready_groups", "Groups that take requests.")),
       resubmissions_(AddCounter(registry, "facet_router_resubmissions_total",
                                 "Sequences that went on in another group.")),
+      pauses_(AddCounter(registry, "facet_router_pauses_total",
+                         "Requests paused because their client read too slowly.")),
       poisoned_(AddCounter(registry, "facet_router_poisoned_sequences_total",
                            "Sequences that ended because too many groups failed under them.")),
       duplicate_tokens_(AddCounter(registry, "facet_router_duplicate_tokens_total",
@@ -90,6 +92,7 @@ void RouterMetrics::Publish(const RouterCoreStats& stats, const RouterCoreCounte
   interrupted_sequences_.Set(static_cast<double>(stats.interrupted_sequences));
   ready_groups_.Set(ready_groups);
   RaiseTo(resubmissions_, counters.resubmissions);
+  RaiseTo(pauses_, counters.pauses);
   RaiseTo(poisoned_, counters.poisoned);
   RaiseTo(duplicate_tokens_, counters.duplicate_tokens);
   RaiseTo(gaps_, counters.gaps);

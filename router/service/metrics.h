@@ -40,6 +40,7 @@ class RouterMetrics {
   prometheus::Gauge& interrupted_sequences_;
   prometheus::Gauge& ready_groups_;
   prometheus::Counter& resubmissions_;
+  prometheus::Counter& pauses_;
   prometheus::Counter& poisoned_;
   prometheus::Counter& duplicate_tokens_;
   prometheus::Counter& gaps_;

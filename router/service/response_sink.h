@@ -7,7 +7,6 @@
 #include <functional>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "facet/v1/inference.pb.h"
@@ -21,9 +20,13 @@ class ResponseSink {
  public:
   virtual ~ResponseSink() = default;
 
-  // The next part of the answer. False if it was dropped because too much of the answer waits for
-  // its reader: the call should end.
-  virtual bool Write(v1::GenerateResponse part) = 0;
+  enum class Room {
+    kMore,
+    kFull,    // taken, but too much waits for its reader: the next part after on_drained, please
+    kTooBig,  // dropped: no answer may be that big, and the call should end
+  };
+  // The next part of the answer.
+  virtual Room Write(v1::GenerateResponse part) = 0;
   // Ends the call once what was written has gone. Nothing follows.
   virtual void Finish(const absl::Status& status) = 0;
   // Gives up a client that does not read what it was sent. False once the call is over.
@@ -31,22 +34,20 @@ class ResponseSink {
 
   // The client has gone away. Any thread.
   bool cancelled() const { return cancelled_; }
-  // What to do on one of gRPC's threads when it does. Must not keep the sink alive.
-  void SetOnCancel(std::function<void()> on_cancel) {
-    absl::MutexLock lock(&on_cancel_mutex_);
+  // What to do, on one of gRPC's threads, when it goes; and when what was written has gone after
+  // the sink was full. Must not keep the sink alive.
+  void SetEvents(std::function<void()> on_cancel, std::function<void()> on_drained) {
+    absl::MutexLock lock(&events_mutex_);
     on_cancel_ = std::move(on_cancel);
+    on_drained_ = std::move(on_drained);
   }
 
  protected:
   void NoteCancel() {
     cancelled_ = true;
-    std::function<void()> on_cancel;
-    {
-      absl::MutexLock lock(&on_cancel_mutex_);
-      on_cancel = on_cancel_;
-    }
-    if (on_cancel) on_cancel();
+    Run(on_cancel_);
   }
+  void NoteDrained() { Run(on_drained_); }
   // A full queue says when to come back; gRPC clients with a retry policy obey this.
   static void AddRetryDelay(grpc::CallbackServerContext& context, const absl::Status& status) {
     if (absl::IsResourceExhausted(status)) {
@@ -55,9 +56,19 @@ class ResponseSink {
   }
 
  private:
+  void Run(const std::function<void()>& event) {
+    std::function<void()> copy;
+    {
+      absl::MutexLock lock(&events_mutex_);
+      copy = event;
+    }
+    if (copy) copy();
+  }
+
   std::atomic<bool> cancelled_ = false;
-  absl::Mutex on_cancel_mutex_;
-  std::function<void()> on_cancel_ ABSL_GUARDED_BY(on_cancel_mutex_);
+  absl::Mutex events_mutex_;
+  std::function<void()> on_cancel_;  // both guarded by events_mutex_
+  std::function<void()> on_drained_;
 };
 
 }  // namespace facet

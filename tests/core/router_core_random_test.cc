@@ -30,7 +30,7 @@ class World {
   }
 
   void RandomEvent() {
-    switch (Roll(12)) {
+    switch (Roll(14)) {
       case 0:
       case 1:
         Submit();
@@ -45,6 +45,12 @@ class World {
         Flip(GroupId{static_cast<uint32_t>(Roll(kGroups))});
         break;
       case 5:
+        if (!clients_.empty()) core_.Pause(RandomRequest());
+        break;
+      case 6:
+        if (!clients_.empty()) core_.Resume(RandomRequest(), now_);
+        break;
+      case 7:
         now_ += Roll(4'000'000);
         core_.Tick(now_);
         break;
@@ -59,6 +65,9 @@ class World {
     for (auto& [id, leader] : leaders_) {
       if (!leader.up) Flip(id);
     }
+    std::vector<RequestId> alive;
+    for (const auto& [id, client] : clients_) alive.push_back(id);
+    for (const RequestId id : alive) core_.Resume(id, now_);
     Absorb();
     for (int i = 0; i < 3000 && !clients_.empty(); ++i) {
       for (auto& [id, leader] : leaders_) Advance(id);
@@ -126,10 +135,12 @@ class World {
     Client client{request.seed, request.n, max_tokens,
                   std::vector<Choice>(static_cast<size_t>(prompts) * request.n)};
     const bool full = core_.stats().queued_requests >= kQueueMax;
+    const int64_t paused_beyond = std::max<int64_t>(0, core_.stats().queued_requests - kQueueMax);
     const auto id = core_.Submit(std::move(request), now_);
     EXPECT_FALSE(full && id.ok());
     if (id.ok()) clients_.emplace(*id, std::move(client));
-    EXPECT_LE(core_.stats().queued_requests, kQueueMax);
+    // Resumed requests come back whatever the bound.
+    EXPECT_LE(core_.stats().queued_requests, kQueueMax + paused_beyond);
   }
 
   void StopOne() {

@@ -431,6 +431,49 @@ TEST_F(RouterCoreTest, PromptLogprobsSurviveAFailoverWithoutRepeats) {
   EXPECT_EQ(out.end->reason, EndReason::kLength);
 }
 
+TEST_F(RouterCoreTest, APausedRequestHoldsNoGroupAndGoesOnWhereItWas) {
+  Up(a_, 4);
+  RouterRequest request = RequestOf("r", 3, 5);
+  request.n = 3;
+  const RequestId id = MustSubmit(std::move(request));
+  CoreActions actions = core_->TakeActions();
+  ASSERT_EQ(actions.submits.size(), 2u);  // the third waits for credit
+  core_->OnDelta(a_, Tokens(actions.submits[0].sequence, 0, {10, 11}), now_);
+  core_->TakeActions();
+  core_->Pause(id);
+  core_->Pause(id);
+  EXPECT_EQ(core_->TakeActions().cancels.size(), 2u);
+  core_->OnGroupState(a_, {.credit_tokens = 1000}, now_);
+  EXPECT_TRUE(core_->TakeActions().submits.empty());
+  EXPECT_EQ(core_->stats().queued_requests, 0);
+  EXPECT_EQ(core_->stats().running_sequences, 0);
+  core_->Tick(100 * kSecond);  // a pause may last
+  core_->Resume(id, now_);
+  actions = core_->TakeActions();
+  ASSERT_EQ(actions.submits.size(), 3u);
+  EXPECT_THAT(actions.submits[0].tokens, ElementsAre(7, 7, 7, 10, 11));
+  EXPECT_THAT(actions.submits[1].tokens, ElementsAre(7, 7, 7));
+  EXPECT_EQ(core_->counters().pauses, 1);
+}
+
+TEST_F(RouterCoreTest, APausedRequestCanStopExpireAndBeCancelled) {
+  Up(a_);
+  RouterRequest late = RequestOf("late");
+  late.deadline = 50;
+  const RequestId ids[] = {MustSubmit(RequestOf("stop")), MustSubmit(RequestOf("cancel")),
+                           MustSubmit(std::move(late))};
+  for (const RequestId id : ids) core_->Pause(id);
+  core_->TakeActions();
+  core_->Stop(ids[0], 0, 0, now_);
+  EXPECT_EQ(TheDelta().end->reason, EndReason::kStop);
+  core_->Cancel(ids[1], now_);
+  EXPECT_EQ(TheDelta().end->reason, EndReason::kCancelled);
+  core_->Tick(50);
+  EXPECT_EQ(TheDelta().end->reason, EndReason::kDeadline);
+  for (const RequestId id : ids) core_->Resume(id, now_);
+  EXPECT_EQ(core_->stats().requests, 0);
+}
+
 TEST_F(RouterCoreTest, AnUnaskedCancelOfTheLeaderMovesTheSequence) {
   Up(a_);
   MustSubmit(RequestOf("r"));

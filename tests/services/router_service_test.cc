@@ -440,7 +440,7 @@ TEST_F(RouterService, AnOptionThatWorkersRefuseIsUnimplemented) {
   EXPECT_THAT(status.error_message(), HasSubstr("logits_digest"));
 }
 
-TEST_F(RouterService, ASlowReaderIsEndedAndHoldsNothing) {
+TEST_F(RouterService, ASlowReaderPausesItsRequestAndMissesNothing) {
   FakeLeader& leader = AddLeader(Letters(), 64);
   options_.inference.stream.pending_bytes_max = 16 << 10;
   Start();
@@ -450,14 +450,17 @@ TEST_F(RouterService, ASlowReaderIsEndedAndHoldsNothing) {
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, request);
   EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() == 4; }));
-  EXPECT_TRUE(WaitUntilQuiet());
+  EXPECT_TRUE(leader.WaitUntilIdle());
+  EXPECT_EQ(Status().running_requests(), 1);
   v1::GenerateResponse response;
   Answer answer;
   while (reader->Read(&response)) answer.Add(response);
-  const grpc::Status status = reader->Finish();
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_EQ(status.error_message(), "the client does not read its answer");
-  for (const auto& [index, choice] : answer.choices) EXPECT_FALSE(choice.finish);
+  EXPECT_TRUE(reader->Finish().ok());
+  ASSERT_EQ(answer.choices.size(), 4u);
+  for (const auto& [index, choice] : answer.choices) {
+    EXPECT_EQ(choice.text, LettersOf(SequenceSeed(7, 0, index.second), kContext - 3));
+    EXPECT_TRUE(choice.finish);
+  }
 }
 
 TEST_F(RouterService, AClientThatNeverReadsIsDropped) {
@@ -471,12 +474,25 @@ TEST_F(RouterService, AClientThatNeverReadsIsDropped) {
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, request);
   EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() == 4; }));
-  // A server with no call left shuts down at once; one that waits for a reader does not.
-  router_->Drain(std::chrono::seconds(20));
+  EXPECT_TRUE(WaitUntilQuiet());
   v1::GenerateResponse response;
   while (reader->Read(&response)) {
   }
   EXPECT_FALSE(reader->Finish().ok());
+}
+
+TEST_F(RouterService, AnAnswerTooBigForOneMessageEndsComplete) {
+  FakeLeader& leader = AddLeader(Letters(), 64);
+  options_.inference.complete_bytes_max = 100'000;
+  Start();
+  v1::GenerateRequest request = TextRequest();
+  request.set_logprobs(20);
+  grpc::ClientContext context;
+  v1::CompleteResponse response;
+  const grpc::Status status = stub_->Complete(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(status.error_message(), "the answer is too big for one message; use Generate");
+  EXPECT_TRUE(leader.WaitUntilIdle());
 }
 
 TEST_F(RouterService, ManyClientsAtOnceGetTheirOwnAnswers) {
