@@ -1,5 +1,6 @@
 #include "serving/grpc_server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/security/server_credentials.h>
@@ -30,10 +31,20 @@ void Configure(grpc::ServerBuilder& builder, const GrpcServerOptions& options) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
+// gRPC shuts down whole when its last object goes, and may then wait 10 s for a poller of its own:
+// too long for a process that ends. Never released, so it never does.
+void KeepGrpcUp() {
+  [[maybe_unused]] static const bool up = [] {
+    grpc_init();
+    return true;
+  }();
+}
+
 }  // namespace
 
 absl::StatusOr<RunningServer> StartGrpcServer(grpc::ServerBuilder& builder,
                                               const GrpcServerOptions& options) {
+  KeepGrpcUp();
   // gRPC would unlink a unix socket that somebody else still listens on.
   FACET_RETURN_IF_ERROR(ProbeListen(options.listen));
   Configure(builder, options);
