@@ -121,9 +121,9 @@ TEST(FlagsDeathTest, HelpExitsZeroAndMistakesExitTwo) {
     ParseFlagsOrExit(2, argv, "program: does things", 0);
     std::exit(7);  // not reached
   };
-  EXPECT_EXIT(parse("--help"), testing::ExitedWithCode(0), "");
-  EXPECT_EXIT(parse("--nonsense"), testing::ExitedWithCode(2), "unknown flag --nonsense");
-  EXPECT_EXIT(parse("stray"), testing::ExitedWithCode(2), "unexpected argument 'stray'");
+  EXPECT_EXIT(parse("--help"), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(parse("--nonsense"), ::testing::ExitedWithCode(2), "unknown flag --nonsense");
+  EXPECT_EXIT(parse("stray"), ::testing::ExitedWithCode(2), "unexpected argument 'stray'");
 }
 
 // A bare TCP client: what the listener says, byte for byte.
@@ -162,7 +162,7 @@ std::string Request(const std::string& line) {
   return line + " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
 }
 
-class MetricsListenerTest : public testing::Test {
+class MetricsListenerTest : public ::testing::Test {
  protected:
   void Start(const MetricsListenerOptions& options = {.address = "127.0.0.1"}) {
     auto registry = std::make_shared<prometheus::Registry>();
@@ -343,13 +343,13 @@ TEST(AddressFile, AFolderThatIsMissingIsNamed) {
 
 TEST(Log, OneLinePerMessageWhateverItHolds) {
   const std::shared_ptr<spdlog::logger> before = spdlog::default_logger();
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   ASSERT_TRUE(InitLog("facet-test", "info").ok());
   spdlog::info("model '{}'", "a\nforged line");
   spdlog::debug("not shown");
-  const std::string log = testing::internal::GetCapturedStderr();
+  const std::string log = ::testing::internal::GetCapturedStderr();
   spdlog::set_default_logger(before);
-  EXPECT_THAT(log, testing::MatchesRegex("....-..-..T..:..:......Z I facet-test: "
+  EXPECT_THAT(log, ::testing::MatchesRegex("....-..-..T..:..:......Z I facet-test: "
                                          "model 'a.x0aforged line'\n"));
 }
 
@@ -398,7 +398,7 @@ TEST(ShutdownSignalDeathTest, ASignalEndsTheWait) {
       shutdown.Wait();
       std::exit(!early && shutdown.Requested() && shutdown.WaitFor(std::chrono::hours(1)) ? 0 : 1);
     };
-    EXPECT_EXIT(wait(), testing::ExitedWithCode(0), "");
+    EXPECT_EXIT(wait(), ::testing::ExitedWithCode(0), "");
   }
 }
 
@@ -411,7 +411,7 @@ TEST(ShutdownSignalDeathTest, ASecondSignalEndsTheProcess) {
     kill(getpid(), SIGTERM);
     while (true) pause();
   };
-  EXPECT_EXIT(wait(), testing::ExitedWithCode(128 + SIGTERM), "");
+  EXPECT_EXIT(wait(), ::testing::ExitedWithCode(128 + SIGTERM), "");
 }
 
 TEST(ShutdownSignal, AProcessCanAskItself) {
