@@ -75,9 +75,12 @@ absl::Status RunGenerate(const Connection& connection, const GenerateOptions& op
     if (!options.json) printer.Show();
   });
   printer.End();
+  // An answer that was cut short, by a deadline say, counts as far as it came.
+  if (status.ok() || answer.tokens() > 0) {
+    if (options.json) out << ToJson(answer) << std::endl;
+    fmt::print(err, "{}\n", DescribeRates(answer, sent));
+  }
   FACET_RETURN_IF_ERROR(connection.Explain(status));
-  if (options.json) out << ToJson(answer) << std::endl;
-  fmt::print(err, "{}\n", DescribeRates(answer, sent));
   return answer.Outcome();
 }
 

@@ -114,7 +114,7 @@ run_fuzzers() {
   CC=clang CXX=clang++ configure_build "$build" -DFACET_FUZZ=ON -DFACET_SERVICES=OFF \
     -DFACET_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS=-fsanitize=fuzzer-no-link
   local -a fuzzers
-  mapfile -t fuzzers < <(ninja -C "$build" -t targets all | sed -n 's/^\([a-z0-9_]*_fuzz\): .*/\1/p')
+  mapfile -t fuzzers < <(ninja -C "$build" -t targets all | sed -n 's|^bin/\([a-z0-9_]*_fuzz\): .*|\1|p')
   ((${#fuzzers[@]} > 0)) || { echo "there are no fuzz targets" >&2 && return 1; }
   run_build "$build" "${fuzzers[@]}"
   local passed=0 failed=0 fuzzer
@@ -123,8 +123,9 @@ run_fuzzers() {
     mkdir -p "$found"
     local -a corpora=("$found")
     [[ ! -d $seeds ]] || corpora+=("$seeds")
+    echo "--- $fuzzer"
     if "$build/bin/$fuzzer" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 \
-      -print_final_stats=1 -artifact_prefix="$build/$fuzzer-" "${corpora[@]}"; then
+      -verbosity=0 -print_final_stats=1 -artifact_prefix="$build/$fuzzer-" "${corpora[@]}"; then
       passed=$((passed + 1))
     else
       failed=$((failed + 1))

@@ -70,7 +70,10 @@ def main():
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    rounds = [(peer_figures(args), facet_figures(args)) for _ in range(args.rounds)]
+    rounds = []
+    for _ in range(args.rounds):
+        rounds.append((peer_figures(args), facet_figures(args)))
+        print(*rounds[-1], sep="\n", file=sys.stderr, flush=True)
     print(f"{'tokens/s':12} {'llama.cpp':>10} {'Facet':>10} {'ratio':>7}   (medians; {args.rounds} rounds)")
     for name in rounds[0][0]:
         peer = statistics.median(p[name] for p, _ in rounds)

@@ -14,7 +14,7 @@
 #include "base/status.h"
 #include "tests/checkpoint/gguf_builder.h"
 #include "tests/checkpoint/resident_memory.h"
-#include "tests/checkpoint/temp_folder.h"
+#include "tests/base/temp_folder.h"
 
 namespace facet {
 namespace {

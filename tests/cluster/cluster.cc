@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
 }
 
 absl::Status Cluster::StartGroup(const ClusterOptions& options, int replica) {
-  const std::string prefix = fmt::format("{}/group{}", directory_.path(), replica);
+  const std::string prefix = folder_.File(fmt::format("group{}", replica));
   const std::string leader = "unix:" + prefix + ".sock";
   std::vector<std::unique_ptr<Process>>& ranks = workers_.emplace_back();
   for (int rank = 0; rank < options.tensor_parallel; ++rank) {
@@ -50,14 +50,14 @@ absl::Status Cluster::StartGroup(const ClusterOptions& options, int replica) {
 }
 
 absl::Status Cluster::StartRouter(const ClusterOptions& options) {
-  const std::string address_file = directory_.path() + "/router.address";
+  const std::string address_file = folder_.File("router.address");
   std::vector<std::string> command = {
       Binary("facet-router"), "--model=" + options.model,
       fmt::format("--leaders={}", fmt::join(leaders_, ",")), "--listen=127.0.0.1:0",
       "--metrics_port=0", "--address_file=" + address_file};
   command.insert(command.end(), options.router_flags.begin(), options.router_flags.end());
   FACET_ASSIGN_OR_RETURN(Process process,
-                         Process::Spawn(command, directory_.path() + "/router.log"));
+                         Process::Spawn(command, folder_.File("router.log")));
   router_ = std::make_unique<Process>(std::move(process));
   FACET_ASSIGN_OR_RETURN(const std::string address, AwaitAddress(address_file, *router_));
   channel_ = MakeChannel(address);

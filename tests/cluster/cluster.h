@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "facet/v1/inference.grpc.pb.h"
+#include "tests/base/temp_folder.h"
 #include "tests/cluster/process.h"
 
 namespace facet::testing {
@@ -43,7 +44,7 @@ class Cluster {
   absl::Status AwaitServing();
   absl::StatusOr<std::string> AwaitAddress(const std::string& path, Process& process);
 
-  TemporaryDirectory directory_;
+  TempFolder folder_;
   std::vector<std::vector<std::unique_ptr<Process>>> workers_;
   std::vector<std::string> leaders_;
   std::unique_ptr<Process> router_;

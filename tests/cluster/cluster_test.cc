@@ -28,6 +28,13 @@ std::unique_ptr<Cluster> StartOrFail(const ClusterOptions& options) {
   return cluster.ok() ? *std::move(cluster) : nullptr;
 }
 
+std::unique_ptr<Cluster> StartTiny(int tensor_parallel) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = tensor_parallel;
+  return StartOrFail(options);
+}
+
 v1::GenerateRequest Request(const std::string& prompt, int max_tokens) {
   v1::GenerateRequest request;
   request.add_prompts()->set_text(prompt);
@@ -87,10 +94,7 @@ TEST(Cluster, IsReadySoonAndLean) {
 }
 
 TEST(Cluster, IdleCostsLittle) {
-  ClusterOptions options;
-  options.model = kTiny;
-  options.tensor_parallel = 2;
-  auto cluster = StartOrFail(options);
+  auto cluster = StartTiny(2);
   ASSERT_NE(cluster, nullptr);
   const auto cpu = [&] {
     return cluster->router().CpuSeconds() + cluster->worker(0, 0).CpuSeconds() +
@@ -102,10 +106,7 @@ TEST(Cluster, IdleCostsLittle) {
 }
 
 TEST(Cluster, ClientThatVanishesFreesItsBlocks) {
-  ClusterOptions options;
-  options.model = kTiny;
-  options.tensor_parallel = 2;
-  auto cluster = StartOrFail(options);
+  auto cluster = StartTiny(2);
   ASSERT_NE(cluster, nullptr);
   for (int i = 0; i < 5; ++i) {
     grpc::ClientContext context;
@@ -119,10 +120,7 @@ TEST(Cluster, ClientThatVanishesFreesItsBlocks) {
 }
 
 TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
-  ClusterOptions options;
-  options.model = kTiny;
-  options.tensor_parallel = 2;
-  auto cluster = StartOrFail(options);
+  auto cluster = StartTiny(2);
   ASSERT_NE(cluster, nullptr);
   {
     grpc::ClientContext silent;
@@ -136,9 +134,7 @@ TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
 }
 
 TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
-  ClusterOptions options;
-  options.model = kTiny;
-  auto cluster = StartOrFail(options);
+  auto cluster = StartTiny(1);
   ASSERT_NE(cluster, nullptr);
   struct Case {
     const char* field;
@@ -177,10 +173,7 @@ TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
 }
 
 TEST(Cluster, SigtermEndsEveryProcessWithZero) {
-  ClusterOptions options;
-  options.model = kTiny;
-  options.tensor_parallel = 2;
-  auto cluster = StartOrFail(options);
+  auto cluster = StartTiny(2);
   ASSERT_NE(cluster, nullptr);
   v1::CompleteResponse response;
   ASSERT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
@@ -193,10 +186,7 @@ TEST(Cluster, SigtermEndsEveryProcessWithZero) {
 
 // A dead rank takes its group down, promptly and visibly; nothing waits for it.
 TEST(Cluster, GroupEndsWithItsDeadRank) {
-  ClusterOptions options;
-  options.model = kTiny;
-  options.tensor_parallel = 3;
-  auto cluster = StartOrFail(options);
+  auto cluster = StartTiny(3);
   ASSERT_NE(cluster, nullptr);
   cluster->worker(0, 2).Signal(SIGKILL);
   for (int rank = 0; rank < 2; ++rank) {
@@ -217,8 +207,8 @@ std::string RefusalOf(const std::string& model, int tensor_parallel = 1) {
 }
 
 TEST(Cluster, BadFilesAndFlagsAreRefusedWithASentence) {
-  TemporaryDirectory directory;
-  const std::string truncated = directory.path() + "/truncated.gguf";
+  const TempFolder folder;
+  const std::string truncated = folder.File("truncated.gguf");
   {
     std::ifstream in(kTiny, std::ios::binary);
     std::vector<char> bytes(600'000);

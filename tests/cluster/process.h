@@ -41,19 +41,6 @@ class Process {
   std::optional<int> exit_code_;
 };
 
-// A fresh directory that goes with the object.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 }  // namespace facet::testing
 
 #endif  // FACET_TESTS_CLUSTER_PROCESS_H_

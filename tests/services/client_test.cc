@@ -231,6 +231,17 @@ TEST_F(ClientTest, ARefusalKeepsItsCodeAndSentence) {
   EXPECT_EQ(out_.str(), "");
 }
 
+TEST_F(ClientTest, AnAnswerThatIsCutShortCountsAsFarAsItCame) {
+  router_.SetScript([](auto&, auto&, Writer& writer) {
+    writer.Write(
+        Message({Finished(MakeDelta(0, 0, 0, {5, 6}, "Hel"), v1::FINISH_REASON_DEADLINE)}));
+    return grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the deadline passed");
+  });
+  EXPECT_EQ(Generate(), DeadlineExceeded("the deadline passed"));
+  EXPECT_EQ(out_.str(), "Hel\n");
+  EXPECT_THAT(err_.str(), AllOf(StartsWith("2 tokens, "), HasSubstr("; deadline; seed 7")));
+}
+
 TEST_F(ClientTest, ADeadRouterIsNamed) {
   const Connection nobody({.endpoint = "127.0.0.1:1"});
   const absl::Status status = RunModels(nobody, {}, out_);

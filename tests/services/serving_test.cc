@@ -37,6 +37,7 @@
 #include "serving/metrics_listener.h"
 #include "serving/progress.h"
 #include "serving/shutdown.h"
+#include "tests/base/temp_folder.h"
 
 ABSL_FLAG(int, test_max_tokens, 16, "How many tokens to make.");
 ABSL_FLAG(bool, test_stream, false, "Stream the answer.");
@@ -50,20 +51,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
-
-// A folder that is gone after the test.
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "facet-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 std::string ReadAll(const std::string& path) {
   std::ifstream file(path);
@@ -134,9 +121,9 @@ TEST(FlagsDeathTest, HelpExitsZeroAndMistakesExitTwo) {
     ParseFlagsOrExit(2, argv, "program: does things", 0);
     std::exit(7);  // not reached
   };
-  EXPECT_EXIT(parse("--help"), testing::ExitedWithCode(0), "");
-  EXPECT_EXIT(parse("--nonsense"), testing::ExitedWithCode(2), "unknown flag --nonsense");
-  EXPECT_EXIT(parse("stray"), testing::ExitedWithCode(2), "unexpected argument 'stray'");
+  EXPECT_EXIT(parse("--help"), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(parse("--nonsense"), ::testing::ExitedWithCode(2), "unknown flag --nonsense");
+  EXPECT_EXIT(parse("stray"), ::testing::ExitedWithCode(2), "unexpected argument 'stray'");
 }
 
 // A bare TCP client: what the listener says, byte for byte.
@@ -175,7 +162,7 @@ std::string Request(const std::string& line) {
   return line + " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
 }
 
-class MetricsListenerTest : public testing::Test {
+class MetricsListenerTest : public ::testing::Test {
  protected:
   void Start(const MetricsListenerOptions& options = {.address = "127.0.0.1"}) {
     auto registry = std::make_shared<prometheus::Registry>();
@@ -281,13 +268,13 @@ TEST_F(MetricsListenerTest, StopsWithConnectionsOpen) {
 }
 
 TEST(GrpcServer, TakesAFreePortAndTellsIt) {
-  Folder folder;
+  testing::TempFolder folder;
   grpc::ServerBuilder builder;
   auto running =
-      StartGrpcServer(builder, {.listen = "127.0.0.1:0", .address_file = folder / "address"});
+      StartGrpcServer(builder, {.listen = "127.0.0.1:0", .address_file = folder.File("address")});
   ASSERT_TRUE(running.ok()) << running.status();
   EXPECT_THAT(running->address, AllOf(StartsWith("127.0.0.1:"), Not("127.0.0.1:0")));
-  EXPECT_EQ(ReadAll(folder / "address"), running->address + "\n");
+  EXPECT_EQ(ReadAll(folder.File("address")), running->address + "\n");
   const auto soon = std::chrono::system_clock::now() + std::chrono::seconds(10);
   EXPECT_TRUE(MakeChannel(running->address)->WaitForConnected(soon));
   ShutDown(*running->server, std::chrono::milliseconds(0));
@@ -306,8 +293,8 @@ TEST(GrpcServer, RefusesAPortThatIsInUse) {
 }
 
 TEST(GrpcServer, NeverTakesOverALiveUnixSocket) {
-  Folder folder;
-  const std::string address = "unix:" + (folder / "socket");
+  testing::TempFolder folder;
+  const std::string address = "unix:" + folder.File("socket");
   grpc::ServerBuilder builder;
   auto running = StartGrpcServer(builder, {.listen = address});
   ASSERT_TRUE(running.ok()) << running.status();
@@ -316,7 +303,7 @@ TEST(GrpcServer, NeverTakesOverALiveUnixSocket) {
   EXPECT_EQ(MessageOf(StartGrpcServer(other, {.listen = address}).status()),
             address + ": in use by another process");
   ShutDown(*running->server, std::chrono::milliseconds(0));
-  EXPECT_FALSE(std::filesystem::exists(folder / "socket"));
+  EXPECT_FALSE(std::filesystem::exists(folder.File("socket")));
 }
 
 TEST(GrpcServer, ExplainsAnAddressThatIsNone) {
@@ -356,13 +343,13 @@ TEST(AddressFile, AFolderThatIsMissingIsNamed) {
 
 TEST(Log, OneLinePerMessageWhateverItHolds) {
   const std::shared_ptr<spdlog::logger> before = spdlog::default_logger();
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   ASSERT_TRUE(InitLog("facet-test", "info").ok());
   spdlog::info("model '{}'", "a\nforged line");
   spdlog::debug("not shown");
-  const std::string log = testing::internal::GetCapturedStderr();
+  const std::string log = ::testing::internal::GetCapturedStderr();
   spdlog::set_default_logger(before);
-  EXPECT_THAT(log, testing::MatchesRegex("....-..-..T..:..:......Z I facet-test: "
+  EXPECT_THAT(log, ::testing::MatchesRegex("....-..-..T..:..:......Z I facet-test: "
                                          "model 'a.x0aforged line'\n"));
 }
 
@@ -411,7 +398,7 @@ TEST(ShutdownSignalDeathTest, ASignalEndsTheWait) {
       shutdown.Wait();
       std::exit(!early && shutdown.Requested() && shutdown.WaitFor(std::chrono::hours(1)) ? 0 : 1);
     };
-    EXPECT_EXIT(wait(), testing::ExitedWithCode(0), "");
+    EXPECT_EXIT(wait(), ::testing::ExitedWithCode(0), "");
   }
 }
 
@@ -424,7 +411,7 @@ TEST(ShutdownSignalDeathTest, ASecondSignalEndsTheProcess) {
     kill(getpid(), SIGTERM);
     while (true) pause();
   };
-  EXPECT_EXIT(wait(), testing::ExitedWithCode(128 + SIGTERM), "");
+  EXPECT_EXIT(wait(), ::testing::ExitedWithCode(128 + SIGTERM), "");
 }
 
 TEST(ShutdownSignal, AProcessCanAskItself) {

@@ -10,7 +10,7 @@
 #include "router/tokenizer/chat_format.h"
 #include "router/tokenizer/tokenizer.h"
 #include "tests/checkpoint/gguf_builder.h"
-#include "tests/checkpoint/temp_folder.h"
+#include "tests/base/temp_folder.h"
 
 namespace facet {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef FACET_TESTS_CHECKPOINT_TEMP_FOLDER_H_
-#define FACET_TESTS_CHECKPOINT_TEMP_FOLDER_H_
+#ifndef FACET_TESTS_BASE_TEMP_FOLDER_H_
+#define FACET_TESTS_BASE_TEMP_FOLDER_H_
 
 #include <cstdlib>
 #include <filesystem>
@@ -33,4 +33,4 @@ class TempFolder {
 
 }  // namespace facet::testing
 
-#endif  // FACET_TESTS_CHECKPOINT_TEMP_FOLDER_H_
+#endif  // FACET_TESTS_BASE_TEMP_FOLDER_H_

@@ -1,0 +1,69 @@
+"""The metrics of a running cluster: every process has them, promtool finds nothing to improve, and
+they count what was asked. Run in the root of the source tree; FACET_BIN_DIR has the binaries.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unittest
+import urllib.request
+
+sys.path.insert(0, os.path.abspath("deploy/local"))
+import cluster  # noqa: E402  (from deploy/local)
+
+MODEL = os.path.join(
+    os.environ.get("FACET_MODEL_DIR", ".cache/models"), "SmolLM2-135M-Instruct.Q4_1.gguf"
+)
+BIN = os.environ.get("FACET_BIN_DIR", "build/bin")
+
+
+def fetch(process):
+    with urllib.request.urlopen(process.metrics_url(), timeout=10) as answer:
+        return answer.read().decode()
+
+
+def total(metrics, name):
+    """The sum over all label sets of one metric."""
+    rows = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", metrics, re.MULTILINE)
+    return sum(float(row) for row in rows)
+
+
+class Metrics(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = cluster.Cluster(MODEL, tp=2, bin_folder=BIN)
+        cls.addClassCleanup(cls.cluster.stop)
+        cls.cluster.start()
+        command = [os.path.join(BIN, "facet"), "generate", "--max-tokens=8", "--ignore-eos", "Hi"]
+        environment = dict(os.environ, FACET_ENDPOINT=cls.cluster.endpoints[0])
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+        cls.texts = {process.name: fetch(process) for process in cls.cluster.processes}
+
+    def test_every_name_is_ours(self):
+        for process, text in self.texts.items():
+            names = re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)
+            self.assertTrue(names, process)
+            self.assertEqual([n for n in names if not n.startswith("facet_")], [], process)
+
+    def test_promtool_has_nothing_to_say(self):
+        promtool = shutil.which("promtool")
+        if promtool is None:
+            self.skipTest("promtool is not installed (Debian's package prometheus)")
+        for process, text in self.texts.items():
+            result = subprocess.run(
+                [promtool, "check", "metrics"], input=text, capture_output=True, text=True,
+                timeout=60, check=False,
+            )
+            said = result.stdout + result.stderr
+            self.assertEqual((result.returncode, said), (0, ""), f"{process}: {said}")
+
+    def test_the_answer_was_counted(self):
+        tokens = {n: total(t, "facet_[a-z_]*output_tokens_total") for n, t in self.texts.items()}
+        self.assertEqual(tokens["router-0"], 8, tokens)
+        self.assertEqual(tokens["worker-0-0"], 8, tokens)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v"])
