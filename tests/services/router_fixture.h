@@ -19,8 +19,8 @@
 #include "checkpoint/gguf.h"
 #include "facet/v1/inference.grpc.pb.h"
 #include "router/service/router_server.h"
-#include "tests/checkpoint/gguf_builder.h"
 #include "tests/base/temp_folder.h"
+#include "tests/checkpoint/gguf_builder.h"
 #include "tests/services/fake_leader.h"
 
 namespace facet::testing {
