@@ -74,18 +74,19 @@ void GroupTable::End(GroupId id) {
 }
 
 std::optional<GroupId> GroupTable::Choose(int64_t tokens,
-                                          std::optional<std::string_view> fingerprint) const {
+                                          std::optional<std::string_view> fingerprint,
+                                          std::optional<GroupId> avoid) const {
   std::optional<GroupId> best;
-  int64_t best_load = 0;
+  std::pair<bool, int64_t> best_cost;  // avoided, load
   for (uint32_t i = 0; i < groups_.size(); ++i) {
     const Group& group = groups_[i];
     if (!group.takes_requests() || group.credit() <= 0) continue;
     if (tokens >= group.facts.context_tokens) continue;
     if (fingerprint && *fingerprint != group.facts.fingerprint) continue;
-    const int64_t load = group.own + group.others;
-    if (best && load >= best_load) continue;
+    const std::pair<bool, int64_t> cost(avoid == GroupId{i}, group.own + group.others);
+    if (best && cost >= best_cost) continue;
     best = GroupId{i};
-    best_load = load;
+    best_cost = cost;
   }
   return best;
 }

@@ -51,9 +51,10 @@ class GroupTable {
   void End(GroupId id);
 
   // The least loaded group with credit that fits `tokens` and one more. With a `fingerprint`, only
-  // groups that have it. A prompt larger than the credit may pass while there is some: a leader
-  // grants less than a long prompt.
-  std::optional<GroupId> Choose(int64_t tokens, std::optional<std::string_view> fingerprint) const;
+  // groups that have it; `avoid` only if there is no other. A prompt larger than the credit may
+  // pass while there is some: a leader grants less than a long prompt.
+  std::optional<GroupId> Choose(int64_t tokens, std::optional<std::string_view> fingerprint = {},
+                                std::optional<GroupId> avoid = {}) const;
   // Whether some group that takes requests has the fingerprint, with credit or without.
   bool Serves(std::string_view fingerprint) const;
   // The longest context among the groups that take requests; 0 if there is none.

@@ -244,11 +244,14 @@ void RouterCore::PlaceInterrupted(TimeUs now) {
     const Place place{Find(id), index};
     const Sequence& sequence = place.sequence();
     if (sequence.phase != Phase::kInterrupted) continue;
-    const bool anywhere = sequence.emitted.empty() && sequence.prompt_scored == 1;
     const int64_t tokens =
         std::ssize(place.request->prompt(sequence).tokens) + std::ssize(sequence.emitted);
-    const auto group = groups_.Choose(
-        tokens, anywhere ? std::nullopt : std::optional<std::string_view>(sequence.fingerprint));
+    std::optional<std::string_view> fingerprint = sequence.fingerprint;
+    if (sequence.emitted.empty() && sequence.prompt_scored == 1) fingerprint.reset();
+    // Where it just failed without a token it may fail again.
+    std::optional<GroupId> avoid;
+    if (sequence.fruitless_deaths > 0) avoid = sequence.group;
+    const std::optional<GroupId> group = groups_.Choose(tokens, fingerprint, avoid);
     if (group) PlaceOn(*group, place, now);
   }
 }
@@ -259,7 +262,7 @@ void RouterCore::PlaceQueued(TimeUs now) {
     const Place place{&request, request.next_unplaced};
     const Sequence& sequence = place.sequence();
     const int64_t tokens = std::ssize(request.prompt(sequence).tokens);
-    const std::optional<GroupId> group = groups_.Choose(tokens, std::nullopt);
+    const std::optional<GroupId> group = groups_.Choose(tokens);
     if (!group) {
       const int longest = groups_.context_tokens_max();
       if (longest == 0 || tokens < longest) return;

@@ -73,6 +73,15 @@ LeaderDelta DeltaOf(v1::SequenceDelta& delta) {
   return out;
 }
 
+// gRPC puts a preamble before the reason that helps.
+std::string ReasonOf(const absl::Status& status) {
+  if (status.ok()) return "the leader ended the session";
+  const std::string message = MessageOf(status);
+  constexpr std::string_view kPreamble = "last error: ";
+  const size_t found = message.rfind(kPreamble);
+  return found == std::string::npos ? message : message.substr(found + kPreamble.size());
+}
+
 GroupState StateOf(const v1::LeaderState& state) {
   GroupState out{.running = state.running(),
                  .waiting = state.waiting(),
@@ -198,8 +207,7 @@ void LeaderSession::GiveUp(std::string reason) {
 
 void LeaderSession::OnEnd(const absl::Status& status) {
   stream_.reset();
-  std::string reason = give_up_reason_;
-  if (reason.empty()) reason = status.ok() ? "the leader ended the session" : MessageOf(status);
+  const std::string reason = give_up_reason_.empty() ? ReasonOf(status) : give_up_reason_;
   if (!closing_ && status_.state() != "down: " + reason) {
     spdlog::warn("group {} is down: {}", options_.address, reason);
   }

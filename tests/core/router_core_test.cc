@@ -258,6 +258,18 @@ TEST_F(RouterCoreTest, AnInterruptedSequenceGivesUpWhenNoEqualGroupComes) {
   EXPECT_THAT(MessageOf(out.end->status), HasSubstr("after 1 output tokens"));
 }
 
+TEST_F(RouterCoreTest, AfterADeathAnotherGroupIsPreferred) {
+  Up(a_);
+  Up(b_);
+  for (const char* name : {"1", "2", "3"}) MustSubmit(RequestOf(name));
+  const CoreActions actions = core_->TakeActions();
+  ASSERT_EQ(actions.submits.size(), 3u);
+  ASSERT_EQ(actions.submits[1].group, b_);
+  // b gives its only sequence back and would be the least loaded.
+  core_->OnDelta(b_, FinishOf(actions.submits[1].sequence, 0, EndReason::kCancelled), now_);
+  EXPECT_EQ(TheSubmit().group, a_);
+}
+
 TEST_F(RouterCoreTest, TwoDeathsWithoutATokenBetweenEndTheSequence) {
   Up(a_);
   Up(b_);

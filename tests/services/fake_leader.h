@@ -73,6 +73,12 @@ class FakeLeader : public v1::Leader::Service {
   }
   void Release() { HoldAt(1 << 30); }
 
+  // Says nothing any more, as a process that hangs.
+  void Mute() {
+    std::lock_guard lock(mutex_);
+    mute_ = true;
+  }
+
   // Every sequence now running leaves out its next `tokens`, as a faulty leader would.
   void SkipTokens(int tokens) {
     std::lock_guard lock(mutex_);
@@ -168,6 +174,7 @@ class FakeLeader : public v1::Leader::Service {
         changed_.wait_for(lock, std::chrono::milliseconds(500),
                           [&] { return ended || dead_ || CanStep(); });
         if (ended || dead_) return;
+        if (mute_) continue;
         message = Step();
         *message.mutable_state() = State();
       }
@@ -177,6 +184,7 @@ class FakeLeader : public v1::Leader::Service {
   }
 
   bool CanStep() const {
+    if (mute_) return false;
     for (const auto& [number, running] : running_) {
       if (running.cancelled || running.emitted < hold_at_) return true;
     }
@@ -255,6 +263,7 @@ class FakeLeader : public v1::Leader::Service {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool dead_ = false;
+  bool mute_ = false;
   int hold_at_ = 1 << 30;
   int64_t received_ = 0;
   int cancels_ = 0;

@@ -384,6 +384,43 @@ TEST_F(RouterService, TokensThatALeaderLeavesOutAreComputedAgain) {
   EXPECT_EQ(leader.submits().size(), 2u);
 }
 
+TEST_F(RouterService, ALeaderThatFallsSilentIsGivenUp) {
+  AddLeader(Letters());
+  AddLeader(Letters());
+  for (const auto& leader : leaders_) leader->HoldAt(2);
+  options_.dispatcher.session.silence_max_us = 2'000'000;  // they speak every 500 ms
+  Start();
+  v1::GenerateRequest request = TextRequest();
+  request.set_n(2);
+  request.set_max_tokens(20);
+  Answer answer;
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  answer.Add(response);
+  leaders_[0]->Mute();
+  for (const auto& leader : leaders_) leader->Release();
+  while (reader->Read(&response)) answer.Add(response);
+  EXPECT_TRUE(reader->Finish().ok());
+  for (const auto& [index, choice] : answer.choices) {
+    EXPECT_EQ(choice.text, LettersOf(SequenceSeed(7, 0, index.second), 20));
+  }
+  EXPECT_TRUE(WaitForStatus([](const v1::GetStatusResponse& status) {
+    return status.groups(0).state() == "down: silent for 2 s";
+  }));
+}
+
+TEST_F(RouterService, ALeaderThatDoesNotSayItsModelIsNotUsed) {
+  info_.set_context_tokens(0);
+  const FakeLeader stranger({.address = LeaderAddress(0), .model = info_, .script = Letters()});
+  options_.dispatcher.leaders.push_back(LeaderAddress(0));
+  Start();
+  EXPECT_TRUE(WaitForStatus([](const v1::GetStatusResponse& status) {
+    return status.groups(0).state() == "down: did not begin with its model";
+  }));
+}
+
 TEST_F(RouterService, ARequestThatKillsGroupsEndsWithInternal) {
   FakeLeader& leader = AddLeader(Letters());
   leader.HoldAt(0);
@@ -417,16 +454,18 @@ TEST_F(RouterService, WithoutAGroupARequestIsUnavailable) {
 TEST_F(RouterService, ALeaderOfAnotherModelIsNotUsed) {
   AddLeader(Letters());
   info_.set_digest(info_.digest() + 1);
-  leaders_.push_back(std::make_unique<FakeLeader>(
-      FakeLeader::Options{.address = LeaderAddress(1), .model = info_, .script = Letters()}));
+  const FakeLeader stranger({.address = LeaderAddress(1), .model = info_, .script = Letters()});
   options_.dispatcher.leaders.push_back(LeaderAddress(1));
-  const std::unique_ptr<FakeLeader> stranger = std::move(leaders_.back());
-  leaders_.pop_back();
   Start();
   EXPECT_TRUE(WaitForStatus([](const v1::GetStatusResponse& status) {
     return status.groups(1).state().find("serves another model") != std::string::npos;
   }));
-  EXPECT_TRUE(stranger->submits().empty());
+  Answer answer;
+  v1::GenerateRequest request = TextRequest();
+  request.set_n(4);
+  request.set_max_tokens(2);
+  EXPECT_TRUE(Generate(request, &answer).ok());
+  EXPECT_TRUE(stranger.submits().empty());
 }
 
 TEST_F(RouterService, AnOptionThatWorkersRefuseIsUnimplemented) {
