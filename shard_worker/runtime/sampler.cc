@@ -49,7 +49,7 @@ bool Read(std::span<const std::byte>* in, std::vector<T>* out) {
   if (in->size() / sizeof(T) < count) return false;
   const size_t before = out->size();
   out->resize(before + count);
-  std::memcpy(out->data() + before, in->data(), count * sizeof(T));
+  if (count > 0) std::memcpy(out->data() + before, in->data(), count * sizeof(T));
   *in = in->subspan(count * sizeof(T));
   return true;
 }

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <functional>
 #include <thread>
+#include <vector>
 
 #include "base/status.h"
 #include "tests/cluster/cluster.h"
@@ -194,6 +195,56 @@ TEST(Cluster, GroupEndsWithItsDeadRank) {
     ASSERT_TRUE(code.has_value()) << "rank " << rank << " still runs";
     EXPECT_NE(*code, 0);
   }
+}
+
+// Streams a request and returns its ids; calls `disturb` once after `after` tokens.
+std::vector<int32_t> StreamIds(Cluster& cluster, const v1::GenerateRequest& request, size_t after,
+                               const std::function<void()>& disturb) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(60));
+  auto stream = cluster.inference().Generate(&context, request);
+  std::vector<int32_t> ids;
+  bool disturbed = false;
+  for (v1::GenerateResponse message; stream->Read(&message);) {
+    for (const v1::Delta& delta : message.deltas()) {
+      EXPECT_EQ(delta.offset(), static_cast<int>(ids.size()));
+      for (const v1::TokenOutput& token : delta.tokens()) ids.push_back(token.id());
+    }
+    if (!disturbed && ids.size() >= after) {
+      disturbed = true;
+      disturb();
+    }
+  }
+  const grpc::Status status = stream->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_TRUE(disturbed);
+  return ids;
+}
+
+// Kills a rank of the group that runs the stream: another group goes on with the same tokens.
+TEST(Cluster, StreamOutlivesItsGroup) {
+  ClusterOptions options;
+  options.model = ModelPath(kGemmaFile);
+  options.tensor_parallel = 2;
+  options.replicas = 2;
+  options.worker_flags = {"--kv_tokens=4096"};
+  auto cluster = StartOrFail(options);
+  ASSERT_NE(cluster, nullptr);
+  v1::GenerateRequest request = Request("The harbour lay still, and", 150);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_frequency_penalty(0.5f);
+  request.set_seed(99);
+  const std::vector<int32_t> undisturbed = StreamIds(*cluster, request, 1, [] {});
+  ASSERT_EQ(undisturbed.size(), 150u);
+  const std::vector<int32_t> disturbed = StreamIds(*cluster, request, 30, [&] {
+    const v1::GetStatusResponse status = GetStatus(*cluster);
+    for (int group = 0; group < status.groups_size(); ++group) {
+      if (status.groups(group).running() > 0) cluster->worker(group, 1).Signal(SIGKILL);
+    }
+  });
+  EXPECT_EQ(disturbed, undisturbed);
+  const v1::GetStatusResponse status = GetStatus(*cluster);
+  EXPECT_EQ(status.groups(0).ready() + status.groups(1).ready(), 1) << status.ShortDebugString();
 }
 
 // Starts a cluster on a model that must be refused; returns what its processes said.

@@ -252,6 +252,7 @@ absl::Status RandomCall(Communicator& comm, uint64_t random) {
 
 absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
   uint64_t spin = 0;
+  comm.SetTimeout(std::chrono::seconds(120));  // eight instrumented ranks may share two processors
   for (int call = 0; call < calls; ++call) {
     comm.SetStep(static_cast<uint64_t>(call) / 10);
     // Ranks drift apart by up to some microseconds, each in its own way.
