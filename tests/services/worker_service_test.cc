@@ -237,6 +237,15 @@ class WorkerService : public ::testing::Test {
     return prometheus::TextSerializer().Serialize(registry_->Collect());
   }
 
+  // Lets a running sequence take its steps one by one, with the message that each brings, until
+  // `sequence` has ended: nobody knows during which step something just sent arrives.
+  void StepUntilFinished(Router* router, uint64_t sequence) {
+    while (router->answers[sequence].last.finish() == v1::FINISH_REASON_UNSPECIFIED) {
+      gate_.Allow(1);
+      ASSERT_TRUE(router->Read());
+    }
+  }
+
   WorkerOptions options_;
   FakeRankOptions rank_;
   StepGate gate_;
@@ -312,8 +321,7 @@ TEST_F(WorkerService, CancelEndsASequence) {
   router.Send({Submit(1, 5, 500)});
   while (router.answers[1].tokens.size() < 3) ASSERT_TRUE(router.Read());
   router.Send({}, {1});
-  gate_.Open();
-  router.ReadUntilFinished({1});
+  StepUntilFinished(&router, 1);
   EXPECT_EQ(router.answers[1].last.finish(), v1::FINISH_REASON_CANCELLED);
   EXPECT_EQ(router.state.kv_tokens_used(), 0);
 }
@@ -407,8 +415,7 @@ TEST_F(WorkerService, FullQueueIsAnsweredAndGivesNoCredit) {
   router.Send({Submit(1, 5, 100)});
   while (router.answers[1].tokens.empty()) ASSERT_TRUE(router.Read());
   router.Send({Submit(2, 5, 1), Submit(3, 5, 1), Submit(4, 5, 1)});
-  gate_.Allow(2);
-  router.ReadUntilFinished({4});
+  StepUntilFinished(&router, 4);
   EXPECT_EQ(router.answers[4].last.error_code(), grpc::RESOURCE_EXHAUSTED);
   EXPECT_EQ(router.state.waiting(), 2);
   EXPECT_EQ(router.state.credit_tokens(), 0);
@@ -495,10 +502,9 @@ TEST_F(WorkerService, DrainingFinishesWhatRunsAndTakesNothingNew) {
   EXPECT_EQ(HealthOf(address(), "facet.v1.Leader"), kNotServing);
   EXPECT_EQ(HealthOf(address(), ""), kNotServing);
   router.Send({Submit(2, 5, 30)});
-  gate_.Allow(3);
-  while (!router.state.draining()) ASSERT_TRUE(router.Read());
+  StepUntilFinished(&router, 2);
+  EXPECT_TRUE(router.state.draining());
   EXPECT_EQ(router.state.credit_tokens(), 0);
-  router.ReadUntilFinished({2});
   EXPECT_EQ(router.answers[2].last.error_code(), grpc::UNAVAILABLE);
   gate_.Open();
   router.ReadUntilFinished({1});
