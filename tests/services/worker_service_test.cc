@@ -23,6 +23,7 @@
 #include "shard_worker/service/follower.h"
 #include "shard_worker/service/group_link.h"
 #include "shard_worker/service/leader.h"
+#include "tests/base/temp_folder.h"
 #include "tests/services/fake_rank.h"
 
 namespace facet::testing {
@@ -695,7 +696,8 @@ TEST_F(WorkerService, PortInUseIsASentence) {
 }
 
 TEST_F(WorkerService, ListensOnAUnixSocketToo) {
-  options_.server.listen = "unix:" + ::testing::TempDir() + "/facet-worker-test.sock";
+  const TempFolder folder;
+  options_.server.listen = "unix:" + folder.File("leader.sock");
   StartAlone();
   Router router(address());
   EXPECT_EQ(router.First().model().name(), "fake-model");
