@@ -20,6 +20,8 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 const grpc::Status kGone(grpc::StatusCode::UNAVAILABLE, "gone");
@@ -168,8 +170,8 @@ TEST_F(ResumingStreamTest, ARefusalWithADelayIsTriedElsewhereAndLater) {
   const auto begin = std::chrono::steady_clock::now();
   EXPECT_TRUE(Run(Connect()).ok());
   EXPECT_GE(std::chrono::steady_clock::now() - begin, milliseconds(30));
-  EXPECT_THAT(first_.requests(), SizeIs(2));
-  EXPECT_THAT(second_.requests(), SizeIs(1));
+  EXPECT_EQ(first_.requests().size() + second_.requests().size(), 3u);
+  EXPECT_THAT(second_.requests(), Not(IsEmpty()));
 }
 
 TEST_F(ResumingStreamTest, WhatNoRouterWillEverTakeIsNotRetried) {
