@@ -118,6 +118,12 @@ struct Answer {
   }
 };
 
+// The choice of an answer that has one.
+inline const Answer::Choice& Only(const Answer& answer) {
+  EXPECT_EQ(answer.choices.size(), 1u);
+  return answer.choices.begin()->second;
+}
+
 class RouterFixture : public ::testing::Test {
  protected:
   RouterFixture() {

@@ -671,11 +671,10 @@ TEST_F(WorkerService, MetricsTellWhatWasDone) {
         "facet_worker_sequences_total{finish=\"length\"} 1",
         "facet_worker_kv_blocks_used{pool=\"full\"} 0",
         "facet_worker_kv_blocks{pool=\"window\"} 256", "facet_worker_weight_bytes 1000",
-        "facet_worker_slice_bytes 900",
-        "facet_worker_kv_bytes 2000", "facet_worker_router_streams 1",
-        "facet_worker_step_rows_count 11", "facet_worker_step_seconds_count 11",
-        "facet_worker_preemptions_total 0", "facet_worker_running_sequences 0",
-        "facet_worker_waiting_sequences 0"}) {
+        "facet_worker_slice_bytes 900", "facet_worker_kv_bytes 2000",
+        "facet_worker_router_streams 1", "facet_worker_step_rows_count 11",
+        "facet_worker_step_seconds_count 11", "facet_worker_preemptions_total 0",
+        "facet_worker_running_sequences 0", "facet_worker_waiting_sequences 0"}) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }
   for (const char* start :
