@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "serving/grpc_status.h"
-
 namespace facet {
 
 std::shared_ptr<Completion> Completion::Start(grpc::CallbackServerContext* context,
@@ -40,11 +38,10 @@ ResponseSink::Room Completion::Write(v1::GenerateResponse part) {
 }
 
 void Completion::Finish(const absl::Status& status) {
-  AddRetryDelay(*context_, status);
-  grpc::ServerUnaryReactor::Finish(ToGrpc(status));
+  grpc::ServerUnaryReactor::Finish(FinalStatus(*context_, status));
 }
 
-bool Completion::Sweep(TimeUs) { return !done_; }
+ResponseSink::State Completion::Sweep(TimeUs) { return done_ ? State::kOver : State::kLive; }
 
 void Completion::OnDone() {
   const std::shared_ptr<Completion> self = std::move(self_);

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "router/service/serial_thread.h"
-#include "serving/grpc_status.h"
 
 namespace facet {
 
@@ -31,6 +30,7 @@ ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
 
 void MessageStream::Merge(v1::GenerateResponse part) {
   if (!part.request_id().empty()) pending_.set_request_id(part.request_id());
+  if (part.has_start()) *pending_.mutable_start() = std::move(*part.mutable_start());
   for (v1::PromptEcho& echo : *part.mutable_echo()) *pending_.add_echo() = std::move(echo);
   for (v1::Delta& delta : *part.mutable_deltas()) {
     const int64_t choice = (int64_t{delta.prompt_index()} << 32) | delta.choice_index();
@@ -42,6 +42,7 @@ void MessageStream::Merge(v1::GenerateResponse part) {
     v1::Delta& last = *pending_.mutable_deltas(place->second);
     for (v1::TokenOutput& token : *delta.mutable_tokens()) *last.add_tokens() = std::move(token);
     last.mutable_text()->append(delta.text());
+    if (last.fingerprint().empty()) last.set_fingerprint(delta.fingerprint());
     if (delta.has_finish()) *last.mutable_finish() = std::move(*delta.mutable_finish());
   }
 }
@@ -49,8 +50,7 @@ void MessageStream::Merge(v1::GenerateResponse part) {
 void MessageStream::Finish(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
-    AddRetryDelay(*context_, status);
-    final_ = ToGrpc(status);
+    final_ = FinalStatus(*context_, status);
   }
   Pump();
 }
@@ -80,22 +80,24 @@ void MessageStream::Pump() {
   }
   // final_ does not change once finish_started_ is set, and only one thread gets here with a step.
   if (step == Step::kWrite) StartWrite(&outgoing_);
-  if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, FinalStatus());
-  if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(FinalStatus());
+  if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, Final());
+  if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(Final());
   if (drained) NoteDrained();
 }
 
-grpc::Status MessageStream::FinalStatus() {
+grpc::Status MessageStream::Final() {
   absl::MutexLock lock(&mutex_);
   return *final_;
 }
 
-bool MessageStream::Sweep(TimeUs now) {
+ResponseSink::State MessageStream::Sweep(TimeUs now) {
   absl::MutexLock lock(&mutex_);
-  if (done_) return false;
+  if (done_) return State::kOver;
+  if (!writing_ || given_up_ || now - write_started_ <= options_.stall_max_us) return State::kLive;
   // The context lives while done_ is false. Reactions run on gRPC's threads, never inside this.
-  if (writing_ && now - write_started_ > options_.stall_max_us) context_->TryCancel();
-  return true;
+  context_->TryCancel();
+  given_up_ = true;
+  return State::kGivenUp;
 }
 
 void MessageStream::OnWriteDone(bool ok) {
