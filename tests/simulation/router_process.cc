@@ -1,0 +1,379 @@
+#include "tests/simulation/router_process.h"
+
+#include <algorithm>
+
+#include "router/core/refusal.h"
+
+namespace facet::sim {
+namespace {
+
+constexpr TimeUs kBackoffLeast = 100 * kMs;
+constexpr TimeUs kBackoffMost = 2 * kSecond;
+
+}  // namespace
+
+RouterProcess::RouterProcess(Stage* stage, const Scenario& scenario, int number, int life,
+                             const std::vector<LeaderPort*>& leaders)
+    : stage_(stage),
+      scenario_(scenario),
+      name_(fmt::format("router {}", number)),
+      leaders_(leaders),
+      number_(number),
+      dice_(scenario.seed, name_, static_cast<uint64_t>(life)),
+      core_(scenario.core, stage->now()),
+      wake_(&stage->queue, [this] { Settle(); }) {
+  absent_since_[""] = stage->now();
+  for (const GroupPlan& group : scenario.groups) absent_since_[group.fingerprint] = stage->now();
+  for (size_t i = 0; i < leaders.size(); ++i) {
+    Session& session = sessions_.emplace_back();
+    session.id = core_.AddGroup();
+    session.connect = std::make_unique<Alarm>(&stage->queue, [this, i] { Connect(i); });
+    session.silence = std::make_unique<Alarm>(&stage->queue, [this, i] {
+      stage_->Note("{} gives silent group {} up", name_, i);
+      sessions_[i].wire->Close(WireEnd::kNear);
+      OnSessionEnd(i);
+    });
+    session.backoff = kBackoffLeast;
+    session.connect->Set(stage->now());
+  }
+}
+
+// --- Clients.
+
+void RouterProcess::Take(std::shared_ptr<Wire> wire, Call call, RouterPort::Sink sink) {
+  const TimeUs now = stage_->now();
+  RouterRequest request = ToRouterRequest(call, now);
+  const TimeUs deadline = request.deadline;
+  stage_->Note("{} takes request {} of {}: {} prompts x {}, {} resumed", name_, call.plan->number,
+               call.plan->tenant, call.plan->prompts.size(), call.plan->n, call.resume.size());
+  const absl::StatusOr<RequestId> id = core_.Submit(std::move(request), now);
+  if (!id.ok()) {
+    Refuse(*wire, sink, id.status());
+    return Settle();
+  }
+  Stream& stream = streams_[*id];
+  stream.id = *id;
+  stream.wire = std::move(wire);
+  stream.sink = std::move(sink);
+  stream.deadline = deadline;
+  stream.downs_before = downs_;
+  const size_t choices = call.plan->prompts.size() * static_cast<size_t>(call.plan->n);
+  stream.tails.resize(choices);
+  stream.stopped.resize(choices);
+  stream.fingerprints.resize(choices);
+  stream.call = std::move(call);
+  stream.patience =
+      std::make_unique<Alarm>(&stage_->queue, [this, id = *id] { DropReader(id); });
+  stream.wire->OnLost(WireEnd::kFar, [this, id = *id] {
+    core_.Cancel(id, stage_->now());
+    Forget(id);
+    Settle();
+  });
+  StopResumed(stream);
+  Settle();
+}
+
+// What the client has may be complete already: only the news of the end was lost.
+void RouterProcess::StopResumed(Stream& stream) {
+  const RequestPlan& plan = *stream.call.plan;
+  for (const ResumePoint& point : stream.call.resume) {
+    const size_t choice = static_cast<size_t>(point.prompt_index) * static_cast<size_t>(plan.n) +
+                          static_cast<size_t>(point.choice_index);
+    stream.fingerprints[choice] = point.fingerprint;
+    const size_t size = point.tokens.size();
+    if (size > 0) stream.tails[choice] = {point.tokens.back()};
+    if (point.finished || size < 2 || !plan.stop_pair) continue;
+    if (std::pair(point.tokens[size - 2], point.tokens[size - 1]) != *plan.stop_pair) continue;
+    stream.stopped[choice] = true;
+    core_.Stop(stream.id, point.prompt_index, point.choice_index, stage_->now());
+  }
+}
+
+void RouterProcess::Refuse(Wire& wire, const RouterPort::Sink& sink, const absl::Status& status) {
+  if (absl::IsUnavailable(status)) {
+    const TimeUs since = AbsentSince("");
+    stage_->Require(since != kNever && stage_->now() - since >= scenario_.core.group_wait_us,
+                    "{}: refused a request with: {}, but a group was there {} us ago", name_,
+                    status.message(), since == kNever ? 0 : stage_->now() - since);
+  }
+  Reply reply;
+  reply.status = status;
+  wire.Send(WireEnd::kFar, [sink, reply] { sink(reply); });
+  wire.Close(WireEnd::kFar);
+}
+
+void RouterProcess::Deliver(ChoiceDelta delta) {
+  const auto found = streams_.find(delta.request);
+  if (found == streams_.end()) return;  // its client is gone
+  Stream& stream = found->second;
+  const RequestPlan& plan = *stream.call.plan;
+  const size_t choice = static_cast<size_t>(delta.prompt_index) * static_cast<size_t>(plan.n) +
+                        static_cast<size_t>(delta.choice_index);
+  if (!delta.fingerprint.empty()) stream.fingerprints[choice] = delta.fingerprint;
+  if (stream.stopped[choice]) {
+    if (!stage_->Require(delta.tokens.empty(), "{}: tokens of a stopped choice", name_)) return;
+  } else if (MeetsStop(stream, choice, plan, &delta)) {
+    stream.stopped[choice] = true;
+    if (delta.end) delta.end->reason = EndReason::kStop;
+    if (!delta.end) core_.Stop(delta.request, delta.prompt_index, delta.choice_index, stage_->now());
+  }
+  if (delta.migration_gap) ++stage_->sights.migrations;
+  if (delta.end) CheckEnd(stream, choice, delta);
+  stream.outbox_tokens += std::ssize(delta.tokens);
+  stream.outbox.done = delta.end && delta.end->request_done;
+  stream.outbox.deltas.push_back(std::move(delta));
+  Write(stream);
+}
+
+// Cuts what follows the stop pair off.
+bool RouterProcess::MeetsStop(Stream& stream, size_t choice, const RequestPlan& plan,
+                              ChoiceDelta* delta) {
+  std::vector<TokenId>& tail = stream.tails[choice];
+  for (size_t i = 0; i < delta->tokens.size(); ++i) {
+    const TokenId token = delta->tokens[i].id;
+    const bool met = plan.stop_pair && !tail.empty() &&
+                     *plan.stop_pair == std::pair(tail.back(), token);
+    tail = {token};
+    if (!met) continue;
+    delta->tokens.resize(i + 1);
+    return true;
+  }
+  return false;
+}
+
+void RouterProcess::Write(Stream& stream) {
+  if (stream.writing) {
+    if (stream.outbox_tokens <= scenario_.ring_tokens || stream.paused) return;
+    stream.paused = true;
+    ++stage_->sights.pauses;
+    stage_->Note("{} pauses request {}", name_, stream.call.plan->number);
+    core_.Pause(stream.id);
+    stream.patience->Set(stage_->now() + scenario_.reader_patience);
+    return;
+  }
+  Reply reply = std::exchange(stream.outbox, {});
+  stream.outbox_tokens = 0;
+  stream.writing = stream.call.plan->read_delay > 0;
+  if (stream.writing) stream.patience->Set(stage_->now() + scenario_.reader_patience);
+  const bool done = reply.done;
+  stream.wire->Send(WireEnd::kFar, [sink = stream.sink, reply = std::move(reply)] { sink(reply); });
+  if (done) stream.wire->Close(WireEnd::kFar);
+  if (done) streams_.erase(RequestId{stream.id});
+}
+
+void RouterProcess::Acknowledge(const Wire* wire) {
+  Stream* stream = StreamOf(wire);
+  if (stream == nullptr) return;
+  stream->writing = false;
+  stream->patience->Set(kNever);
+  if (stream->paused) {
+    stream->paused = false;
+    core_.Resume(stream->id, stage_->now());
+  }
+  if (!stream->outbox.deltas.empty() || stream->outbox.done) Write(*stream);
+  Settle();
+}
+
+RouterProcess::Stream* RouterProcess::StreamOf(const Wire* wire) {
+  for (auto& [id, stream] : streams_) {
+    if (stream.wire.get() == wire) return &stream;
+  }
+  return nullptr;
+}
+
+void RouterProcess::DropReader(RequestId id) {
+  Stream& stream = streams_.at(id);
+  stage_->Note("{} drops the reader of request {}", name_, stream.call.plan->number);
+  Refuse(*stream.wire, stream.sink, absl::AbortedError("reads too slowly"));
+  core_.Cancel(id, stage_->now());
+  Forget(id);
+  Settle();
+}
+
+void RouterProcess::Forget(RequestId id) { streams_.erase(RequestId{id}); }
+
+// --- The core.
+
+void RouterProcess::Settle() {
+  if (core_.NextWake() <= stage_->now()) core_.Tick(stage_->now());
+  for (CoreActions actions = core_.TakeActions(); !actions.empty();
+       actions = core_.TakeActions()) {
+    SendToLeaders(actions);
+    for (ChoiceDelta& delta : actions.deltas) Deliver(std::move(delta));
+    for (const RequestId id : actions.done) {
+      const auto found = streams_.find(id);
+      if (found == streams_.end()) continue;
+      found->second.outbox.done = true;
+      Write(found->second);
+    }
+  }
+  wake_.Set(core_.NextWake());
+  CheckBounds();
+}
+
+void RouterProcess::SendToLeaders(CoreActions& actions) {
+  std::vector<ToLeader> messages(sessions_.size(), ToLeader{.sent = stage_->now()});
+  for (SubmitAction& submit : actions.submits) {
+    stage_->Note("{} submits {} to group {}: {} tokens, {} of them output", name_,
+                 submit.sequence.value, submit.group.value, submit.tokens.size(),
+                 submit.tokens.size() - static_cast<size_t>(submit.prompt_length));
+    const uint32_t group = submit.group.value;
+    if (!stage_->Require(sessions_[group].up, "{}: a submit to group {}, which is down", name_,
+                         group)) {
+      return;
+    }
+    messages[group].submits.push_back(std::move(submit));
+  }
+  for (const CancelAction& cancel : actions.cancels) {
+    stage_->Note("{} cancels {} at group {}", name_, cancel.sequence.value, cancel.group.value);
+    messages[cancel.group.value].cancels.push_back(cancel);
+  }
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (messages[i].submits.empty() && messages[i].cancels.empty()) continue;
+    Session& session = sessions_[i];
+    if (session.wire == nullptr) continue;
+    session.wire->Send(WireEnd::kNear,
+                       [leader = leaders_[i], wire = session.wire, message = messages[i]] {
+                         leader->Take(wire.get(), message);
+                       });
+  }
+}
+
+// --- Leaders.
+
+void RouterProcess::Connect(size_t group) {
+  Session& session = sessions_[group];
+  session.wire = std::make_shared<Wire>(stage_, &dice_, scenario_.session_wire);
+  session.wire->Hold(session.held_until);
+  session.wire->OnLost(WireEnd::kNear, [this, group] { OnSessionEnd(group); });
+  session.silence->Set(stage_->now() + scenario_.silence_max);
+  session.wire->Send(WireEnd::kNear, [this, group, leader = leaders_[group], wire = session.wire,
+                                      number = number_] {
+    leader->Open(wire, number, [this, group](const FromLeader& m) { OnMessage(group, m); });
+  });
+}
+
+void RouterProcess::OnMessage(size_t group, const FromLeader& message) {
+  Session& session = sessions_[group];
+  const TimeUs now = stage_->now();
+  session.silence->Set(now + scenario_.silence_max);
+  if (!session.up) {
+    if (!stage_->Require(message.news.first, "{}: group {} did not introduce itself", name_,
+                         group)) {
+      return;
+    }
+    session.up = true;
+    session.backoff = kBackoffLeast;
+    session.fingerprint = message.facts.fingerprint;
+    core_.OnGroupUp(session.id, message.facts);
+  }
+  for (const SequenceNews& news : message.news.sequences) {
+    core_.OnDelta(session.id, ToLeaderDelta(news), now);
+  }
+  if (message.news.cache) core_.OnCacheNews(session.id, ToGroupCacheNews(*message.news.cache));
+  session.draining = message.news.state.draining;
+  NotePresence();
+  core_.OnGroupState(session.id, ToGroupState(message.news.state), now);
+  Settle();
+}
+
+void RouterProcess::OnSessionEnd(size_t group) {
+  stage_->Note("{}: the session with group {} has ended", name_, group);
+  LeaveSession(group);
+  Settle();
+}
+
+void RouterProcess::LeaveSession(size_t group) {
+  Session& session = sessions_[group];
+  session.wire.reset();
+  session.silence->Set(kNever);
+  session.connect->Set(stage_->now() + session.backoff);
+  session.backoff = std::min(2 * session.backoff, kBackoffMost);
+  if (!std::exchange(session.up, false)) return;
+  ++downs_;
+  NotePresence();
+  core_.OnGroupDown(session.id, stage_->now());
+}
+
+void RouterProcess::BreakSession(size_t group) {
+  if (sessions_[group].wire != nullptr) sessions_[group].wire->Break();
+}
+
+void RouterProcess::HoldSession(size_t group, TimeUs until) {
+  sessions_[group].held_until = until;
+  if (sessions_[group].wire != nullptr) sessions_[group].wire->Hold(until);
+}
+
+void RouterProcess::Die() {
+  for (auto& [id, stream] : streams_) stream.wire->Die(WireEnd::kFar);
+  for (Session& session : sessions_) {
+    if (session.wire != nullptr) session.wire->Die(WireEnd::kNear);
+  }
+}
+
+// --- Judgement.
+
+void RouterProcess::NotePresence() {
+  for (auto& [fingerprint, since] : absent_since_) {
+    const bool present = std::any_of(sessions_.begin(), sessions_.end(), [&](const Session& s) {
+      return s.up && !s.draining && (fingerprint.empty() || s.fingerprint == fingerprint);
+    });
+    if (present) {
+      since = kNever;
+    } else if (since == kNever) {
+      since = stage_->now();
+    }
+  }
+}
+
+TimeUs RouterProcess::AbsentSince(const std::string& fingerprint) const {
+  return absent_since_.at(fingerprint);
+}
+
+void RouterProcess::CheckEnd(const Stream& stream, size_t choice, const ChoiceDelta& delta) {
+  if (delta.end->reason != EndReason::kError) return;
+  const absl::Status& status = delta.end->status;
+  const std::string what = fmt::format("{}: request {} choice {} ended with: {}", name_,
+                                       stream.call.plan->number, choice, status.ToString());
+  if (absl::IsUnavailable(status)) {
+    const TimeUs since = AbsentSince(stream.fingerprints[choice]);
+    stage_->Require(since != kNever && stage_->now() - since >= scenario_.core.group_wait_us,
+                    "{}, but an equal group was there {} us ago", what,
+                    since == kNever ? 0 : stage_->now() - since);
+  } else if (absl::IsInternal(status) &&
+             status.message().find("finite") == std::string_view::npos) {
+    stage_->Require(downs_ - stream.downs_before >= scenario_.core.fruitless_deaths_max,
+                    "{}, but {} sessions ended meanwhile", what, downs_ - stream.downs_before);
+  }
+}
+
+void RouterProcess::CheckBounds() {
+  if (const absl::Status status = core_.Check(); !status.ok()) {
+    stage_->Fail("{}: {}", name_, status.message());
+  }
+  const RouterCoreStats stats = core_.stats();
+  int64_t paused = 0;
+  for (const auto& [id, stream] : streams_) {
+    if (stream.paused) ++paused;
+    if (stream.outbox.done) continue;
+    stage_->Require(stream.deadline > stage_->now(), "{}: request {} outlives its deadline", name_,
+                    stream.call.plan->number);
+  }
+  (void)paused;
+  stage_->Require(stats.queued_requests <= scenario_.core.queue.requests_max,
+                  "{}: {} requests wait, at most {} may", name_, stats.queued_requests,
+                  scenario_.core.queue.requests_max);
+}
+
+void RouterProcess::CheckIdle() {
+  const RouterCoreStats stats = core_.stats();
+  stage_->Require(streams_.empty() && stats.requests == 0 && stats.queued_requests == 0 &&
+                      stats.queued_tokens == 0 && stats.running_sequences == 0 &&
+                      stats.interrupted_sequences == 0,
+                  "{}: {} requests, {} queued of {} tokens, {} sequences running and {} interrupted "
+                  "are left over",
+                  name_, stats.requests, stats.queued_requests, stats.queued_tokens,
+                  stats.running_sequences, stats.interrupted_sequences);
+}
+
+}  // namespace facet::sim
