@@ -82,7 +82,6 @@ class GroupExecutor : public Executor {
  public:
   explicit GroupExecutor(RankImpl* rank) : rank_(rank) {}
   absl::StatusOr<StepResult> Run(const StepPlan& plan) override;
-  std::string LogitsDigest(SlotId slot) const override;
 
  private:
   RankImpl* const rank_;
@@ -189,8 +188,6 @@ class RankImpl : public Rank {
     return RunStep(plan);
   }
 
-  std::string LogitsDigest(SlotId slot) const { return slots_[slot].digest().Digest(); }
-
  private:
   // A row of the step whose logits somebody needs.
   struct LogitRow {
@@ -265,7 +262,9 @@ class RankImpl : public Rank {
       for (int pool = 0; pool < kKvPools; ++pool) run.blocks[pool] = segment.blocks[pool];
       runs.push_back(run);
       AddLogitRows(segment, i, run.first_row, &logit_rows);
-      tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
+      for (const TokenId token : segment.tokens) {
+        tokens.push_back(token == kSampledToken ? slots_[segment.slot].last_sampled() : token);
+      }
     }
     const StepLayout layout{static_cast<int>(tokens.size()), runs};
     FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
@@ -275,6 +274,10 @@ class RankImpl : public Rank {
       const size_t count = std::min<size_t>(kLogitRowsMax, logit_rows.size() - first);
       FACET_RETURN_IF_ERROR(
           ComputeLogits(plan, std::span(logit_rows).subspan(first, count), &results));
+    }
+    for (size_t i = 0; i < results.size(); ++i) {
+      const SequenceState& state = slots_[plan.segments[i].slot];
+      if (state.logits_digest()) results[i].logits_sha256 = state.digest().Digest();
     }
     return results;
   }
@@ -375,8 +378,6 @@ class RankImpl : public Rank {
 absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {
   return rank_->LeadStep(plan);
 }
-
-std::string GroupExecutor::LogitsDigest(SlotId slot) const { return rank_->LogitsDigest(slot); }
 
 }  // namespace
 

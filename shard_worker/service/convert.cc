@@ -68,6 +68,7 @@ EngineRequest ToRequest(const v1::Submit& submit, SequenceId id, TimeUs received
   if (submit.has_logprobs()) request.logprobs = submit.logprobs();
   request.prompt_logprobs = submit.prompt_logprobs();
   request.logits_digest = submit.logits_digest();
+  request.cache_salt = submit.cache_salt();
   if (submit.remaining_us() != 0) {
     request.deadline = received + std::clamp<int64_t>(submit.remaining_us(), 0, kRemainingMaxUs);
   }
@@ -87,6 +88,7 @@ v1::SequenceDelta ToProto(const EngineDelta& delta, uint64_t sequence) {
   proto.set_queue_us(delta.queue_us);
   proto.set_prefill_us(delta.prefill_us);
   proto.set_decode_us(delta.decode_us);
+  proto.set_logits_sha256(delta.logits_sha256);
   if (delta.finish == EngineFinish::kError) {
     proto.set_error(delta.error);
     proto.set_error_code(static_cast<int>(absl::StatusCode::kInternal));

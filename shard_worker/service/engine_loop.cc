@@ -201,7 +201,7 @@ absl::Status EngineLoop::Submit(Stream* stream, const v1::Submit& submit, TimeUs
   const SequenceId id{next_sequence_++};
   FACET_RETURN_IF_ERROR(engine_.Submit(ToRequest(submit, id, received), received));
   stream->sequences.emplace(submit.sequence(), id);
-  running_.emplace(id, Running{stream, submit.sequence(), submit.logits_digest()});
+  running_.emplace(id, Running{stream, submit.sequence()});
   return absl::OkStatus();
 }
 
@@ -224,15 +224,8 @@ void EngineLoop::CollectDeltas() {
     const auto found = running_.find(delta.id);
     if (found == running_.end()) continue;
     const Running running = found->second;
-    v1::SequenceDelta* proto = running.stream->outgoing.add_deltas();
-    *proto = ToProto(delta, running.number);
+    *running.stream->outgoing.add_deltas() = ToProto(delta, running.number);
     if (!delta.finish) continue;
-    // Others may have left their slot before this step, and it has been taken since.
-    const bool whole =
-        delta.finish == EngineFinish::kStopToken || delta.finish == EngineFinish::kLength;
-    if (whole && running.logits_digest && delta.slot.value >= 0) {
-      proto->set_logits_sha256(executor_->LogitsDigest(delta.slot));
-    }
     running.stream->sequences.erase(running.number);
     running_.erase(found);
   }

@@ -81,7 +81,6 @@ class EngineLoop {
   struct Running {
     Stream* stream;
     uint64_t number;  // the router's
-    bool logits_digest;
   };
 
   // Waits for an event, at most until `until`, and takes all there are.

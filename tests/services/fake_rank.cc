@@ -56,9 +56,6 @@ class FakeRank::GroupExecutor : public Executor {
     FACET_RETURN_IF_ERROR(rank_->Meet(plan.step));
     return rank_->executor_.Run(plan);
   }
-  std::string LogitsDigest(SlotId slot) const override {
-    return rank_->executor_.LogitsDigest(slot);
-  }
 
  private:
   FakeRank* const rank_;
