@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/status.h"
 #include "router/core/refusal.h"
 
 namespace facet::sim {
@@ -152,7 +153,7 @@ void Client::OnReply(const Wire* wire, const Reply& reply) {
 
 void Client::OnRefusal(const absl::Status& status) {
   wire_.reset();
-  stage_->Note("client {} is refused: {}", plan_.number, status.message());
+  stage_->Note("client {} is refused: {}", plan_.number, MessageOf(status));
   const std::optional<TimeUs> after = RetryAfter(status);
   switch (status.code()) {
     case absl::StatusCode::kDeadlineExceeded:
@@ -166,7 +167,7 @@ void Client::OnRefusal(const absl::Status& status) {
     case absl::StatusCode::kResourceExhausted:
     case absl::StatusCode::kUnavailable:
       stage_->Require(after.has_value() && *after > 0, "client {}: no retry delay with: {}",
-                      plan_.number, status.message());
+                      plan_.number, MessageOf(status));
       if (!after.has_value()) return;
       if (++refusals_ < kRefusalsMax) return Retry(*after);
       ++stage_->sights.refused;
@@ -310,10 +311,11 @@ void Client::CheckError(const ChoiceDelta& delta, const Choice& choice) {
   }
   if (absl::IsInvalidArgument(status)) {
     ++stage_->sights.invalid;
-    const auto size = std::ssize(plan_.prompts[static_cast<size_t>(delta.prompt_index)]);
     const int context = scenario_.groups.front().leader.engine.context_tokens;
-    stage_->Require(size >= context, "{}: {} tokens are too long for {}: {}", Name(delta), size,
-                    context, text);
+    const bool too_long =
+        std::any_of(plan_.prompts.begin(), plan_.prompts.end(),
+                    [&](const auto& prompt) { return std::ssize(prompt) >= context; });
+    stage_->Require(too_long, "{}: every prompt fits {} tokens: {}", Name(delta), context, text);
     return;
   }
   if (!stage_->Require(absl::IsInternal(status), "{}: ended with {}", Name(delta), text)) return;

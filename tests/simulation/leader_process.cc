@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/status.h"
+
 namespace facet::sim {
 namespace {
 
@@ -74,7 +76,7 @@ void LeaderProcess::Take(const Wire* wire, const ToLeader& message) {
     if (request.deadline) doomed_[key] = {*request.deadline, -1};
     const absl::Status status =
         core_.Submit(session, submit.sequence.value, std::move(request), now);
-    stage_->Require(status.ok(), "{}: a router breaks the protocol: {}", name_, status.message());
+    stage_->Require(status.ok(), "{}: a router breaks the protocol: {}", name_, MessageOf(status));
   }
   for (const CancelAction& cancel : message.cancels) {
     core_.Cancel(session, cancel.sequence.value, now);
@@ -90,6 +92,7 @@ void LeaderProcess::Drain() {
 }
 
 void LeaderProcess::End(bool abrupt) {
+  stage_->sights.preemptions += core_.stats().engine.preemptions;
   over_ = true;
   wake_.Set(kNever);
   step_.Set(kNever);
@@ -121,7 +124,7 @@ void LeaderProcess::Issue(StepPlan plan) {
   stage_->Note("{}: plans step {}: {} segments, {} starts, {} ends", name_, plan.step,
                plan.segments.size(), plan.starts.size(), plan.ends.size());
   if (const absl::Status status = auditor_.Take(plan); !status.ok()) {
-    stage_->Fail("{}: {}", name_, status.message());
+    stage_->Fail("{}: {}", name_, MessageOf(status));
     return;
   }
   ++stage_->sights.steps;
@@ -193,9 +196,9 @@ void LeaderProcess::SendNews() {
 
 void LeaderProcess::CheckAll() {
   if (const absl::Status status = core_.Check(); !status.ok()) {
-    stage_->Fail("{}: {}", name_, status.message());
+    stage_->Fail("{}: {}", name_, MessageOf(status));
   }
-  stage_->Require(core_.verdict().ok(), "{}: {}", name_, core_.verdict().message());
+  stage_->Require(core_.verdict().ok(), "{}: {}", name_, MessageOf(core_.verdict()));
   // With nothing under way, whoever is left would wait for ever.
   stage_->Require(core_.sequences() == 0 || core_.outstanding() > 0,
                   "{}: {} sequences wait and no step is under way", name_, core_.sequences());
@@ -230,6 +233,7 @@ void LeaderProcess::CheckIdle() {
   stage_->Require(core_.sequences() == 0 && stats.running <= 1 && stats.waiting <= 1,
                   "{}: {} sequences, {} running and {} waiting in the engine are left over", name_,
                   core_.sequences(), stats.running, stats.waiting);
+  stage_->sights.preemptions += stats.preemptions;
 }
 
 }  // namespace facet::sim

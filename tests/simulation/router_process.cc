@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/status.h"
 #include "router/core/refusal.h"
 
 namespace facet::sim {
@@ -9,6 +10,11 @@ namespace {
 
 constexpr TimeUs kBackoffLeast = 100 * kMs;
 constexpr TimeUs kBackoffMost = 2 * kSecond;
+template <typename Core>
+absl::Status CheckOf(const Core& core) {
+  if constexpr (requires { core.Check(); }) return core.Check();
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -94,7 +100,7 @@ void RouterProcess::Refuse(Wire& wire, const RouterPort::Sink& sink, const absl:
     const TimeUs since = AbsentSince("");
     stage_->Require(since != kNever && stage_->now() - since >= scenario_.core.group_wait_us,
                     "{}: refused a request with: {}, but a group was there {} us ago", name_,
-                    status.message(), since == kNever ? 0 : stage_->now() - since);
+                    MessageOf(status), since == kNever ? 0 : stage_->now() - since);
   }
   Reply reply;
   reply.status = status;
@@ -348,8 +354,8 @@ void RouterProcess::CheckEnd(const Stream& stream, size_t choice, const ChoiceDe
 }
 
 void RouterProcess::CheckBounds() {
-  if (const absl::Status status = core_.Check(); !status.ok()) {
-    stage_->Fail("{}: {}", name_, status.message());
+  if (const absl::Status status = CheckOf(core_); !status.ok()) {
+    stage_->Fail("{}: {}", name_, MessageOf(status));
   }
   const RouterCoreStats stats = core_.stats();
   int64_t paused = 0;

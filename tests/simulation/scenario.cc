@@ -9,6 +9,9 @@
 namespace facet::sim {
 namespace {
 
+// Prompts are made of the ids below; they are in every vocabulary.
+constexpr TokenId kPromptTokens = 38;
+
 // Which of its pools a model has.
 void DrawPools(Dice& dice, EngineOptions* options) {
   const bool full = dice.Percent(85);
@@ -71,7 +74,8 @@ void DrawGroups(Dice& dice, Scenario* scenario) {
 // A token that canaries never meet, which would condemn the process.
 std::optional<TokenId> DrawPoison(Dice& dice, const Scenario& scenario) {
   if (!dice.Percent(15)) return std::nullopt;
-  const auto poison = static_cast<TokenId>(dice.In(0, 38));
+  const int vocabulary = scenario.groups.front().leader.engine.vocabulary_size;
+  const auto poison = static_cast<TokenId>(dice.In(kPromptTokens, vocabulary - 2));
   for (const GroupPlan& group : scenario.groups) {
     const EngineOptions& engine = group.leader.engine;
     Canary canary(group.leader.canary, engine.vocabulary_size, {}, 0);
@@ -92,7 +96,6 @@ void DrawCore(Dice& dice, RouterCoreOptions* core) {
   core->queue.tokens_max = dice.Percent(60) ? 1 << 20 : dice.In(60, 1500);
   core->group_wait_us = dice.In(4, 20) * kSecond;
   core->stop_grace_us = dice.In(20, 500) * kMs;
-  core->seed = dice.Next();
 }
 
 // The prompts that clients share beginnings of: whole blocks, or one token more or less.
@@ -102,7 +105,7 @@ std::vector<std::vector<TokenId>> DrawPrefixes(Dice& dice, const EngineOptions& 
   for (std::vector<TokenId>& prefix : prefixes) {
     const int64_t length = dice.In(1, blocks) * engine.block_tokens + dice.In(-1, 1);
     for (int64_t i = 0; i < length; ++i) {
-      prefix.push_back(static_cast<TokenId>(dice.In(0, 38)));  // in every vocabulary
+      prefix.push_back(static_cast<TokenId>(dice.In(0, kPromptTokens - 1)));
     }
   }
   return prefixes;
@@ -119,7 +122,7 @@ std::vector<TokenId> DrawPrompt(Dice& dice, const EngineOptions& engine,
   }
   int64_t own = dice.Percent(30) ? 0 : dice.Low(0, engine.context_tokens / 2);
   if (prompt.empty()) own = std::max<int64_t>(1, own);
-  for (int64_t i = 0; i < own; ++i) prompt.push_back(static_cast<TokenId>(dice.In(0, 38)));
+  for (int64_t i = 0; i < own; ++i) prompt.push_back(static_cast<TokenId>(dice.In(0, kPromptTokens - 1)));
   const bool too_long = std::ssize(prompt) >= engine.context_tokens;
   if (too_long && !dice.Percent(3)) {
     prompt.resize(static_cast<size_t>(dice.In(1, engine.context_tokens - 1)));
@@ -174,12 +177,15 @@ RequestPlan DrawRequest(Dice& dice, const Scenario& scenario, const Manners& man
   for (int64_t i = 0; i < prompts; ++i) {
     request.prompts.push_back(DrawPrompt(dice, engine, prefixes));
   }
+  if (scenario.poison && dice.Percent(4)) {
+    request.prompts.back().back() = *scenario.poison;
+  }
   request.max_tokens = static_cast<int>(dice.Low(1, manners.output_max));
   request.seed = dice.Next();
   if (dice.Percent(manners.stop)) {
     const int64_t stops = dice.In(1, std::max(1, engine.vocabulary_size / 15));
     for (int64_t i = 0; i < stops; ++i) {
-      request.stop_token_ids.push_back(static_cast<TokenId>(dice.In(0, 38)));
+      request.stop_token_ids.push_back(static_cast<TokenId>(dice.In(0, kPromptTokens - 1)));
     }
   }
   if (dice.Percent(manners.scores)) {
@@ -211,8 +217,8 @@ void DrawRequests(Dice& dice, Scenario* scenario) {
   const EngineOptions& engine = scenario->groups.front().leader.engine;
   const Manners manners = DrawManners(dice, engine);
   const std::vector<std::vector<TokenId>> prefixes = DrawPrefixes(dice, engine);
-  const int64_t requests = dice.Low(4, 60);
-  const TimeUs pace = dice.Low(1, 800) * kMs;
+  const int64_t requests = dice.Low(8, 150);
+  const TimeUs pace = dice.Low(1, 600) * kMs;
   const int64_t burst = dice.In(0, 90);
   TimeUs arrival = dice.In(0, 200) * kMs;
   for (int64_t i = 0; i < requests; ++i) {

@@ -6,15 +6,16 @@
 // Worlds of a range run in child processes, so that a CHECK that stops one costs only its seed.
 // Exit status: 0 all is well; 1 some invariant broke; 2 misuse; 3 only CHECKs stopped worlds.
 
+#include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -175,8 +176,8 @@ struct Tally {
   Sights sights;
 };
 
-// Waits until the child has died, and starts another one behind the seed that stopped it.
-// False: it has run all its seeds.
+// The child has died. Starts another one behind the seed that stopped it; false if there is no
+// more to do.
 bool Continue(const Arguments& arguments, Child* child, Tally* tally) {
   int status = 0;
   waitpid(child->pid, &status, 0);
@@ -191,26 +192,72 @@ bool Continue(const Arguments& arguments, Child* child, Tally* tally) {
   return true;
 }
 
-// One job's seeds, one after the other, in children.
-void RunJob(const Arguments& arguments, Child child, Tally* tally) {
-  Fork(&child, arguments.until_find);
-  while (true) {
-    Line line;
-    if (!ReadLine(child.pipe, &line)) {
-      if (!Continue(arguments, &child, tally)) return;
-      continue;
-    }
-    child.inside = line.seed;
-    if (line.begun) continue;
-    child.inside.reset();
-    ++tally->worlds;
-    tally->events += line.events;
-    tally->sights.Add(line.sights);
-    if (line.failure[0] == '\0') continue;
-    ++tally->found;
-    TellFailure(arguments, line.seed, line.failure);
+void Count(const Arguments& arguments, const Line& line, Child* child, Tally* tally) {
+  child->inside = line.seed;
+  if (line.begun) return;
+  child->inside.reset();
+  ++tally->worlds;
+  tally->events += line.events;
+  tally->sights.Add(line.sights);
+  if (line.failure[0] == '\0') return;
+  ++tally->found;
+  TellFailure(arguments, line.seed, line.failure);
+}
+
+std::vector<Child> Divide(const Arguments& arguments) {
+  const uint64_t seeds = arguments.last - arguments.first + 1;
+  const uint64_t jobs = std::min<uint64_t>(seeds, static_cast<uint64_t>(arguments.jobs));
+  std::vector<Child> children;
+  for (uint64_t i = 0; i < jobs; ++i) {
+    children.push_back({.next = arguments.first + seeds * i / jobs,
+                        .last = arguments.first + seeds * (i + 1) / jobs - 1});
   }
+  return children;
+}
+
+Tally RunAll(const Arguments& arguments) {
+  Tally tally;
+  std::vector<Child> children = Divide(arguments);
+  for (Child& child : children) Fork(&child, arguments.until_find);
+  while (!children.empty() && !(arguments.until_find && tally.found > 0)) {
+    std::vector<pollfd> polls;
+    for (const Child& child : children) polls.push_back({child.pipe, POLLIN, 0});
+    poll(polls.data(), polls.size(), -1);
+    for (size_t i = children.size(); i-- > 0;) {
+      if (polls[i].revents == 0) continue;
+      Line line;
+      if (ReadLine(children[i].pipe, &line)) {
+        Count(arguments, line, &children[i], &tally);
+      } else if (!Continue(arguments, &children[i], &tally)) {
+        children.erase(children.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+    }
+  }
+  for (const Child& child : children) {  // one find was enough
+    kill(child.pid, SIGKILL);
+    waitpid(child.pid, nullptr, 0);
+  }
+  return tally;
+}
+
+int RunRange(const Arguments& arguments) {
+  const auto begin = std::chrono::steady_clock::now();
+  const Tally tally = RunAll(arguments);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  std::printf("%lld worlds, %lld events in %.1f s (%.0f events/s), %lld broken, %lld stopped\n%s\n",
+              static_cast<long long>(tally.worlds), static_cast<long long>(tally.events),
+              seconds.count(), static_cast<double>(tally.events) / seconds.count(),
+              static_cast<long long>(tally.found), static_cast<long long>(tally.stopped),
+              tally.sights.Text().c_str());
+  if (tally.found > 0) return 1;
+  return tally.stopped > 0 ? 3 : 0;
 }
 
 }  // namespace
 }  // namespace facet::sim
+
+int main(int argc, char** argv) {
+  const auto arguments = facet::sim::Parse(argc, argv);
+  if (!arguments) return facet::sim::Misuse();
+  return arguments->single ? facet::sim::RunOne(*arguments) : facet::sim::RunRange(*arguments);
+}
