@@ -46,7 +46,7 @@ void Client::Start() {
 void Client::Connect() {
   if (ended_) return;
   if (deadline_ <= stage_->now()) return Expire();
-  wire_ = std::make_shared<Wire>(stage_, &dice_, scenario_.client_wire);
+  wire_ = std::make_shared<Wire>(stage_, dice_.Next(), scenario_.client_wire);
   const Wire* key = wire_.get();
   wire_->OnLost(WireEnd::kNear, [this, key] { OnLost(key); });
   RouterPort* router = dice_.Of(routers_);
@@ -226,6 +226,8 @@ void Client::TakeTokens(const ChoiceDelta& delta, Choice* choice) {
   if (delta.tokens.empty()) return;
   if (!stage_->Require(!choice->fingerprint.empty(), "{}: tokens of nobody", Name(delta))) return;
   const Answer& answer = AnswerFor(delta, choice);
+  stage_->Note("{}: {} tokens from {} on, the first is {}", Name(delta), delta.tokens.size(),
+               delta.offset, delta.tokens.front().id);
   for (const OutputToken& token : delta.tokens) {
     const size_t at = choice->tokens.size();
     if (!stage_->Require(at < answer.tokens.size(), "{}: token {} after its {} tokens", Name(delta),

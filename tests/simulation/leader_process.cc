@@ -233,6 +233,11 @@ void LeaderProcess::CheckIdle() {
   stage_->Require(core_.sequences() == 0 && stats.running <= 1 && stats.waiting <= 1,
                   "{}: {} sequences, {} running and {} waiting in the engine are left over", name_,
                   core_.sequences(), stats.running, stats.waiting);
+  const bool canary = stats.running + stats.waiting > 0;
+  for (int pool = 0; pool < kBlockPools; ++pool) {
+    stage_->Require(canary || stats.blocks_used[pool] == 0, "{}: {} blocks of pool {} are left over",
+                    name_, stats.blocks_used[pool], pool);
+  }
   stage_->sights.preemptions += stats.preemptions;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/prng.h"
 #include "base/status.h"
 #include "router/core/refusal.h"
 
@@ -10,6 +11,19 @@ namespace {
 
 constexpr TimeUs kBackoffLeast = 100 * kMs;
 constexpr TimeUs kBackoffMost = 2 * kSecond;
+
+size_t IndexOf(const RequestPlan& plan, int prompt_index, int choice_index) {
+  return static_cast<size_t>(prompt_index) * static_cast<size_t>(plan.n) +
+         static_cast<size_t>(choice_index);
+}
+
+// The seed of the sequence of a choice, by its index in the request.
+uint64_t SeedOf(const RequestPlan& plan, size_t index) {
+  const auto n = static_cast<size_t>(plan.n);
+  return SequenceSeed(plan.seed, static_cast<uint32_t>(index / n),
+                      static_cast<uint32_t>(index % n));
+}
+
 template <typename Core>
 absl::Status CheckOf(const Core& core) {
   if constexpr (requires { core.Check(); }) return core.Check();
@@ -62,11 +76,10 @@ void RouterProcess::Take(std::shared_ptr<Wire> wire, Call call, RouterPort::Sink
   stream.wire = std::move(wire);
   stream.sink = std::move(sink);
   stream.deadline = deadline;
-  stream.downs_before = downs_;
-  const size_t choices = call.plan->prompts.size() * static_cast<size_t>(call.plan->n);
-  stream.tails.resize(choices);
-  stream.stopped.resize(choices);
-  stream.fingerprints.resize(choices);
+  stream.choices.resize(call.plan->prompts.size() * static_cast<size_t>(call.plan->n));
+  for (size_t i = 0; i < stream.choices.size(); ++i) {
+    places_[SeedOf(*call.plan, i)] = {*id, i};
+  }
   stream.call = std::move(call);
   stream.patience =
       std::make_unique<Alarm>(&stage_->queue, [this, id = *id] { DropReader(id); });
@@ -83,14 +96,13 @@ void RouterProcess::Take(std::shared_ptr<Wire> wire, Call call, RouterPort::Sink
 void RouterProcess::StopResumed(Stream& stream) {
   const RequestPlan& plan = *stream.call.plan;
   for (const ResumePoint& point : stream.call.resume) {
-    const size_t choice = static_cast<size_t>(point.prompt_index) * static_cast<size_t>(plan.n) +
-                          static_cast<size_t>(point.choice_index);
-    stream.fingerprints[choice] = point.fingerprint;
+    Choice& choice = stream.choices[IndexOf(plan, point.prompt_index, point.choice_index)];
+    choice.fingerprint = point.fingerprint;
     const size_t size = point.tokens.size();
-    if (size > 0) stream.tails[choice] = {point.tokens.back()};
+    if (size > 0) choice.last_token = point.tokens.back();
     if (point.finished || size < 2 || !plan.stop_pair) continue;
     if (std::pair(point.tokens[size - 2], point.tokens[size - 1]) != *plan.stop_pair) continue;
-    stream.stopped[choice] = true;
+    choice.stopped = true;
     core_.Stop(stream.id, point.prompt_index, point.choice_index, stage_->now());
   }
 }
@@ -113,18 +125,19 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
   if (found == streams_.end()) return;  // its client is gone
   Stream& stream = found->second;
   const RequestPlan& plan = *stream.call.plan;
-  const size_t choice = static_cast<size_t>(delta.prompt_index) * static_cast<size_t>(plan.n) +
-                        static_cast<size_t>(delta.choice_index);
-  if (!delta.fingerprint.empty()) stream.fingerprints[choice] = delta.fingerprint;
-  if (stream.stopped[choice]) {
+  Choice& choice = stream.choices[IndexOf(plan, delta.prompt_index, delta.choice_index)];
+  if (!delta.fingerprint.empty()) choice.fingerprint = delta.fingerprint;
+  if (!delta.tokens.empty()) choice.deaths = 0;
+  if (choice.stopped) {
     if (!stage_->Require(delta.tokens.empty(), "{}: tokens of a stopped choice", name_)) return;
-  } else if (MeetsStop(stream, choice, plan, &delta)) {
-    stream.stopped[choice] = true;
+  } else if (MeetsStop(plan, choice, &delta)) {
+    choice.stopped = true;
+    ++stage_->sights.stops;
     if (delta.end) delta.end->reason = EndReason::kStop;
     if (!delta.end) core_.Stop(delta.request, delta.prompt_index, delta.choice_index, stage_->now());
   }
   if (delta.migration_gap) ++stage_->sights.migrations;
-  if (delta.end) CheckEnd(stream, choice, delta);
+  if (delta.end) CheckEnd(plan, choice, delta);
   stream.outbox_tokens += std::ssize(delta.tokens);
   stream.outbox.done = delta.end && delta.end->request_done;
   stream.outbox.deltas.push_back(std::move(delta));
@@ -132,15 +145,11 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
 }
 
 // Cuts what follows the stop pair off.
-bool RouterProcess::MeetsStop(Stream& stream, size_t choice, const RequestPlan& plan,
-                              ChoiceDelta* delta) {
-  std::vector<TokenId>& tail = stream.tails[choice];
+bool RouterProcess::MeetsStop(const RequestPlan& plan, Choice& choice, ChoiceDelta* delta) {
   for (size_t i = 0; i < delta->tokens.size(); ++i) {
     const TokenId token = delta->tokens[i].id;
-    const bool met = plan.stop_pair && !tail.empty() &&
-                     *plan.stop_pair == std::pair(tail.back(), token);
-    tail = {token};
-    if (!met) continue;
+    const std::optional<TokenId> before = std::exchange(choice.last_token, token);
+    if (!plan.stop_pair || !before || *plan.stop_pair != std::pair(*before, token)) continue;
     delta->tokens.resize(i + 1);
     return true;
   }
@@ -164,7 +173,7 @@ void RouterProcess::Write(Stream& stream) {
   const bool done = reply.done;
   stream.wire->Send(WireEnd::kFar, [sink = stream.sink, reply = std::move(reply)] { sink(reply); });
   if (done) stream.wire->Close(WireEnd::kFar);
-  if (done) streams_.erase(RequestId{stream.id});
+  if (done) Forget(stream.id);
 }
 
 void RouterProcess::Acknowledge(const Wire* wire) {
@@ -196,7 +205,16 @@ void RouterProcess::DropReader(RequestId id) {
   Settle();
 }
 
-void RouterProcess::Forget(RequestId id) { streams_.erase(RequestId{id}); }
+void RouterProcess::Forget(RequestId id) {
+  const auto found = streams_.find(id);
+  const Stream& stream = found->second;
+  for (size_t i = 0; i < stream.choices.size(); ++i) {
+    // Another stream of the same client may have taken the place.
+    const auto place = places_.find(SeedOf(*stream.call.plan, i));
+    if (place != places_.end() && place->second.first == id) places_.erase(place);
+  }
+  streams_.erase(found);
+}
 
 // --- The core.
 
@@ -223,6 +241,7 @@ void RouterProcess::SendToLeaders(CoreActions& actions) {
     stage_->Note("{} submits {} to group {}: {} tokens, {} of them output", name_,
                  submit.sequence.value, submit.group.value, submit.tokens.size(),
                  submit.tokens.size() - static_cast<size_t>(submit.prompt_length));
+    NotePlacement(submit);
     const uint32_t group = submit.group.value;
     if (!stage_->Require(sessions_[group].up, "{}: a submit to group {}, which is down", name_,
                          group)) {
@@ -249,7 +268,7 @@ void RouterProcess::SendToLeaders(CoreActions& actions) {
 
 void RouterProcess::Connect(size_t group) {
   Session& session = sessions_[group];
-  session.wire = std::make_shared<Wire>(stage_, &dice_, scenario_.session_wire);
+  session.wire = std::make_shared<Wire>(stage_, dice_.Next(), scenario_.session_wire);
   session.wire->Hold(session.held_until);
   session.wire->OnLost(WireEnd::kNear, [this, group] { OnSessionEnd(group); });
   session.silence->Set(stage_->now() + scenario_.silence_max);
@@ -296,8 +315,8 @@ void RouterProcess::LeaveSession(size_t group) {
   session.connect->Set(stage_->now() + session.backoff);
   session.backoff = std::min(2 * session.backoff, kBackoffMost);
   if (!std::exchange(session.up, false)) return;
-  ++downs_;
   NotePresence();
+  NoteDeath(session.id);
   core_.OnGroupDown(session.id, stage_->now());
 }
 
@@ -311,6 +330,7 @@ void RouterProcess::HoldSession(size_t group, TimeUs until) {
 }
 
 void RouterProcess::Die() {
+  stage_->sights.takeovers += core_.counters().takeovers;
   for (auto& [id, stream] : streams_) stream.wire->Die(WireEnd::kFar);
   for (Session& session : sessions_) {
     if (session.wire != nullptr) session.wire->Die(WireEnd::kNear);
@@ -336,20 +356,37 @@ TimeUs RouterProcess::AbsentSince(const std::string& fingerprint) const {
   return absent_since_.at(fingerprint);
 }
 
-void RouterProcess::CheckEnd(const Stream& stream, size_t choice, const ChoiceDelta& delta) {
+void RouterProcess::NotePlacement(const SubmitAction& submit) {
+  const auto place = places_.find(submit.seed);
+  if (place == places_.end()) return;  // its client is gone; a cancel follows
+  const auto& [id, index] = place->second;
+  streams_.at(id).choices[index].group = submit.group;
+}
+
+void RouterProcess::NoteDeath(GroupId group) {
+  for (auto& [id, stream] : streams_) {
+    for (Choice& choice : stream.choices) {
+      if (choice.group == group) ++choice.deaths;
+    }
+  }
+}
+
+void RouterProcess::CheckEnd(const RequestPlan& plan, const Choice& choice,
+                             const ChoiceDelta& delta) {
   if (delta.end->reason != EndReason::kError) return;
   const absl::Status& status = delta.end->status;
-  const std::string what = fmt::format("{}: request {} choice {} ended with: {}", name_,
-                                       stream.call.plan->number, choice, status.ToString());
+  const std::string what =
+      fmt::format("{}: request {} choice {}.{} ended with: {}", name_, plan.number,
+                  delta.prompt_index, delta.choice_index, status.ToString());
   if (absl::IsUnavailable(status)) {
-    const TimeUs since = AbsentSince(stream.fingerprints[choice]);
+    const TimeUs since = AbsentSince(choice.fingerprint);
     stage_->Require(since != kNever && stage_->now() - since >= scenario_.core.group_wait_us,
                     "{}, but an equal group was there {} us ago", what,
                     since == kNever ? 0 : stage_->now() - since);
   } else if (absl::IsInternal(status) &&
              status.message().find("finite") == std::string_view::npos) {
-    stage_->Require(downs_ - stream.downs_before >= scenario_.core.fruitless_deaths_max,
-                    "{}, but {} sessions ended meanwhile", what, downs_ - stream.downs_before);
+    stage_->Require(choice.deaths >= scenario_.core.fruitless_deaths_max,
+                    "{}, but {} of its groups died meanwhile", what, choice.deaths);
   }
 }
 
@@ -372,6 +409,7 @@ void RouterProcess::CheckBounds() {
 }
 
 void RouterProcess::CheckIdle() {
+  stage_->sights.takeovers += core_.counters().takeovers;
   const RouterCoreStats stats = core_.stats();
   stage_->Require(streams_.empty() && stats.requests == 0 && stats.queued_requests == 0 &&
                       stats.queued_tokens == 0 && stats.running_sequences == 0 &&

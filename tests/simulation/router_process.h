@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,16 +45,21 @@ class RouterProcess {
     TimeUs held_until = 0;  // of a partition
     std::unique_ptr<Alarm> connect, silence;
   };
+  // What a stream's service side knows of one choice.
+  struct Choice {
+    std::optional<TokenId> last_token;  // for stop pairs
+    bool stopped = false;               // its text is complete
+    std::string fingerprint;            // with its tokens
+    std::optional<GroupId> group;       // that it was submitted to last
+    int deaths = 0;                     // of its groups, without a token between
+  };
   struct Stream {
     RequestId id;
     std::shared_ptr<Wire> wire;
     Call call;
     RouterPort::Sink sink;
     TimeUs deadline = kNever;
-    int64_t downs_before = 0;
-    std::vector<std::vector<TokenId>> tails;  // by choice: the last token, for stop pairs
-    std::vector<bool> stopped;                // by choice: its text is complete
-    std::vector<std::string> fingerprints;    // by choice, with its tokens
+    std::vector<Choice> choices;  // by prompt, then choice
     Reply outbox;
     int64_t outbox_tokens = 0;
     bool writing = false;  // a slow reader has not read the last reply
@@ -65,7 +71,7 @@ class RouterProcess {
   void Settle();
   void SendToLeaders(CoreActions& actions);
   void Deliver(ChoiceDelta delta);
-  bool MeetsStop(Stream& stream, size_t choice, const RequestPlan& plan, ChoiceDelta* delta);
+  bool MeetsStop(const RequestPlan& plan, Choice& choice, ChoiceDelta* delta);
   void Write(Stream& stream);
   void DropReader(RequestId id);
   void Forget(RequestId id);
@@ -77,12 +83,14 @@ class RouterProcess {
   void OnSessionEnd(size_t group);
   void LeaveSession(size_t group);
 
-  void CheckEnd(const Stream& stream, size_t choice, const ChoiceDelta& delta);
+  void CheckEnd(const RequestPlan& plan, const Choice& choice, const ChoiceDelta& delta);
   void CheckBounds();
   // Since when no group that takes requests has the fingerprint ("": any); kNever if one has.
   TimeUs AbsentSince(const std::string& fingerprint) const;
   void NotePresence();
   Stream* StreamOf(const Wire* wire);
+  void NotePlacement(const SubmitAction& submit);
+  void NoteDeath(GroupId group);
 
   Stage* const stage_;
   const Scenario& scenario_;
@@ -95,7 +103,8 @@ class RouterProcess {
   std::vector<Session> sessions_;
   std::map<RequestId, Stream> streams_;
   std::map<std::string, TimeUs> absent_since_;  // by fingerprint; "": of all
-  int64_t downs_ = 0;                           // sessions that have ended
+  // Of every choice that is alive here, by the seed of its sequence.
+  std::map<uint64_t, std::pair<RequestId, size_t>> places_;
 };
 
 }  // namespace facet::sim

@@ -118,8 +118,7 @@ void TellFailure(const Arguments& arguments, uint64_t seed, const char* what) {
 }
 
 int RunOne(const Arguments& arguments) {
-  World world(arguments.first, arguments.trace);
-  const Outcome outcome = world.Run();
+  const Outcome outcome = RunWorld(arguments.first, arguments.trace);
   std::printf("seed %llu: %lld events, trace hash %016llx\n%s\n",
               static_cast<unsigned long long>(arguments.first),
               static_cast<long long>(outcome.events), static_cast<unsigned long long>(outcome.hash),
@@ -133,8 +132,7 @@ int RunOne(const Arguments& arguments) {
   for (uint64_t seed = child.next; seed <= child.last; ++seed) {
     Line line{.seed = seed, .begun = true};
     if (write(out, &line, sizeof(line)) != sizeof(line)) _exit(4);
-    World world(seed, /*print_trace=*/false);
-    const Outcome outcome = world.Run();
+    const Outcome outcome = RunWorld(seed, /*print_trace=*/false);
     line.begun = false;
     line.events = outcome.events;
     line.sights = outcome.sights;

@@ -41,6 +41,7 @@ void ForEachSight(Visitor visit) {
   visit("steps", &Sights::steps);
   visit("takeovers", &Sights::takeovers);
   visit("fair_pairs", &Sights::fair_pairs);
+  visit("stops", &Sights::stops);
 }
 
 }  // namespace

@@ -35,9 +35,9 @@ void Wire::Tell(WireEnd end, TimeUs time) {
 void Wire::Cut(WireEnd end) {
   Side& side = At(end);
   if (!side.open || side.cut != kNever) return;
-  side.cut = stage_->now() + dice_->In(0, delays_.most);
+  side.cut = stage_->now() + dice_.In(0, delays_.most);
   side.last_arrival = std::min(side.last_arrival, side.cut);
-  Tell(end, side.cut + dice_->In(0, delays_.notice_most));
+  Tell(end, side.cut + dice_.In(0, delays_.notice_most));
 }
 
 void Wire::Close(WireEnd by) {

@@ -2,6 +2,7 @@
 #define FACET_TESTS_SIMULATION_WIRE_H_
 
 #include <array>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -24,8 +25,9 @@ enum class WireEnd { kNear = 0, kFar = 1 };  // kNear: the side that opened it
 // only then does the other side hear of it.
 class Wire : public std::enable_shared_from_this<Wire> {
  public:
-  Wire(Stage* stage, Dice* dice, const WireDelays& delays)
-      : stage_(stage), dice_(dice), delays_(delays) {}
+  // `seed` decides the delays.
+  Wire(Stage* stage, uint64_t seed, const WireDelays& delays)
+      : stage_(stage), dice_(seed, "wire"), delays_(delays) {}
 
   // What the process at `end` does when the stream has ended without its doing.
   void OnLost(WireEnd end, std::function<void()> lost) { At(end).lost = std::move(lost); }
@@ -50,14 +52,14 @@ class Wire : public std::enable_shared_from_this<Wire> {
   };
   Side& At(WireEnd end) { return sides_[static_cast<size_t>(end)]; }
   static WireEnd Other(WireEnd end) { return end == WireEnd::kNear ? WireEnd::kFar : WireEnd::kNear; }
-  TimeUs Delay() { return dice_->Low(delays_.least, delays_.most); }
+  TimeUs Delay() { return dice_.Low(delays_.least, delays_.most); }
   void Shut(WireEnd end);
   // `end` hears that the stream is over, after what arrives until then.
   void Tell(WireEnd end, TimeUs time);
   void Cut(WireEnd end);
 
   Stage* stage_;
-  Dice* dice_;
+  Dice dice_;
   const WireDelays delays_;
   std::array<Side, 2> sides_;
   TimeUs held_until_ = 0;

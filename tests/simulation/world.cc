@@ -127,4 +127,6 @@ Outcome World::Run() {
   return {stage_.trace.hash(), stage_.queue.done(), stage_.failure, stage_.sights};
 }
 
+Outcome RunWorld(uint64_t seed, bool print_trace) { return World(seed, print_trace).Run(); }
+
 }  // namespace facet::sim

@@ -47,6 +47,8 @@ class World {
   std::vector<std::unique_ptr<Client>> clients_;
 };
 
+Outcome RunWorld(uint64_t seed, bool print_trace);
+
 }  // namespace facet::sim
 
 #endif  // FACET_TESTS_SIMULATION_WORLD_H_
