@@ -311,6 +311,10 @@ void Client::CheckError(const ChoiceDelta& delta, const Choice& choice) {
     ++stage_->sights.unavailable;
     return;
   }
+  if (absl::IsResourceExhausted(status)) {
+    ++stage_->sights.shed;
+    return;
+  }
   if (absl::IsInvalidArgument(status)) {
     ++stage_->sights.invalid;
     const int context = scenario_.groups.front().leader.engine.context_tokens;

@@ -58,9 +58,11 @@ absl::Status PlanAuditor::TakeSegment(const Segment& segment, int* tokens) {
   if (size == 0 || size > options_.prefill_chunk_max) {
     return Internal("a segment of {} tokens, at most {} may be", size, options_.prefill_chunk_max);
   }
-  // A sequence that found its prefix cached begins behind it.
-  const bool begins = slot.next_position == 0 && segment.first_position % options_.block_tokens == 0;
-  if (segment.first_position != slot.next_position && !begins) {
+  // It goes on where it was, or behind whole blocks that were found in the cache.
+  const bool over_blocks = segment.first_position > slot.next_position &&
+                           segment.first_position % options_.block_tokens == 0 &&
+                           slot.next_position % options_.block_tokens == 0;
+  if (segment.first_position != slot.next_position && !over_blocks) {
     return Internal("slot {}: position {} after {}", segment.slot.value, segment.first_position,
                     slot.next_position);
   }

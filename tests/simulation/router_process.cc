@@ -24,12 +24,6 @@ uint64_t SeedOf(const RequestPlan& plan, size_t index) {
                       static_cast<uint32_t>(index % n));
 }
 
-template <typename Core>
-absl::Status CheckOf(const Core& core) {
-  if constexpr (requires { core.Check(); }) return core.Check();
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 RouterProcess::RouterProcess(Stage* stage, const Scenario& scenario, int number, int life,
@@ -137,7 +131,7 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
     if (!delta.end) core_.Stop(delta.request, delta.prompt_index, delta.choice_index, stage_->now());
   }
   if (delta.migration_gap) ++stage_->sights.migrations;
-  if (delta.end) CheckEnd(plan, choice, delta);
+  if (delta.end) CheckEnd(stream, choice, delta);
   stream.outbox_tokens += std::ssize(delta.tokens);
   stream.outbox.done = delta.end && delta.end->request_done;
   stream.outbox.deltas.push_back(std::move(delta));
@@ -183,6 +177,7 @@ void RouterProcess::Acknowledge(const Wire* wire) {
   stream->patience->Set(kNever);
   if (stream->paused) {
     stream->paused = false;
+    stream->was_paused = true;
     core_.Resume(stream->id, stage_->now());
   }
   if (!stream->outbox.deltas.empty() || stream->outbox.done) Write(*stream);
@@ -360,7 +355,9 @@ void RouterProcess::NotePlacement(const SubmitAction& submit) {
   const auto place = places_.find(submit.seed);
   if (place == places_.end()) return;  // its client is gone; a cancel follows
   const auto& [id, index] = place->second;
-  streams_.at(id).choices[index].group = submit.group;
+  Stream& stream = streams_.at(id);
+  stream.ran = true;
+  stream.choices[index].group = submit.group;
 }
 
 void RouterProcess::NoteDeath(GroupId group) {
@@ -371,18 +368,16 @@ void RouterProcess::NoteDeath(GroupId group) {
   }
 }
 
-void RouterProcess::CheckEnd(const RequestPlan& plan, const Choice& choice,
-                             const ChoiceDelta& delta) {
+void RouterProcess::CheckEnd(const Stream& stream, const Choice& choice, const ChoiceDelta& delta) {
   if (delta.end->reason != EndReason::kError) return;
   const absl::Status& status = delta.end->status;
   const std::string what =
-      fmt::format("{}: request {} choice {}.{} ended with: {}", name_, plan.number,
+      fmt::format("{}: request {} choice {}.{} ended with: {}", name_, stream.call.plan->number,
                   delta.prompt_index, delta.choice_index, status.ToString());
-  if (absl::IsUnavailable(status)) {
-    const TimeUs since = AbsentSince(choice.fingerprint);
-    stage_->Require(since != kNever && stage_->now() - since >= scenario_.core.group_wait_us,
-                    "{}, but an equal group was there {} us ago", what,
-                    since == kNever ? 0 : stage_->now() - since);
+  if (absl::IsUnavailable(status)) return CheckUnavailable(choice, status, what);
+  if (absl::IsResourceExhausted(status)) {
+    stage_->Require(!stream.ran && stream.call.resume.empty(), "{}, but it had begun", what);
+    stage_->Require(RetryAfter(status).has_value(), "{}, without a retry delay", what);
   } else if (absl::IsInternal(status) &&
              status.message().find("finite") == std::string_view::npos) {
     stage_->Require(choice.deaths >= scenario_.core.fruitless_deaths_max,
@@ -390,22 +385,44 @@ void RouterProcess::CheckEnd(const RequestPlan& plan, const Choice& choice,
   }
 }
 
+void RouterProcess::CheckUnavailable(const Choice& choice, const absl::Status& status,
+                                     const std::string& what) {
+  stage_->Require(RetryAfter(status).has_value(), "{}, without a retry delay", what);
+  if (status.message().find("retried") != std::string_view::npos) {
+    stage_->Require(choice.deaths > 0, "{}, but no group of it died", what);
+    ++stage_->sights.unretried;
+    return;
+  }
+  const TimeUs since = AbsentSince(choice.fingerprint);
+  stage_->Require(since != kNever && stage_->now() - since >= scenario_.core.group_wait_us,
+                  "{}, but an equal group was there {} us ago", what,
+                  since == kNever ? 0 : stage_->now() - since);
+}
+
 void RouterProcess::CheckBounds() {
-  if (const absl::Status status = CheckOf(core_); !status.ok()) {
+  if (const absl::Status status = core_.Check(); !status.ok()) {
     stage_->Fail("{}: {}", name_, MessageOf(status));
   }
-  const RouterCoreStats stats = core_.stats();
-  int64_t paused = 0;
+  // What has never run keeps to the queue's bounds; what has run comes back whatever they are.
+  int64_t fresh = 0, fresh_tokens = 0;
   for (const auto& [id, stream] : streams_) {
-    if (stream.paused) ++paused;
     if (stream.outbox.done) continue;
     stage_->Require(stream.deadline > stage_->now(), "{}: request {} outlives its deadline", name_,
                     stream.call.plan->number);
+    if (stream.ran || stream.paused || stream.was_paused || !stream.call.resume.empty()) continue;
+    ++fresh;
+    for (const auto& prompt : stream.call.plan->prompts) {
+      fresh_tokens += std::ssize(prompt) * stream.call.plan->n;
+    }
   }
-  (void)paused;
-  stage_->Require(stats.queued_requests <= scenario_.core.queue.requests_max,
-                  "{}: {} requests wait, at most {} may", name_, stats.queued_requests,
-                  scenario_.core.queue.requests_max);
+  const RequestQueueOptions& bounds = scenario_.core.queue;
+  stage_->Require(fresh <= bounds.requests_max && (fresh == 1 || fresh_tokens <= bounds.tokens_max),
+                  "{}: {} requests of {} tokens wait, at most {} of {} may", name_, fresh,
+                  fresh_tokens, bounds.requests_max, bounds.tokens_max);
+  const RouterCoreStats stats = core_.stats();
+  stage_->Require(stats.queued_requests <= std::ssize(streams_),
+                  "{}: {} requests wait, but only {} have a stream", name_, stats.queued_requests,
+                  streams_.size());
 }
 
 void RouterProcess::CheckIdle() {

@@ -64,6 +64,8 @@ class RouterProcess {
     int64_t outbox_tokens = 0;
     bool writing = false;  // a slow reader has not read the last reply
     bool paused = false;
+    bool ran = false;         // some of it
+    bool was_paused = false;  // may come back to a full queue, like what has run
     std::unique_ptr<Alarm> patience;
   };
 
@@ -83,7 +85,8 @@ class RouterProcess {
   void OnSessionEnd(size_t group);
   void LeaveSession(size_t group);
 
-  void CheckEnd(const RequestPlan& plan, const Choice& choice, const ChoiceDelta& delta);
+  void CheckEnd(const Stream& stream, const Choice& choice, const ChoiceDelta& delta);
+  void CheckUnavailable(const Choice& choice, const absl::Status& status, const std::string& what);
   void CheckBounds();
   // Since when no group that takes requests has the fingerprint ("": any); kNever if one has.
   TimeUs AbsentSince(const std::string& fingerprint) const;

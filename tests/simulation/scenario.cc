@@ -96,6 +96,12 @@ void DrawCore(Dice& dice, RouterCoreOptions* core) {
   core->queue.tokens_max = dice.Percent(60) ? 1 << 20 : dice.In(60, 1500);
   core->group_wait_us = dice.In(4, 20) * kSecond;
   core->stop_grace_us = dice.In(20, 500) * kMs;
+  core->retries = {static_cast<int>(dice.In(0, 500)), static_cast<int>(dice.In(1, 60))};
+  core->fairness.unfair_wait_us = dice.Percent(30) ? 0 : dice.In(20, 600) * kMs;
+  core->fairness.skew_max = static_cast<double>(dice.In(0, 30)) / 10;
+  core->tenants.weights["t0"] = static_cast<double>(dice.In(2, 30)) / 10;
+  core->mirror_links_max = dice.Percent(20) ? dice.In(1, 20) : 1 << 18;
+  core->seed = dice.Next();
 }
 
 // The prompts that clients share beginnings of: whole blocks, or one token more or less.

@@ -42,6 +42,8 @@ void ForEachSight(Visitor visit) {
   visit("takeovers", &Sights::takeovers);
   visit("fair_pairs", &Sights::fair_pairs);
   visit("stops", &Sights::stops);
+  visit("shed", &Sights::shed);
+  visit("unretried", &Sights::unretried);
 }
 
 }  // namespace
@@ -54,6 +56,14 @@ std::string Sights::Text() const {
   std::string text;
   ForEachSight([&](const char* name, int64_t Sights::*sight) {
     text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name, this->*sight);
+  });
+  return text;
+}
+
+std::string Sights::Missing() const {
+  std::string text;
+  ForEachSight([&](const char* name, int64_t Sights::*sight) {
+    if (this->*sight == 0) text += fmt::format("{}{}", text.empty() ? "" : ", ", name);
   });
   return text;
 }
