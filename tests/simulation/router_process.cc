@@ -11,10 +11,16 @@ namespace {
 
 constexpr TimeUs kBackoffLeast = 100 * kMs;
 constexpr TimeUs kBackoffMost = 2 * kSecond;
+constexpr size_t kTenantsMax = 64;
 
 size_t IndexOf(const RequestPlan& plan, int prompt_index, int choice_index) {
   return static_cast<size_t>(prompt_index) * static_cast<size_t>(plan.n) +
          static_cast<size_t>(choice_index);
+}
+
+bool HasTokens(const Call& call) {
+  return std::any_of(call.resume.begin(), call.resume.end(),
+                     [](const ResumePoint& point) { return !point.tokens.empty(); });
 }
 
 // The seed of the sequence of a choice, by its index in the request.
@@ -35,6 +41,7 @@ RouterProcess::RouterProcess(Stage* stage, const Scenario& scenario, int number,
       number_(number),
       dice_(scenario.seed, name_, static_cast<uint64_t>(life)),
       core_(scenario.core, stage->now()),
+      fairness_(stage, name_, scenario.core.tenants),
       wake_(&stage->queue, [this] { Settle(); }) {
   absent_since_[""] = stage->now();
   for (const GroupPlan& group : scenario.groups) absent_since_[group.fingerprint] = stage->now();
@@ -119,6 +126,7 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
   if (found == streams_.end()) return;  // its client is gone
   Stream& stream = found->second;
   const RequestPlan& plan = *stream.call.plan;
+  fairness_.Output(plan.tenant, std::ssize(delta.tokens));
   Choice& choice = stream.choices[IndexOf(plan, delta.prompt_index, delta.choice_index)];
   if (!delta.fingerprint.empty()) choice.fingerprint = delta.fingerprint;
   if (!delta.tokens.empty()) choice.deaths = 0;
@@ -214,7 +222,17 @@ void RouterProcess::Forget(RequestId id) {
 // --- The core.
 
 void RouterProcess::Settle() {
-  if (core_.NextWake() <= stage_->now()) core_.Tick(stage_->now());
+  Act();
+  if (core_.NextWake() <= stage_->now()) {
+    core_.Tick(stage_->now());
+    Act();
+  }
+  wake_.Set(core_.NextWake());
+  CheckBounds();
+}
+
+void RouterProcess::Act() {
+  // Delivering may ask the core for more: a stop pair ends a choice.
   for (CoreActions actions = core_.TakeActions(); !actions.empty();
        actions = core_.TakeActions()) {
     SendToLeaders(actions);
@@ -226,8 +244,7 @@ void RouterProcess::Settle() {
       Write(found->second);
     }
   }
-  wake_.Set(core_.NextWake());
-  CheckBounds();
+  fairness_.Take(core_.TopTenants(kTenantsMax));
 }
 
 void RouterProcess::SendToLeaders(CoreActions& actions) {
@@ -289,6 +306,7 @@ void RouterProcess::OnMessage(size_t group, const FromLeader& message) {
   }
   for (const SequenceNews& news : message.news.sequences) {
     core_.OnDelta(session.id, ToLeaderDelta(news), now);
+    Act();
   }
   if (message.news.cache) core_.OnCacheNews(session.id, ToGroupCacheNews(*message.news.cache));
   session.draining = message.news.state.draining;
@@ -376,7 +394,7 @@ void RouterProcess::CheckEnd(const Stream& stream, const Choice& choice, const C
                   delta.prompt_index, delta.choice_index, status.ToString());
   if (absl::IsUnavailable(status)) return CheckUnavailable(choice, status, what);
   if (absl::IsResourceExhausted(status)) {
-    stage_->Require(!stream.ran && stream.call.resume.empty(), "{}, but it had begun", what);
+    stage_->Require(!stream.ran && !HasTokens(stream.call), "{}, but it had begun", what);
     stage_->Require(RetryAfter(status).has_value(), "{}, without a retry delay", what);
   } else if (absl::IsInternal(status) &&
              status.message().find("finite") == std::string_view::npos) {

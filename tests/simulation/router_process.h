@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/simulation/dice.h"
+#include "tests/simulation/fairness_auditor.h"
 #include "tests/simulation/messages.h"
 #include "tests/simulation/scenario.h"
 #include "tests/simulation/stage.h"
@@ -71,6 +72,8 @@ class RouterProcess {
 
   // After every event: what the core wants is done, and its invariants are looked at.
   void Settle();
+  // Does what the core wants. After a call of the core that may place sequences.
+  void Act();
   void SendToLeaders(CoreActions& actions);
   void Deliver(ChoiceDelta delta);
   bool MeetsStop(const RequestPlan& plan, Choice& choice, ChoiceDelta* delta);
@@ -102,6 +105,7 @@ class RouterProcess {
   const int number_;
   Dice dice_;
   RouterCore core_;
+  FairnessAuditor fairness_;
   Alarm wake_;
   std::vector<Session> sessions_;
   std::map<RequestId, Stream> streams_;
