@@ -114,6 +114,8 @@ Segment FakeExecutor::Resolve(Segment segment) const {
     if (token != kSampledToken) continue;
     FACET_CHECK(segment.tokens.size() == 1 && slot->second.last_sampled.has_value(),
                 "slot {}: no token was sampled before", segment.slot.value);
+    FACET_CHECK(!slot->second.start.logits_digest, "slot {}: a digest and overlapped steps",
+                segment.slot.value);
     token = *slot->second.last_sampled;
   }
   return segment;

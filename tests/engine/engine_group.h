@@ -48,12 +48,13 @@ inline EngineRequest Request(uint64_t id, int prompt, int max_tokens) {
   return Request(id, std::move(tokens), max_tokens);
 }
 
-// What `request` prints if nothing ends it but max_tokens.
+// What `request` prints if nothing ends it but max_tokens and its context.
 inline std::vector<TokenId> Oracle(const EngineRequest& request, const EngineOptions& options) {
+  const auto context = static_cast<size_t>(Engine(options).context_tokens());
   std::vector<TokenId> tokens = request.tokens;
   std::vector<TokenId> output;
-  for (int i = static_cast<int>(tokens.size()) - request.prompt_length; i < request.max_tokens;
-       ++i) {
+  for (int i = static_cast<int>(tokens.size()) - request.prompt_length;
+       i < request.max_tokens && tokens.size() < context; ++i) {
     output.push_back(FakeExecutor::Choose(FakeExecutor::LogitsAfter(tokens, options), options,
                                           request.seed, static_cast<int64_t>(tokens.size()), 0)
                          .id);
@@ -80,6 +81,9 @@ struct EngineGroup {
       std::optional<StepPlan> plan = engine.Plan(now);
       Look();
       if (!plan) break;
+      for (const SequenceStart& start : plan->starts) {
+        starts[start.seed].push_back(static_cast<int>(outputs[start.seed].size()));
+      }
       plans.push_back(std::move(*plan));
     }
     if (plans.empty()) return std::nullopt;
@@ -135,6 +139,8 @@ struct EngineGroup {
   std::map<uint64_t, std::vector<TokenId>> outputs;
   std::vector<EngineDelta> deltas;
   int64_t tokens_computed = 0;
+  // Output tokens at each start, by seed: for sequences whose seed is their id.
+  std::map<uint64_t, std::vector<int>> starts;
 };
 
 }  // namespace facet::testing

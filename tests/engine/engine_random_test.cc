@@ -112,6 +112,7 @@ struct Case {
   std::vector<ScoredToken> output;
   std::vector<ScoredToken> prompt;
   std::optional<EngineFinish> finish;
+  std::vector<size_t> starts;  // output at each: the first, and after preemptions
 };
 
 // What the runs of all seeds have reached, so that a generator gone tame is noticed.
@@ -133,7 +134,7 @@ class RandomRun {
         engine_(options_),
         executor_(options_, kPoison),
         coverage_(coverage) {
-    const int cases = dice_.In(1, 20);
+    const int cases = dice_.In(1, kCasesMax);
     for (int i = 0; i < cases; ++i) cases_.push_back(RandomCase(i));
   }
 
@@ -157,6 +158,7 @@ class RandomRun {
 
  private:
   static constexpr TokenId kPoison = 399;
+  static constexpr int kCasesMax = 20;
 
   Case RandomCase(int index) {
     Case c;
@@ -178,7 +180,7 @@ class RandomRun {
     }
     request.cache_salt = dice_.OneIn(4) ? 1 : 0;
     if (dice_.OneIn(20)) request.tokens[dice_.In(0, request.prompt_length - 1)] = kPoison;
-    request.seed = static_cast<uint64_t>(dice_.In(0, 1000));
+    request.seed = static_cast<uint64_t>(dice_.In(0, 1000) * kCasesMax + index);
     request.logprobs = dice_.In(-1, 2);
     request.prompt_logprobs = dice_.OneIn(6);
     request.logits_digest = dice_.OneIn(6);
@@ -276,6 +278,13 @@ class RandomRun {
           ASSERT_EQ((users[{pool, segment.blocks[pool][i]}]), 1) << "a written block of two";
         }
       }
+    }
+    for (const SequenceStart& start : plan.starts) {
+      Case& c = cases_[start.seed % kCasesMax];
+      c.starts.push_back(c.output.size());
+      ASSERT_LE(static_cast<int>(c.starts.size()), 1 + options_.preemptions_max);
+      const size_t count = c.starts.size();
+      ASSERT_TRUE(count <= 2 || c.starts[count - 1] > c.starts[count - 2]) << "no progress";
     }
     ASSERT_GT(tokens, 0);
     ASSERT_LE(tokens, options_.step_tokens_max);

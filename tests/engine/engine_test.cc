@@ -8,36 +8,14 @@
 
 #include "base/status.h"
 #include "shard_worker/runtime/fake_executor.h"
+#include "tests/engine/engine_group.h"
 
-namespace facet {
+namespace facet::testing {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
-EngineOptions SmallOptions() {
-  EngineOptions options;
-  options.block_tokens = 4;
-  options.blocks = {16, 16};
-  options.window = 8;
-  options.context_tokens = 48;
-  options.vocabulary_size = 100;
-  options.step_tokens_max = 16;
-  options.sequences_max = 4;
-  options.waiting_max = 4;
-  options.prefill_chunk_max = 8;
-  return options;
-}
-
-EngineRequest Request(uint64_t id, int prompt, int max_tokens) {
-  EngineRequest request;
-  request.id = SequenceId{id};
-  for (int i = 0; i < prompt; ++i) request.tokens.push_back((i * 7 + static_cast<int>(id)) % 100);
-  request.prompt_length = prompt;
-  request.max_tokens = max_tokens;
-  return request;
-}
-
-// An engine and the fake it drives; time stands still unless a test moves it.
+// One step at a time; time stands still unless a test moves it.
 struct Group {
   explicit Group(const EngineOptions& options = SmallOptions(), std::optional<TokenId> poison = {})
       : engine(options), executor(options, poison) {}
@@ -327,4 +305,4 @@ TEST(EngineDeathTest, NoMoreStepsThanTheOptionsAllow) {
 }
 
 }  // namespace
-}  // namespace facet
+}  // namespace facet::testing

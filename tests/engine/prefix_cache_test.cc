@@ -297,9 +297,7 @@ class SharedPrefix : public ::testing::TestWithParam<int> {
     options.steps_max = GetParam();
     return options;
   }
-  static EngineRequest Of(uint64_t id) {
-    return Request(id, Prompt(2064, 2000, id, 1000), 8);
-  }
+  static EngineRequest Of(uint64_t id) { return Request(id, Prompt(2064, 2000, id, 1000), 8); }
 };
 
 TEST_P(SharedPrefix, IsComputedOnceIfAllComeAtOnce) {
