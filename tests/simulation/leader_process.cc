@@ -199,6 +199,11 @@ void LeaderProcess::CheckAll() {
     stage_->Fail("{}: {}", name_, MessageOf(status));
   }
   stage_->Require(core_.verdict().ok(), "{}: {}", name_, MessageOf(core_.verdict()));
+  const EngineStats stats = core_.stats().engine;
+  constexpr int kCanaries = 1;
+  stage_->Require(stats.running + stats.waiting <= core_.sequences() + kCanaries,
+                  "{}: {} sequences run and {} wait for {} that somebody wants", name_,
+                  stats.running, stats.waiting, core_.sequences());
   // With nothing under way, whoever is left would wait for ever.
   stage_->Require(core_.sequences() == 0 || core_.outstanding() > 0,
                   "{}: {} sequences wait and no step is under way", name_, core_.sequences());

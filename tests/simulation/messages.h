@@ -63,6 +63,8 @@ class LeaderPort {
   virtual ~LeaderPort() = default;
   virtual void Open(std::shared_ptr<Wire> wire, int router, Sink sink) = 0;
   virtual void Take(const Wire* wire, const ToLeader& message) = 0;
+  // Since when the leader's process has lived and its group moved; kNever: it does not.
+  virtual TimeUs SteadySince() const = 0;
 };
 
 // What leaders need of a request and the router core only passes on.

@@ -63,6 +63,7 @@ void SimGroup::Start() {
       EndEpoch();
     });
   };
+  epoch_began_ = stage_->now();
   process_ = std::make_unique<LeaderProcess>(stage_, scenario_, number_, ++epoch_, canary_,
                                              std::move(events));
 }
@@ -86,6 +87,10 @@ void SimGroup::Open(std::shared_ptr<Wire> wire, int router, Sink sink) {
 
 void SimGroup::Take(const Wire* wire, const ToLeader& message) {
   if (process_ != nullptr) process_->Take(wire, message);
+}
+
+TimeUs SimGroup::SteadySince() const {
+  return process_ == nullptr || process_->hung() ? kNever : epoch_began_;
 }
 
 void SimGroup::EndEpoch() {

@@ -46,6 +46,7 @@ class SimGroup : public LeaderPort {
 
   void Open(std::shared_ptr<Wire> wire, int router, Sink sink) override;
   void Take(const Wire* wire, const ToLeader& message) override;
+  TimeUs SteadySince() const override;
 
   void CrashLeader();
   // A rank other than the leader dies; the leader hears of it at once, or nearly.
@@ -70,6 +71,7 @@ class SimGroup : public LeaderPort {
   const int number_;
   Dice dice_;
   uint64_t epoch_ = 0;
+  TimeUs epoch_began_ = 0;
   std::optional<CanaryAnswer> canary_;
   std::unique_ptr<LeaderProcess> process_;  // null: no epoch
 };

@@ -49,11 +49,7 @@ RouterProcess::RouterProcess(Stage* stage, const Scenario& scenario, int number,
     Session& session = sessions_.emplace_back();
     session.id = core_.AddGroup();
     session.connect = std::make_unique<Alarm>(&stage->queue, [this, i] { Connect(i); });
-    session.silence = std::make_unique<Alarm>(&stage->queue, [this, i] {
-      stage_->Note("{} gives silent group {} up", name_, i);
-      sessions_[i].wire->Close(WireEnd::kNear);
-      OnSessionEnd(i);
-    });
+    session.silence = std::make_unique<Alarm>(&stage->queue, [this, i] { OnSilence(i); });
     session.backoff = kBackoffLeast;
     session.connect->Set(stage->now());
   }
@@ -282,6 +278,7 @@ void RouterProcess::Connect(size_t group) {
   Session& session = sessions_[group];
   session.wire = std::make_shared<Wire>(stage_, dice_.Next(), scenario_.session_wire);
   session.wire->Hold(session.held_until);
+  session.opened_at = stage_->now();
   session.wire->OnLost(WireEnd::kNear, [this, group] { OnSessionEnd(group); });
   session.silence->Set(stage_->now() + scenario_.silence_max);
   session.wire->Send(WireEnd::kNear, [this, group, leader = leaders_[group], wire = session.wire,
@@ -313,6 +310,19 @@ void RouterProcess::OnMessage(size_t group, const FromLeader& message) {
   NotePresence();
   core_.OnGroupState(session.id, ToGroupState(message.news.state), now);
   Settle();
+}
+
+void RouterProcess::OnSilence(size_t group) {
+  stage_->Note("{} gives silent group {} up", name_, group);
+  // What took the messages' time away must have been a fault.
+  const TimeUs all_well = std::max({leaders_[group]->SteadySince(), sessions_[group].opened_at,
+                                    sessions_[group].held_until});
+  const bool should_have_spoken =
+      all_well < stage_->now() - scenario_.silence_max && sessions_[group].wire->intact();
+  stage_->Require(!should_have_spoken, "{}: group {} was silent for {} us and all was well", name_,
+                  group, scenario_.silence_max);
+  sessions_[group].wire->Close(WireEnd::kNear);
+  OnSessionEnd(group);
 }
 
 void RouterProcess::OnSessionEnd(size_t group) {

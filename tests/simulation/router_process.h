@@ -43,6 +43,7 @@ class RouterProcess {
     bool draining = false;
     std::string fingerprint;
     TimeUs backoff = 0;
+    TimeUs opened_at = 0;
     TimeUs held_until = 0;  // of a partition
     std::unique_ptr<Alarm> connect, silence;
   };
@@ -85,6 +86,7 @@ class RouterProcess {
 
   void Connect(size_t group);
   void OnMessage(size_t group, const FromLeader& message);
+  void OnSilence(size_t group);
   void OnSessionEnd(size_t group);
   void LeaveSession(size_t group);
 

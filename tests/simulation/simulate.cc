@@ -182,8 +182,8 @@ bool Continue(const Arguments& arguments, Child* child, Tally* tally) {
   close(child->pipe);
   if (!child->inside) return false;
   ++tally->stopped;
-  TellFailure(arguments, *child->inside,
-              WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "the process ended");
+  const std::string how = WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "the process ended";
+  TellFailure(arguments, *child->inside, ("STOPPED: " + how).c_str());
   child->next = *child->inside + 1;
   if (child->next > child->last) return false;
   Fork(child, arguments.until_find);

@@ -41,7 +41,8 @@ class Wire : public std::enable_shared_from_this<Wire> {
   // Nothing arrives before `time`: a partition that heals then.
   void Hold(TimeUs time) { held_until_ = std::max(held_until_, time); }
 
-  bool open(WireEnd end) const { return sides_[static_cast<size_t>(end)].open; }
+  // Nothing has been lost of it.
+  bool intact() const { return sides_[0].cut == kNever && sides_[1].cut == kNever; }
 
  private:
   struct Side {
