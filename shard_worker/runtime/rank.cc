@@ -1,6 +1,7 @@
 #include "shard_worker/runtime/rank.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -101,6 +102,7 @@ class RankImpl : public Rank {
     FACET_ASSIGN_OR_RETURN(forward_,
                            Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
                                            options_.step_tokens_max));
+    forward_->OnProgress([this] { ++moved_; });
     FACET_RETURN_IF_ERROR(AllocateKv());
     sampler_.emplace(device_.get(), plan_.Slices(options_.rank), spec_.vocabulary);
     SetFacts();
@@ -142,8 +144,15 @@ class RankImpl : public Rank {
   void Attach(std::unique_ptr<Communicator> communicator) override {
     FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
     communicator->SetTimeout(options_.step_timeout);
+    slots_ = SequenceSlots(options_.sequences_max);
     const std::lock_guard lock(abort_mutex_);
+    FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
     communicator_ = std::move(communicator);
+  }
+
+  void Detach() override {
+    const std::lock_guard lock(abort_mutex_);
+    communicator_.reset();
   }
 
   std::unique_ptr<Executor> MakeExecutor() override {
@@ -158,6 +167,7 @@ class RankImpl : public Rank {
       FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
       FACET_ASSIGN_OR_RETURN(const StepPlan plan, DecodePlan(message));
       if (plan.step == kStopStep) return absl::OkStatus();
+      const InStep in_step(this);
       FACET_RETURN_IF_ERROR(RunStep(plan).status());
     }
   }
@@ -175,12 +185,15 @@ class RankImpl : public Rank {
     if (communicator_ != nullptr) communicator_->Abort();
   }
 
+  RankProgress progress() const override { return {moved_, in_step_}; }
+
   StepTimes TakeTimes() override {
     const std::lock_guard lock(times_mutex_);
     return std::exchange(times_, StepTimes());
   }
 
   absl::StatusOr<StepResult> LeadStep(const StepPlan& plan) {
+    const InStep in_step(this);
     if (options_.world > 1) {
       std::vector<std::byte> message = EncodePlan(plan);
       FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
@@ -189,6 +202,19 @@ class RankImpl : public Rank {
   }
 
  private:
+  // While it lives, the rank is in a step.
+  class InStep {
+   public:
+    explicit InStep(RankImpl* rank) : rank_(rank) {
+      ++rank_->moved_;
+      rank_->in_step_ = true;
+    }
+    ~InStep() { rank_->in_step_ = false; }
+
+   private:
+    RankImpl* const rank_;
+  };
+
   // A row of the step whose logits somebody needs.
   struct LogitRow {
     int32_t row;
@@ -274,6 +300,7 @@ class RankImpl : public Rank {
       const size_t count = std::min<size_t>(kLogitRowsMax, logit_rows.size() - first);
       FACET_RETURN_IF_ERROR(
           ComputeLogits(plan, std::span(logit_rows).subspan(first, count), &results));
+      ++moved_;
     }
     for (size_t i = 0; i < results.size(); ++i) {
       const SequenceState& state = slots_[plan.segments[i].slot];
@@ -371,6 +398,8 @@ class RankImpl : public Rank {
   SequenceSlots slots_;
   std::mutex abort_mutex_;  // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;
+  std::atomic<uint64_t> moved_ = 0;
+  std::atomic<bool> in_step_ = false;
   std::mutex times_mutex_;
   StepTimes times_;
 };

@@ -225,11 +225,15 @@ class RandomRun {
         ASSERT_NO_FATAL_FAILURE(CheckPlan(*plan));
         coverage_->overlapped += !plans_.empty();
         plans_.push_back(std::move(*plan));
-      } else if (plans_.empty() && dice_.OneIn(2)) {
-        ASSERT_TRUE(executor_.Run(engine_.PlanIdle()).ok());
+      } else if (plans_.empty()) {
+        const EngineStats stats = engine_.stats();
+        ASSERT_EQ(stats.running + stats.waiting, 0) << "nobody can move";
+        if (dice_.OneIn(2)) {
+          ASSERT_TRUE(executor_.Run(engine_.PlanIdle()).ok());
+        }
       }
     }
-    if (dice_.OneIn(40)) CancelDuringStep(step);
+    if (step < 100 && dice_.OneIn(40)) CancelDuringStep(step);
     if (plans_.empty() || (planned && dice_.OneIn(2))) return;
     const absl::StatusOr<StepResult> result = executor_.Run(plans_.front());
     ASSERT_TRUE(result.ok());
