@@ -102,7 +102,7 @@ class Cluster:
         self.folder = None
         self.processes = []
         self.endpoints = []
-        self.worker_names = []
+        self.worker_names = [f"worker-{g}-{r}" for g in range(replicas) for r in range(tp)]
 
     def __enter__(self):
         try:
@@ -118,13 +118,11 @@ class Cluster:
     def start(self):
         """Returns when every router sees every group ready."""
         self.folder = tempfile.mkdtemp(prefix="facet-")
-        leaders = [f"unix:{self.folder}/group{g}.sock" for g in range(self.replicas)]
-        for group, leader in enumerate(leaders):
-            for rank in range(self.tp):
-                self._start_worker(group, rank, leader)
-        address_files = [self._start_router(i, leaders) for i in range(self.routers)]
+        for name, command in self.commands(self.folder):
+            self.processes.append(Process(name, command, self.folder))
         deadline = time.monotonic() + self.ready_s
-        for path in address_files:
+        for index in range(self.routers):
+            path = self._address_file(self.folder, index)
             self._wait(lambda: os.path.exists(path), deadline)
             with open(path, encoding="utf-8") as file:
                 self.endpoints.append(file.read().strip())
@@ -173,12 +171,18 @@ class Cluster:
     def _binary(self, name):
         return os.path.join(self.bin_folder, name)
 
-    def _start(self, name, command):
-        self.processes.append(Process(name, command, self.folder))
+    def commands(self, folder):
+        """(name, command) of every server; sockets and address files are in `folder`."""
+        leaders = [f"unix:{folder}/group{group}.sock" for group in range(self.replicas)]
+        commands = []
+        for group, leader in enumerate(leaders):
+            for rank in range(self.tp):
+                commands.append((f"worker-{group}-{rank}", self._worker_command(rank, leader)))
+        for index in range(self.routers):
+            commands.append((f"router-{index}", self._router_command(index, leaders, folder)))
+        return commands
 
-    def _start_worker(self, group, rank, leader):
-        name = f"worker-{group}-{rank}"
-        self.worker_names.append(name)
+    def _worker_command(self, rank, leader):
         command = [
             self._binary("facet-worker"),
             f"--model={self.model}",
@@ -187,10 +191,9 @@ class Cluster:
             f"--threads={self.threads}",
             f"--listen={leader}" if rank == 0 else f"--leader={leader}",
         ]
-        self._start(name, command + self._common_flags() + self.worker_flags)
+        return command + self._common_flags() + self.worker_flags
 
-    def _start_router(self, index, leaders):
-        address_file = os.path.join(self.folder, f"router{index}.address")
+    def _router_command(self, index, leaders, folder):
         # Only the first router can have a fixed port.
         host = self.listen.rpartition(":")[0]
         command = [
@@ -198,10 +201,12 @@ class Cluster:
             f"--model={self.model}",
             f"--leaders={','.join(leaders)}",
             f"--listen={self.listen if index == 0 else host + ':0'}",
-            f"--address_file={address_file}",
+            f"--address_file={self._address_file(folder, index)}",
         ]
-        self._start(f"router-{index}", command + self._common_flags() + self.router_flags)
-        return address_file
+        return command + self._common_flags() + self.router_flags
+
+    def _address_file(self, folder, index):
+        return os.path.join(folder, f"router{index}.address")
 
     def _common_flags(self):
         flags = [f"--drain_s={DRAIN_S}"]
