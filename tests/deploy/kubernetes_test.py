@@ -1,5 +1,5 @@
-"""deploy/kubernetes and deploy/docker: they render, they fit Kubernetes' schemas, and what must hold
-in them holds; the launcher and the manifests start the same binaries with the same flags.
+"""deploy/kubernetes and deploy/docker: they render, they fit Kubernetes' schemas, and what must
+hold in them holds; the launcher and the manifests start the same binaries with the same flags.
 
     kubernetes_test.py Invariants|Flags|Image|Rendering|Schemas
 
@@ -32,10 +32,6 @@ BASE = "deploy/kubernetes/base"
 BIN = os.environ.get("FACET_BIN_DIR", "build/bin")
 SLACK_S = 10  # for a shutdown after its drain
 SKIPPED = 77
-# Flags that only the launcher needs, and why.
-LAUNCHER_ONLY = {
-    "address_file": "tells which port a server on port 0 got; in a pod ports are fixed",
-}
 
 
 def read_manifests():
@@ -284,7 +280,8 @@ class Flags(unittest.TestCase):
         for container in containers(read_manifests()):
             manifests.setdefault(container["command"][0], []).append(flags_of(container))
         launcher = {}
-        for _, command in cluster.Cluster("m.gguf", tp=2, replicas=2, routers=2).commands("/run"):
+        local = cluster.Cluster("m.gguf", tp=2, replicas=2, routers=2)
+        for _, command, _ in local.commands("/run"):
             flags = flags_of({"args": command[1:]})
             launcher.setdefault(os.path.basename(command[0]), []).append(flags)
         return manifests, launcher
@@ -301,7 +298,7 @@ class Flags(unittest.TestCase):
         self.assertEqual(set(launcher), set(manifests))
         for binary in manifests:
             names = [
-                {name for flags in started[binary] for name in flags} - set(LAUNCHER_ONLY)
+                {name for flags in started[binary] for name in flags}
                 for started in (manifests, launcher)
             ]
             self.assertEqual(*names, binary)
