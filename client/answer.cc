@@ -6,7 +6,6 @@
 
 #include "base/status.h"
 #include "client/json.h"
-#include "serving/grpc_status.h"
 
 namespace facet {
 namespace {
@@ -74,10 +73,32 @@ double Seconds(ClientClock::duration duration) {
 Answer::Answer(int prompts, int n) : n_(n), choices_(static_cast<size_t>(prompts) * n) {}
 
 absl::Status Answer::Add(const v1::GenerateResponse& response, ClientClock::time_point now) {
+  begun_ = true;
   if (!response.request_id().empty()) request_id_ = response.request_id();
+  if (response.has_start()) FACET_RETURN_IF_ERROR(AddStart(response.start()));
   for (const v1::PromptEcho& echo : response.echo()) echo_.push_back(echo);
   for (const v1::Delta& delta : response.deltas()) FACET_RETURN_IF_ERROR(AddDelta(delta, now));
   return absl::OkStatus();
+}
+
+absl::Status Answer::AddStart(const v1::StreamStart& start) {
+  if (!start_) {
+    start_ = start;
+    return absl::OkStatus();
+  }
+  ++resumptions_;
+  if (start.seed() != start_->seed()) {
+    return Internal("the stream went on with seed {} instead of {}", start.seed(), start_->seed());
+  }
+  if (start.SerializeAsString() != start_->SerializeAsString()) {
+    return Internal("the stream went on with other prompt tokens");
+  }
+  return absl::OkStatus();
+}
+
+bool Answer::complete() const {
+  return std::all_of(choices_.begin(), choices_.end(),
+                     [](const ChoiceState& choice) { return choice.finish.has_value(); });
 }
 
 absl::Status Answer::AddDelta(const v1::Delta& delta, ClientClock::time_point now) {
@@ -93,6 +114,7 @@ absl::Status Answer::AddDelta(const v1::Delta& delta, ClientClock::time_point no
     return Internal("the router sent offset {} where {} tokens had come", delta.offset(),
                     choice.tokens.size());
   }
+  if (!delta.fingerprint().empty()) choice.fingerprint = delta.fingerprint();
   choice.text += delta.text();
   choice.tokens.insert(choice.tokens.end(), delta.tokens().begin(), delta.tokens().end());
   if (delta.has_finish()) choice.finish = delta.finish();
@@ -120,22 +142,6 @@ absl::Status Answer::Outcome() const {
     }
   }
   return absl::OkStatus();
-}
-
-grpc::Status Stream(v1::Inference::StubInterface& inference, grpc::ClientContext& context,
-                    const v1::GenerateRequest& request, Answer& answer,
-                    const std::function<void()>& on_message) {
-  const auto reader = inference.Generate(&context, request);
-  v1::GenerateResponse response;
-  absl::Status sound;
-  while (sound.ok() && reader->Read(&response)) {
-    sound = answer.Add(response, ClientClock::now());
-    if (sound.ok()) on_message();
-  }
-  if (sound.ok()) return reader->Finish();
-  context.TryCancel();
-  reader->Finish();
-  return ToGrpc(sound);
 }
 
 std::string_view FinishName(v1::FinishReason reason) {
@@ -179,6 +185,7 @@ std::string DescribeRates(const Answer& answer, ClientClock::time_point sent) {
   if (const auto& finish = answer.choice(0).finish) {
     text += fmt::format("; seed {}", finish->seed());
   }
+  if (answer.resumptions() > 0) text += fmt::format("; resumed {} x", answer.resumptions());
   return text;
 }
 
@@ -199,6 +206,7 @@ std::string ToJson(const Answer& answer) {
     }
     json.EndArray();
   }
+  if (answer.resumptions() > 0) json.Key("resumptions").Integer(answer.resumptions());
   json.EndObject();
   return json.text();
 }

@@ -2,7 +2,6 @@
 #define FACET_CLIENT_ANSWER_H_
 
 #include <chrono>
-#include <functional>
 #include <iosfwd>
 #include <optional>
 #include <string>
@@ -20,17 +19,20 @@ using ClientClock = std::chrono::steady_clock;
 struct ChoiceState {
   std::string text;
   std::vector<v1::TokenOutput> tokens;
+  std::string fingerprint;  // of what computes it, once tokens have come
   std::optional<v1::Finish> finish;
 };
 
-// A call's answer, put together from its stream, and when its parts came.
+// An answer, put together from its stream, and when its parts came. A stream that goes on where
+// another one broke off continues the same answer.
 class Answer {
  public:
   // For `prompts` x `n` choices.
   Answer(int prompts, int n);
 
   // Takes the next message. Internal if it contradicts what came before: tokens lost or repeated,
-  // a choice nobody asked for, something after a choice's end.
+  // a choice nobody asked for, something after a choice's end, a stream that goes on with another
+  // seed or other prompt tokens.
   absl::Status Add(const v1::GenerateResponse& response, ClientClock::time_point now);
 
   int choices() const { return static_cast<int>(choices_.size()); }
@@ -40,6 +42,10 @@ class Answer {
   const std::string& request_id() const { return request_id_; }
   const std::vector<v1::PromptEcho>& echo() const { return echo_; }
   int tokens() const { return tokens_; }  // of all choices
+  bool begun() const { return begun_; }   // something has come
+  bool complete() const;                  // every choice has its end
+  const std::optional<v1::StreamStart>& start() const { return start_; }
+  int resumptions() const { return resumptions_; }  // streams after the first one
   std::optional<ClientClock::time_point> first_token_at() const { return first_token_at_; }
   ClientClock::time_point last_token_at() const { return last_token_at_; }
 
@@ -47,6 +53,7 @@ class Answer {
   absl::Status Outcome() const;
 
  private:
+  absl::Status AddStart(const v1::StreamStart& start);
   absl::Status AddDelta(const v1::Delta& delta, ClientClock::time_point now);
 
   const int n_;
@@ -54,15 +61,12 @@ class Answer {
   std::string request_id_;
   std::vector<v1::PromptEcho> echo_;
   int tokens_ = 0;
+  bool begun_ = false;
+  std::optional<v1::StreamStart> start_;
+  int resumptions_ = 0;
   std::optional<ClientClock::time_point> first_token_at_;
   ClientClock::time_point last_token_at_;
 };
-
-// Runs the call to its end, showing each message to `answer` and then to `on_message`.
-// The call's status, or what Answer::Add said. Blocks.
-grpc::Status Stream(v1::Inference::StubInterface& inference, grpc::ClientContext& context,
-                    const v1::GenerateRequest& request, Answer& answer,
-                    const std::function<void()>& on_message);
 
 // "stop", "length", "cancelled", "deadline", "error".
 std::string_view FinishName(v1::FinishReason reason);

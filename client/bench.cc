@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "client/answer.h"
 #include "client/json.h"
+#include "client/resuming_stream.h"
 #include "client/table.h"
 
 namespace facet {
@@ -45,10 +46,11 @@ v1::GenerateRequest MakeRequest(const BenchOptions& options, int vocabulary_size
 }
 
 absl::StatusOr<int> VocabularySize(const Connection& connection, const std::string& name) {
-  grpc::ClientContext context;
-  connection.Prepare(context);
   v1::ListModelsResponse response;
-  FACET_RETURN_IF_ERROR(connection.Explain(connection.models->List(&context, {}, &response)));
+  FACET_RETURN_IF_ERROR(
+      connection.Ask([&](const RouterStubs& router, grpc::ClientContext& context) {
+        return router.models->List(&context, {}, &response);
+      }));
   for (const v1::ModelInfo& model : response.models()) {
     if (!name.empty() && model.name() != name) continue;
     if (model.vocabulary_size() < 1) return Internal("{}: the vocabulary is empty", model.name());
@@ -95,15 +97,14 @@ class Load {
   }
 
   void RunOne(uint64_t number, BenchSamples& samples) {
-    const v1::GenerateRequest request = MakeRequest(options_, vocabulary_size_, number);
-    grpc::ClientContext context;
-    connection_.Prepare(context);
-    if (!Register(context)) return;
     Answer answer(1, 1);
+    ResumingStream stream(connection_, MakeRequest(options_, vocabulary_size_, number), answer,
+                          number % connection_.routers.size());
+    if (!Register(stream)) return;
     int seen = 0;
     ClientClock::time_point previous;
     const ClientClock::time_point sent = ClientClock::now();
-    const grpc::Status status = Stream(*connection_.inference, context, request, answer, [&] {
+    absl::Status outcome = stream.Run([&] {
       const int fresh = answer.tokens() - seen;
       if (fresh == 0) return;
       const ClientClock::time_point now = answer.last_token_at();
@@ -113,23 +114,20 @@ class Load {
       seen = answer.tokens();
       previous = now;
     });
-    Unregister(context);
-    Record(answer, status, sent, samples);
-    if (number == kWarmUp) {
-      warm_up_status_ = connection_.Explain(status);
-      if (warm_up_status_.ok()) warm_up_status_ = answer.Outcome();
-    }
+    Unregister(stream);
+    if (outcome.ok()) outcome = answer.Outcome();
+    Record(answer, outcome, sent, samples);
+    if (number == kWarmUp) warm_up_status_ = outcome;
   }
 
-  void Record(const Answer& answer, const grpc::Status& status, ClientClock::time_point sent,
+  void Record(const Answer& answer, const absl::Status& outcome, ClientClock::time_point sent,
               BenchSamples& samples) {
+    samples.resumptions += answer.resumptions();
     samples.output_tokens += answer.tokens();
     if (const auto first = answer.first_token_at()) {
       samples.prompt_tokens += options_.prompt_tokens;
       samples.ttft.push_back(Seconds(*first - sent));
     }
-    absl::Status outcome = connection_.Explain(status);
-    if (outcome.ok()) outcome = answer.Outcome();
     if (outcome.ok()) {
       ++samples.completed;
       samples.end_to_end.push_back(Seconds(ClientClock::now() - sent));
@@ -146,15 +144,15 @@ class Load {
   }
 
   // False if the time is up already.
-  bool Register(grpc::ClientContext& context) {
+  bool Register(ResumingStream& stream) {
     std::lock_guard lock(mutex_);
     if (over_) return false;
-    running_.insert(&context);
+    running_.insert(&stream);
     return true;
   }
-  void Unregister(grpc::ClientContext& context) {
+  void Unregister(ResumingStream& stream) {
     std::lock_guard lock(mutex_);
-    running_.erase(&context);
+    running_.erase(&stream);
   }
 
   // Until all streams are done: shows progress and, when the time is up, cancels what runs.
@@ -165,7 +163,7 @@ class Load {
       const ClientClock::time_point now = ClientClock::now();
       if (options_.duration && !over_ && now - start >= *options_.duration) {
         over_ = true;
-        for (grpc::ClientContext* context : running_) context->TryCancel();
+        for (ResumingStream* stream : running_) stream->Cancel();
       }
       ClientClock::time_point wake = now + kProgressInterval;
       if (options_.duration && !over_) wake = std::min(wake, start + *options_.duration);
@@ -193,9 +191,9 @@ class Load {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::set<grpc::ClientContext*> running_;  // guarded by mutex_
-  BenchSamples total_;                      // guarded by mutex_
-  int streams_done_ = 0;                    // guarded by mutex_
+  std::set<ResumingStream*> running_;  // guarded by mutex_
+  BenchSamples total_;                 // guarded by mutex_
+  int streams_done_ = 0;               // guarded by mutex_
 };
 
 std::string ToTable(const BenchReport& report, const BenchOptions& options) {
@@ -220,6 +218,9 @@ std::string ToTable(const BenchReport& report, const BenchOptions& options) {
   add("ITL", samples.itl);
   add("END TO END", samples.end_to_end);
   text += table.Render();
+  if (samples.resumptions > 0) {
+    text += fmt::format("{} streams went on at another router\n", samples.resumptions);
+  }
   for (const auto& [error, count] : samples.errors) {
     text += fmt::format("{} x {}\n", count, error);
   }
@@ -249,6 +250,7 @@ std::string ToJson(const BenchReport& report, const BenchOptions& options) {
   add("tpot_s", samples.tpot);
   add("itl_s", samples.itl);
   add("end_to_end_s", samples.end_to_end);
+  json.Key("resumptions").Integer(samples.resumptions);
   json.Key("errors").BeginObject();
   for (const auto& [error, count] : samples.errors) json.Key(error).Integer(count);
   json.EndObject().EndObject();
@@ -260,6 +262,7 @@ std::string ToJson(const BenchReport& report, const BenchOptions& options) {
 void BenchSamples::Merge(BenchSamples other) {
   completed += other.completed;
   cut_off += other.cut_off;
+  resumptions += other.resumptions;
   prompt_tokens += other.prompt_tokens;
   output_tokens += other.output_tokens;
   const auto append = [](std::vector<double>& to, const std::vector<double>& from) {

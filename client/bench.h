@@ -17,7 +17,8 @@ namespace facet {
 // What one stream saw, or all of them together. Times in seconds.
 struct BenchSamples {
   int completed = 0;
-  int cut_off = 0;  // still running when the time was up
+  int cut_off = 0;      // still running when the time was up
+  int resumptions = 0;  // streams that went on at another router
   int64_t prompt_tokens = 0;
   int64_t output_tokens = 0;
   std::vector<double> ttft;

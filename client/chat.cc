@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "client/answer.h"
+#include "client/resuming_stream.h"
 
 namespace facet {
 namespace {
@@ -68,27 +69,25 @@ absl::Status ChatSession::Turn(const std::string& text) {
   question.set_content(text);
 
   Answer answer(1, 1);
-  grpc::ClientContext context;
-  connection_.Prepare(context);
+  ResumingStream stream(connection_, request_, answer);
   {
     std::lock_guard lock(mutex_);
-    running_ = &context;
+    running_ = &stream;
     interrupted_ = false;
   }
   size_t shown = 0;
   const ClientClock::time_point sent = ClientClock::now();
-  const grpc::Status status = Stream(*connection_.inference, context, request_, answer, [&] {
+  absl::Status outcome = stream.Run([&] {
     const std::string_view text_so_far = answer.choice(0).text;
     out_ << text_so_far.substr(std::exchange(shown, text_so_far.size())) << std::flush;
   });
-  if (shown > 0 || status.ok()) out_ << '\n' << std::flush;
+  if (shown > 0 || outcome.ok()) out_ << '\n' << std::flush;
   bool interrupted = false;
   {
     std::lock_guard lock(mutex_);
     running_ = nullptr;
     interrupted = interrupted_;
   }
-  absl::Status outcome = connection_.Explain(status);
   if (outcome.ok()) outcome = answer.Outcome();
   if (!outcome.ok() && !interrupted) {
     messages.RemoveLast();
@@ -105,7 +104,7 @@ void ChatSession::Interrupt() {
   std::lock_guard lock(mutex_);
   if (running_ != nullptr) {
     interrupted_ = true;
-    running_->TryCancel();
+    running_->Cancel();
   } else if (options_.interactive) {
     // The terminal has dropped the line that was being typed.
     err_ << "\n" << kHelp << kPrompt << std::flush;

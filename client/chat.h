@@ -1,14 +1,13 @@
 #ifndef FACET_CLIENT_CHAT_H_
 #define FACET_CLIENT_CHAT_H_
 
-#include <grpcpp/client_context.h>
-
 #include <iosfwd>
 #include <mutex>
 
 #include "absl/status/status.h"
 #include "client/connection.h"
 #include "client/options.h"
+#include "client/resuming_stream.h"
 
 namespace facet {
 
@@ -40,8 +39,8 @@ class ChatSession {
   v1::GenerateRequest request_;  // one chat prompt: the conversation so far
 
   std::mutex mutex_;
-  grpc::ClientContext* running_ = nullptr;  // guarded by mutex_
-  bool interrupted_ = false;                // guarded by mutex_
+  ResumingStream* running_ = nullptr;  // guarded by mutex_
+  bool interrupted_ = false;           // guarded by mutex_
 };
 
 }  // namespace facet

@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "client/answer.h"
+#include "client/resuming_stream.h"
 
 namespace facet {
 namespace {
@@ -68,10 +69,8 @@ absl::Status RunGenerate(const Connection& connection, const GenerateOptions& op
   const int n = std::max(1, options.request.has_n() ? options.request.n() : 1);
   Answer answer(options.request.prompts_size(), n);
   OrderedPrinter printer(answer, out, err);
-  grpc::ClientContext context;
-  connection.Prepare(context);
   const ClientClock::time_point sent = ClientClock::now();
-  const grpc::Status status = Stream(*connection.inference, context, options.request, answer, [&] {
+  const absl::Status status = ResumingStream(connection, options.request, answer).Run([&] {
     if (!options.json) printer.Show();
   });
   printer.End();
@@ -80,7 +79,7 @@ absl::Status RunGenerate(const Connection& connection, const GenerateOptions& op
     if (options.json) out << ToJson(answer) << std::endl;
     fmt::print(err, "{}\n", DescribeRates(answer, sent));
   }
-  FACET_RETURN_IF_ERROR(connection.Explain(status));
+  FACET_RETURN_IF_ERROR(status);
   return answer.Outcome();
 }
 

@@ -44,7 +44,7 @@ void PrintHelp() {
     fmt::print("  {:<10} {}\n", command.name, command.summary);
   }
   fmt::print(
-      "\nThe router is --endpoint host:port, else the environment's FACET_ENDPOINT, else "
+      "\nThe routers are --endpoint host:port,..., else the environment's FACET_ENDPOINTS, else "
       "localhost:8470.\nExit codes: 0 answered, 1 failed, 2 misused.\n");
 }
 

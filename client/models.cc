@@ -44,10 +44,11 @@ std::string ToTable(const v1::ListModelsResponse& response) {
 
 absl::Status RunModels(const Connection& connection, const ModelsOptions& options,
                        std::ostream& out) {
-  grpc::ClientContext context;
-  connection.Prepare(context);
   v1::ListModelsResponse response;
-  FACET_RETURN_IF_ERROR(connection.Explain(connection.models->List(&context, {}, &response)));
+  FACET_RETURN_IF_ERROR(
+      connection.Ask([&](const RouterStubs& router, grpc::ClientContext& context) {
+        return router.models->List(&context, {}, &response);
+      }));
   out << (options.json ? ToJson(response) + "\n" : ToTable(response)) << std::flush;
   return absl::OkStatus();
 }

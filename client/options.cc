@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <iterator>
+#include <ranges>
 
 #include "absl/flags/flag.h"
 #include "base/status.h"
@@ -52,9 +53,14 @@ std::string AbslUnparseFlag(const EscapedList& list) {
 
 }  // namespace facet
 
-ABSL_FLAG(std::string, endpoint, "",
-          "The router: host:port or unix:/path. Without it the environment's FACET_ENDPOINT, "
-          "else localhost:8470.");
+ABSL_FLAG(
+    std::vector<std::string>, endpoint, {},
+    "The routers, separated by commas: host:port or unix:/path. The first one is asked first; "
+    "a stream that breaks goes on at the next. Without it the environment's "
+    "FACET_ENDPOINTS, else its FACET_ENDPOINT, else localhost:8470.");
+ABSL_FLAG(double, retry_s, 30,
+          "Seconds to look for a router that goes on with a stream that broke, or takes a request "
+          "that was refused for now; 0 does not.");
 ABSL_FLAG(std::string, tenant, "", "Who asks, for the router's shares between tenants.");
 ABSL_FLAG(absl::optional<double>, timeout_s, absl::nullopt,
           "Seconds a call may take; the router stops work that is past it.");
@@ -124,6 +130,7 @@ namespace {
 constexpr double kSecondsMax = 1e6;
 
 const std::vector<std::string_view> kConnectionFlags = {"endpoint", "tenant", "timeout_s"};
+const std::vector<std::string_view> kRetryFlags = {"retry_s"};
 const std::vector<std::string_view> kSamplingFlags = {
     "max_tokens",       "temperature",       "top_k", "top_p", "min_p",     "repetition_penalty",
     "presence_penalty", "frequency_penalty", "seed",  "stop",  "ignore_eos"};
@@ -195,6 +202,19 @@ absl::Status AddTokenPrompt(const std::vector<std::string>& ids, v1::GenerateReq
   return absl::OkStatus();
 }
 
+// Those of the flag, else of the environment; empty: neither says.
+std::vector<std::string> Endpoints() {
+  std::vector<std::string> endpoints = absl::GetFlag(FLAGS_endpoint);
+  for (const char* name : {"FACET_ENDPOINTS", "FACET_ENDPOINT"}) {
+    const char* value = std::getenv(name);
+    if (!endpoints.empty() || value == nullptr || *value == '\0') continue;
+    for (const auto item : std::views::split(std::string_view(value), ',')) {
+      endpoints.emplace_back(item.begin(), item.end());
+    }
+  }
+  return endpoints;
+}
+
 }  // namespace
 
 std::span<const CommandHelp> Commands() {
@@ -209,11 +229,12 @@ std::span<const CommandHelp> Commands() {
        Join({{"prompt", "raw", "token_ids", "system", "model", "n"},
              kSamplingFlags,
              {"logprobs", "echo", "logits_digest", "json"},
+             kRetryFlags,
              kConnectionFlags})},
       {"chat", "talk with the model, turn by turn", "facet chat [flags]",
        "Talks with the model, turn by turn; every line is a message. /reset forgets the "
        "conversation, /exit or\nCtrl-D leaves, Ctrl-C interrupts the answer.",
-       Join({{"system", "model"}, kSamplingFlags, kConnectionFlags})},
+       Join({{"system", "model"}, kSamplingFlags, kRetryFlags, kConnectionFlags})},
       {"status", "show the groups, their memory, queues and rates", "facet status [flags]",
        "Shows what the router sees: groups of ranks, their state, memory, queues and rates.",
        Join({{"watch", "until_ready", "json"}, kConnectionFlags})},
@@ -226,6 +247,7 @@ std::span<const CommandHelp> Commands() {
        "  facet bench --streams 8 --requests 64 --prompt-tokens 256 --max-tokens 128",
        Join({{"streams", "requests", "seconds", "prompt_tokens", "max_tokens", "seed", "model",
               "json"},
+             kRetryFlags,
              kConnectionFlags})},
   };
   return commands;
@@ -233,15 +255,20 @@ std::span<const CommandHelp> Commands() {
 
 absl::StatusOr<ConnectionOptions> ConnectionOptionsFromFlags() {
   ConnectionOptions options;
-  if (const char* endpoint = std::getenv("FACET_ENDPOINT"); endpoint != nullptr && *endpoint) {
-    options.endpoint = endpoint;
+  if (std::vector<std::string> endpoints = Endpoints(); !endpoints.empty()) {
+    options.endpoints = std::move(endpoints);
   }
-  if (std::string endpoint = absl::GetFlag(FLAGS_endpoint); !endpoint.empty()) {
-    options.endpoint = std::move(endpoint);
+  for (const std::string& endpoint : options.endpoints) {
+    if (endpoint.empty()) return InvalidArgument("--endpoint: one of the routers is empty");
   }
   options.tenant = absl::GetFlag(FLAGS_tenant);
   if (const auto seconds = absl::GetFlag(FLAGS_timeout_s)) {
     FACET_ASSIGN_OR_RETURN(options.timeout, Seconds("timeout_s", *seconds));
+  }
+  if (const double seconds = absl::GetFlag(FLAGS_retry_s); seconds == 0) {
+    options.retry.limit = std::chrono::milliseconds(0);
+  } else {
+    FACET_ASSIGN_OR_RETURN(options.retry.limit, Seconds("retry_s", seconds));
   }
   return options;
 }

@@ -61,10 +61,11 @@ std::string ToJson(const v1::GetStatusResponse& response) {
 }
 
 absl::StatusOr<v1::GetStatusResponse> Ask(const Connection& connection) {
-  grpc::ClientContext context;
-  connection.Prepare(context);
   v1::GetStatusResponse response;
-  FACET_RETURN_IF_ERROR(connection.Explain(connection.status->GetStatus(&context, {}, &response)));
+  FACET_RETURN_IF_ERROR(
+      connection.Ask([&](const RouterStubs& router, grpc::ClientContext& context) {
+        return router.status->GetStatus(&context, {}, &response);
+      }));
   return response;
 }
 

@@ -27,7 +27,7 @@ TABLE = {
     "router/service": [
         "base", "checkpoint", "serving", "protos", "router/core", "router/tokenizer",
     ],
-    "serving": ["base"],
+    "serving": ["base", "protos/google"],
     "client": ["base", "serving", "protos/inference", "protos/types"],
     "protos": [],
 }
@@ -92,6 +92,8 @@ def ours(header):
     generated = re.fullmatch(r"facet/v1/(\w+)(\.grpc)?\.pb\.h", header)
     if generated:
         return "protos/" + generated.group(1)
+    if re.fullmatch(r"google/rpc/\w+\.pb\.h", header):
+        return "protos/" + header
     return header if header.split("/")[0] in TOP_FOLDERS else None
 
 
