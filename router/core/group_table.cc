@@ -25,7 +25,10 @@ const GroupTable::Group& GroupTable::At(GroupId id) const {
 void GroupTable::Up(GroupId id, GroupFacts facts) {
   Group& group = At(id);
   FACET_CHECK(!group.up, "group {} is up already", id.value);
-  group = Group{.up = true, .facts = std::move(facts)};
+  if (group.last_epoch && *group.last_epoch != facts.epoch) ++epoch_changes_;
+  const uint64_t epoch = facts.epoch;
+  group = Group{.up = true, .facts = std::move(facts), .mirror = PrefixMirror(mirror_links_max_)};
+  group.last_epoch = epoch;
   none_since_ = kNever;
 }
 
@@ -42,10 +45,15 @@ void GroupTable::State(GroupId id, const GroupState& state, TimeUs now) {
   NoteAvailability(now);
 }
 
+void GroupTable::CacheNews(GroupId id, const GroupCacheNews& news) {
+  Group& group = At(id);
+  if (group.up) group.mirror.Apply(news);
+}
+
 void GroupTable::Down(GroupId id, TimeUs now) {
   Group& group = At(id);
   if (!group.up) return;
-  group = Group{};
+  group = Group{.last_epoch = group.last_epoch};
   NoteAvailability(now);
 }
 

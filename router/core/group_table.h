@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "router/core/prefix_mirror.h"
 #include "router/core/request.h"
 
 namespace facet {
@@ -21,6 +22,8 @@ namespace facet {
 struct GroupFacts {
   std::string fingerprint;  // groups with equal fingerprints give equal answers
   int context_tokens = 0;   // prompt + output of a sequence, at most
+  int block_tokens = 0;     // of a KV block, and of a prefix link; 0: the group reuses no prefixes
+  uint64_t epoch = 0;       // changes when the group forms anew
 };
 
 // What a leader says from time to time.
@@ -30,18 +33,24 @@ struct GroupState {
   int64_t credit_tokens = 0;  // prompt tokens that this router may still submit
   // Submits of this session that the leader had counted when it said so; absent: all of them.
   std::optional<int64_t> submits_received;
-  bool draining = false;  // takes nothing new
+  bool draining = false;              // takes nothing new
+  int64_t pending_prompt_tokens = 0;  // of all routers' sequences: accepted, not yet computed
+  double prefill_tokens_per_s = 0;    // 0: unknown
 };
 
 class GroupTable {
  public:
-  explicit GroupTable(TimeUs now) : none_since_(now) {}
+  // Of each group's cache at most `mirror_links_max` links are remembered.
+  GroupTable(int64_t mirror_links_max, TimeUs now)
+      : mirror_links_max_(mirror_links_max), none_since_(now) {}
 
   GroupId Add();
   // A session has begun. The group has no credit until its first state.
   void Up(GroupId id, GroupFacts facts);
   // REQUIRES: the group is up.
   void State(GroupId id, const GroupState& state, TimeUs now);
+  // Ignored while the group is down.
+  void CacheNews(GroupId id, const GroupCacheNews& news);
   // The session has ended, and with it all sequences. No-op on a group that is down.
   void Down(GroupId id, TimeUs now);
 
@@ -62,6 +71,8 @@ class GroupTable {
 
   bool up(GroupId id) const { return At(id).up; }
   const std::string& fingerprint(GroupId id) const { return At(id).facts.fingerprint; }
+  // Groups that came back with another epoch.
+  int64_t epoch_changes() const { return epoch_changes_; }
   // Since when no group takes requests; kNever while one does.
   TimeUs none_since() const { return none_since_; }
 
@@ -70,10 +81,12 @@ class GroupTable {
     bool up = false;
     GroupFacts facts;
     GroupState state;
-    int64_t own = 0;             // sequences of this router
-    int64_t others = 0;          // and of other routers, as of the last state
-    int64_t submits = 0;         // in this session
-    std::deque<int64_t> unseen;  // tokens of the latest submits, which no state counts yet
+    PrefixMirror mirror{0};
+    int64_t own = 0;                     // sequences of this router
+    int64_t others = 0;                  // and of other routers, as of the last state
+    int64_t submits = 0;                 // in this session
+    std::optional<uint64_t> last_epoch;  // survives the session
+    std::deque<int64_t> unseen;          // tokens of the latest submits, which no state counts yet
     int64_t unseen_tokens = 0;
 
     bool takes_requests() const { return up && !state.draining; }
@@ -83,7 +96,9 @@ class GroupTable {
   const Group& At(GroupId id) const;
   void NoteAvailability(TimeUs now);
 
+  int64_t mirror_links_max_;
   std::vector<Group> groups_;
+  int64_t epoch_changes_ = 0;
   TimeUs none_since_;
 };
 

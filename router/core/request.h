@@ -32,8 +32,17 @@ class SequenceParams {
 
 struct RouterPrompt {
   std::vector<TokenId> tokens;
-  int max_tokens =
-      1;  // output of each choice. 0: none is wanted, only the prompt's log-probabilities
+  int max_tokens = 1;   // output of each choice. 0: only the prompt's log-probabilities are wanted
+  bool scored = false;  // resumed: the client has the prompt's log-probabilities
+};
+
+// How far the client of a stream that broke off has come with one choice.
+struct ResumePoint {
+  int prompt_index = 0;
+  int choice_index = 0;
+  std::vector<TokenId> tokens;  // all that it has received
+  std::string fingerprint;      // as received; REQUIRED with tokens
+  bool finished = false;        // its end has been received: nothing of it is sent again
 };
 
 struct RouterRequest {
@@ -45,6 +54,12 @@ struct RouterRequest {
   uint64_t seed = 0;
   bool prompt_logprobs = false;
   TimeUs deadline = kNever;
+  // Where choices go on; those left out start from the beginning.
+  std::vector<ResumePoint> resume;
+  // A request of the same tenant with the same client_id that is alive is cancelled and replaced.
+  bool takes_over = false;
+  // Memory that waits with the request beyond what is here: params and what the service keeps.
+  int64_t extra_bytes = 0;
   std::shared_ptr<const SequenceParams> params;
 };
 
@@ -92,7 +107,11 @@ struct ChoiceDelta {
   std::vector<OutputToken> tokens;
   int prompt_offset = 0;
   std::vector<OutputToken> prompt;  // only of choice 0
-  std::optional<ChoiceEnd> end;     // nothing follows
+  // What computes the choice; in its first delta with tokens after Submit().
+  std::string fingerprint;
+  // With the first tokens after a migration: the time since the last token before it.
+  std::optional<TimeUs> migration_gap;
+  std::optional<ChoiceEnd> end;  // nothing follows
 };
 
 // A sequence for a leader to run.
@@ -101,8 +120,9 @@ struct SubmitAction {
   SequenceId sequence;
   std::vector<TokenId> tokens;  // prompt, then what earlier groups emitted
   int prompt_length = 0;
-  uint64_t seed = 0;   // of the sequence
-  int max_tokens = 1;  // output in all, at least 1
+  uint64_t seed = 0;        // of the sequence
+  int max_tokens = 1;       // output in all, at least 1
+  uint64_t cache_salt = 0;  // of the tenant
   bool prompt_logprobs = false;
   TimeUs deadline = kNever;
   std::shared_ptr<const SequenceParams> params;
@@ -119,6 +139,13 @@ struct CoreActions {
   std::vector<SubmitAction> submits;
   std::vector<CancelAction> cancels;
   std::vector<ChoiceDelta> deltas;
+  // Requests that were accepted and have nothing to send: all their choices were resumed as
+  // finished. Like a delta with request_done: the request is forgotten.
+  std::vector<RequestId> done;
+
+  bool empty() const {
+    return submits.empty() && cancels.empty() && deltas.empty() && done.empty();
+  }
 };
 
 }  // namespace facet

@@ -5,18 +5,21 @@
 
 namespace facet {
 
-absl::Status RequestQueue::Admit(int64_t tokens) const {
-  if (entries_.empty()) return absl::OkStatus();
+std::optional<Refusal> RequestQueue::Admit(int64_t tokens) const {
+  if (entries_.empty()) return std::nullopt;
   if (requests() >= options_.requests_max) {
-    return ResourceExhausted("the queue is full: {} requests wait, at most {} may", requests(),
-                             options_.requests_max);
+    return Refusal{RefusalReason::kQueueRequests,
+                   ResourceExhausted("the queue is full: {} requests wait, at most {} may",
+                                     requests(), options_.requests_max)};
   }
   if (tokens_ + tokens > options_.tokens_max) {
-    return ResourceExhausted(
-        "the queue is full: {} prompt tokens wait, {} more would pass the bound of {}", tokens_,
-        tokens, options_.tokens_max);
+    return Refusal{
+        RefusalReason::kQueueTokens,
+        ResourceExhausted(
+            "the queue is full: {} prompt tokens wait, {} more would pass the bound of {}", tokens_,
+            tokens, options_.tokens_max)};
   }
-  return absl::OkStatus();
+  return std::nullopt;
 }
 
 void RequestQueue::Push(const QueuedRequest& request) {

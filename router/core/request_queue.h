@@ -13,7 +13,7 @@
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/status/status.h"
+#include "router/core/refusal.h"
 #include "router/core/request.h"
 
 namespace facet {
@@ -35,10 +35,10 @@ class RequestQueue {
  public:
   explicit RequestQueue(const RequestQueueOptions& options) : options_(options) {}
 
-  // Whether a request with `tokens` may enter: ResourceExhausted with the bound that is reached.
+  // Why a request with `tokens` may not enter: ResourceExhausted with the bound that is reached.
   // An empty queue takes any request.
-  absl::Status Admit(int64_t tokens) const;
-  // REQUIRES: Admit(request.tokens) is OK; the id is new.
+  std::optional<Refusal> Admit(int64_t tokens) const;
+  // REQUIRES: the id is new.
   void Push(const QueuedRequest& request);
   // The request whose turn it is.
   std::optional<RequestId> Front() const;

@@ -1,10 +1,11 @@
 #include "router/core/router_core.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/check.h"
-#include "base/prng.h"
 #include "base/status.h"
+#include "router/core/cache_salt.h"
 
 namespace facet {
 namespace {
@@ -24,7 +25,10 @@ bool GivesBack(const LeaderDelta& delta) {
 
 }  // namespace
 
-void RouterCore::OnGroupUp(GroupId group, GroupFacts facts) { groups_.Up(group, std::move(facts)); }
+void RouterCore::OnGroupUp(GroupId group, GroupFacts facts) {
+  groups_.Up(group, std::move(facts));
+  counters_.epoch_changes = groups_.epoch_changes();
+}
 
 void RouterCore::OnGroupState(GroupId group, const GroupState& state, TimeUs now) {
   groups_.State(group, state, now);
@@ -34,11 +38,14 @@ void RouterCore::OnGroupState(GroupId group, const GroupState& state, TimeUs now
 void RouterCore::OnGroupDown(GroupId group, TimeUs now) {
   if (!groups_.up(group)) return;
   groups_.Down(group, now);
-  std::vector<Place> orphans;
+  std::vector<std::pair<SequenceId, Place>> orphans;
   for (const auto& [number, place] : placed_) {
-    if (place.sequence().group == group) orphans.push_back(place);
+    if (place.sequence().group == group) orphans.emplace_back(number, place);
   }
-  for (const Place& place : orphans) {
+  // The map's order is not the same in every run.
+  std::sort(orphans.begin(), orphans.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (const auto& [number, place] : orphans) {
     Detach(place.sequence());
     Interrupt(place, now);
   }
@@ -47,45 +54,73 @@ void RouterCore::OnGroupDown(GroupId group, TimeUs now) {
 
 absl::StatusOr<RequestId> RouterCore::Submit(RouterRequest request, TimeUs now) {
   FACET_CHECK(!request.prompts.empty() && request.n >= 1);
-  if (client_ids_.contains(request.client_id)) {
-    return MakeStatus(absl::StatusCode::kAlreadyExists,
-                      fmt::format("request_id: `{}` is in use", request.client_id));
+  FACET_RETURN_IF_ERROR(Admit(request, now));
+  if (const auto old = client_ids_.find(request.client_id); old != client_ids_.end()) {
+    ++counters_.takeovers;
+    EndRequest(old->second, EndReason::kCancelled,
+               MakeStatus(absl::StatusCode::kCancelled, "another stream took the request over"),
+               now);
   }
-  if (groups_.none_since() != kNever && now - groups_.none_since() >= options_.group_wait_us) {
-    return Unavailable("no group of shard workers is ready");
-  }
-  if (request.deadline <= now) return DeadlineExceeded("the request's deadline passed");
-  FACET_RETURN_IF_ERROR(queue_.Admit(PromptTokens(request)));
 
-  auto live = std::make_unique<Request>();
-  live->id = RequestId{++last_request_};
-  live->arrived_at = now;
-  for (int prompt = 0; prompt < std::ssize(request.prompts); ++prompt) {
-    FACET_CHECK(!request.prompts[prompt].tokens.empty());
-    for (int choice = 0; choice < request.n; ++choice) {
-      live->sequences.push_back({.prompt_index = prompt, .choice_index = choice});
-    }
+  auto made = std::make_unique<LiveRequest>();
+  LiveRequest& live = *made;
+  const RequestId id{++last_request_};
+  live.id = id;
+  live.arrived_at = now;
+  live.request = std::move(request);
+  live.cache_salt = CacheSalt(live.request.tenant);
+  MakeSequences(live);
+  if (live.alive == 0) {
+    actions_.done.push_back(id);
+    return id;
   }
-  live->alive = live->sequences.size();
-  live->request = std::move(request);
-
-  const RequestId id = live->id;
-  const RouterRequest& kept = live->request;
-  Enqueue(*live);
-  client_ids_.emplace(kept.client_id, id);
-  if (kept.deadline != kNever) deadlines_.emplace(kept.deadline, id);
-  requests_.emplace(id, std::move(live));
+  requests_.emplace(id, std::move(made));
+  client_ids_.emplace(live.request.client_id, id);
+  if (live.request.deadline != kNever) deadlines_.emplace(live.request.deadline, id);
+  if (!live.waiting.empty()) Enqueue(live);
+  AwaitGroups(live, now);
   PlaceAll(now);
   return id;
 }
 
-void RouterCore::Enqueue(const Request& request) {
+absl::Status RouterCore::Admit(const RouterRequest& request, TimeUs now) {
+  FACET_RETURN_IF_ERROR(CheckResume(request));
+  if (const auto old = client_ids_.find(request.client_id); old != client_ids_.end()) {
+    if (!request.takes_over || Find(old->second)->request.tenant != request.tenant) {
+      return MakeStatus(absl::StatusCode::kAlreadyExists,
+                        fmt::format("request_id: `{}` is in use", request.client_id));
+    }
+  }
+  if (groups_.none_since() != kNever && now - groups_.none_since() >= options_.group_wait_us) {
+    return Refuse({RefusalReason::kNoGroup, Unavailable("no group of shard workers is ready")});
+  }
+  if (request.deadline <= now) return DeadlineExceeded("the request's deadline passed");
+  if (auto refusal = queue_.Admit(PromptTokens(request))) return Refuse(std::move(*refusal));
+  return absl::OkStatus();
+}
+
+absl::Status RouterCore::Refuse(Refusal refusal) {
+  ++counters_.refusals[refusal.reason];
+  return WithRetryAfter(std::move(refusal.status), options_.retry_after_us);
+}
+
+void RouterCore::Enqueue(const LiveRequest& request) {
   const RouterRequest& asked = request.request;
   int64_t tokens = 0;
-  for (size_t i = request.next_unplaced; i < request.sequences.size(); ++i) {
-    tokens += std::ssize(request.prompt(request.sequences[i]).tokens);
-  }
+  for (const size_t i : request.waiting) tokens += request.known_tokens(request.sequences[i]);
   queue_.Push({request.id, asked.tenant, asked.priority, asked.deadline, tokens});
+}
+
+void RouterCore::AwaitGroups(LiveRequest& request, TimeUs now) {
+  // The last sequence to end takes the request with it, so what is left is counted beforehand.
+  size_t left = request.alive;
+  for (size_t i = 0; left > 0; ++i) {
+    const Place place{&request, i};
+    const Phase phase = place.sequence().phase;
+    if (phase == Phase::kEnded) continue;
+    --left;
+    if (phase == Phase::kPaused) AwaitGroup(place, now);
+  }
 }
 
 void RouterCore::Cancel(RequestId request, TimeUs now) {
@@ -95,9 +130,9 @@ void RouterCore::Cancel(RequestId request, TimeUs now) {
 }
 
 void RouterCore::Stop(RequestId id, int prompt_index, int choice_index, TimeUs now) {
-  Request* request = Find(id);
+  LiveRequest* request = Find(id);
   if (request == nullptr) return;
-  const Place place{request, static_cast<size_t>(prompt_index) * request->request.n + choice_index};
+  const Place place{request, request->index_of(prompt_index, choice_index)};
   Sequence& sequence = place.sequence();
   if (sequence.phase == Phase::kRunning) {
     actions_.cancels.push_back({sequence.group, sequence.number});
@@ -110,12 +145,12 @@ void RouterCore::Stop(RequestId id, int prompt_index, int choice_index, TimeUs n
 }
 
 void RouterCore::Pause(RequestId id) {
-  Request* request = Find(id);
+  LiveRequest* request = Find(id);
   if (request == nullptr || request->paused) return;
   request->paused = true;
   ++counters_.pauses;
-  if (request->next_unplaced < request->sequences.size()) queue_.Remove(id);
-  for (size_t i = 0; i < request->next_unplaced; ++i) {
+  if (!request->waiting.empty()) queue_.Remove(id);
+  for (size_t i = 0; i < request->sequences.size(); ++i) {
     const Place place{request, i};
     Sequence& sequence = place.sequence();
     if (sequence.phase == Phase::kRunning) {
@@ -126,24 +161,17 @@ void RouterCore::Pause(RequestId id) {
     } else {
       continue;
     }
+    sequence.migrating = false;
     sequence.phase = Phase::kPaused;
   }
 }
 
 void RouterCore::Resume(RequestId id, TimeUs now) {
-  Request* request = Find(id);
+  LiveRequest* request = Find(id);
   if (request == nullptr || !request->paused) return;
   request->paused = false;
-  if (request->next_unplaced < request->sequences.size()) Enqueue(*request);
-  // The last sequence to end takes the request with it, so what is left is counted beforehand.
-  size_t left = request->alive;
-  for (size_t i = 0; left > 0; ++i) {
-    const Place place{request, i};
-    const Phase phase = place.sequence().phase;
-    if (phase == Phase::kEnded) continue;
-    --left;
-    if (phase == Phase::kPaused) AwaitGroup(place, now);
-  }
+  if (!request->waiting.empty()) Enqueue(*request);
+  AwaitGroups(*request, now);
   PlaceAll(now);
 }
 
@@ -157,7 +185,10 @@ void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
     if (delta.finish) Finish(place, delta, std::move(out), now);
     return;
   }
-  const bool whole = Accept(*place.request, sequence, delta, out, now);
+  const Acceptance accepted = Accept(*place.request, sequence, delta, out, now);
+  counters_.duplicate_tokens += accepted.duplicates;
+  if (!accepted.whole) ++counters_.gaps;
+  const bool whole = accepted.whole;
   if (whole && delta.finish && !GivesBack(delta)) {
     Finish(place, delta, std::move(out), now);
     return;
@@ -173,39 +204,8 @@ void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
   PlaceAll(now);
 }
 
-bool RouterCore::Accept(const Request& request, Sequence& sequence, LeaderDelta& delta,
-                        ChoiceDelta& out, TimeUs now) {
-  const int known = static_cast<int>(sequence.emitted.size());
-  const int prompt_known = sequence.prompt_scored;
-  if (delta.offset > known || (!delta.prompt.empty() && delta.prompt_offset > prompt_known)) {
-    ++counters_.gaps;
-    return false;
-  }
-  const RouterPrompt& prompt = request.prompt(sequence);
-  out.prompt_offset = prompt_known;
-  for (size_t i = prompt_known - delta.prompt_offset; i < delta.prompt.size(); ++i) {
-    if (sequence.prompt_scored >= std::ssize(prompt.tokens)) break;
-    out.prompt.push_back(std::move(delta.prompt[i]));
-    ++sequence.prompt_scored;
-  }
-  out.offset = known;
-  const size_t repeated = static_cast<size_t>(known - delta.offset);
-  counters_.duplicate_tokens += static_cast<int64_t>(std::min(repeated, delta.tokens.size()));
-  for (size_t i = repeated; i < delta.tokens.size(); ++i) {
-    if (std::ssize(sequence.emitted) >= prompt.max_tokens) break;
-    sequence.emitted.push_back(delta.tokens[i].id);
-    out.tokens.push_back(std::move(delta.tokens[i]));
-  }
-  if (!out.tokens.empty()) {
-    sequence.fruitless_deaths = 0;
-    if (known == 0) sequence.first_token_at = now;
-    sequence.last_token_at = now;
-  }
-  return true;
-}
-
 void RouterCore::Finish(Place place, LeaderDelta& delta, ChoiceDelta out, TimeUs now) {
-  const Request& request = *place.request;
+  const LiveRequest& request = *place.request;
   Sequence& sequence = place.sequence();
   EndReason reason = *delta.finish;
   if (sequence.phase == Phase::kStopping) {
@@ -244,10 +244,9 @@ void RouterCore::PlaceInterrupted(TimeUs now) {
     const Place place{Find(id), index};
     const Sequence& sequence = place.sequence();
     if (sequence.phase != Phase::kInterrupted) continue;
-    const int64_t tokens =
-        std::ssize(place.request->prompt(sequence).tokens) + std::ssize(sequence.emitted);
+    const int64_t tokens = place.request->known_tokens(sequence);
     std::optional<std::string_view> fingerprint = sequence.fingerprint;
-    if (sequence.emitted.empty() && sequence.prompt_scored == 1) fingerprint.reset();
+    if (sequence.fresh()) fingerprint.reset();
     // Where it just failed without a token it may fail again.
     std::optional<GroupId> avoid;
     if (sequence.fruitless_deaths > 0) avoid = sequence.group;
@@ -258,8 +257,8 @@ void RouterCore::PlaceInterrupted(TimeUs now) {
 
 void RouterCore::PlaceQueued(TimeUs now) {
   while (const std::optional<RequestId> front = queue_.Front()) {
-    Request& request = *Find(*front);
-    const Place place{&request, request.next_unplaced};
+    LiveRequest& request = *Find(*front);
+    const Place place{&request, request.waiting.back()};
     const Sequence& sequence = place.sequence();
     const int64_t tokens = std::ssize(request.prompt(sequence).tokens);
     const std::optional<GroupId> group = groups_.Choose(tokens);
@@ -273,41 +272,26 @@ void RouterCore::PlaceQueued(TimeUs now) {
       continue;
     }
     queue_.Shrink(request.id, tokens);
-    if (++request.next_unplaced == request.sequences.size()) queue_.Remove(request.id);
+    request.waiting.pop_back();
+    if (request.waiting.empty()) queue_.Remove(request.id);
     PlaceOn(*group, place, now);
   }
 }
 
 void RouterCore::PlaceOn(GroupId group, Place place, TimeUs now) {
-  const RouterRequest& request = place.request->request;
   Sequence& sequence = place.sequence();
-  const RouterPrompt& prompt = place.request->prompt(sequence);
   if (sequence.phase == Phase::kInterrupted) {
     SetWait(place, kNever);
     --interrupted_;
     ++counters_.resubmissions;
-  } else {
-    sequence.placed_at = now;
   }
+  if (++sequence.submissions == 1) sequence.placed_at = now;
   sequence.phase = Phase::kRunning;
   sequence.number = SequenceId{++last_sequence_};
   sequence.group = group;
   sequence.fingerprint = groups_.fingerprint(group);
-  ++sequence.submissions;
   placed_.emplace(sequence.number, place);
-
-  SubmitAction submit{
-      .group = group,
-      .sequence = sequence.number,
-      .tokens = prompt.tokens,
-      .prompt_length = static_cast<int>(prompt.tokens.size()),
-      .seed = SequenceSeed(request.seed, sequence.prompt_index, sequence.choice_index),
-      .max_tokens = std::max(1, prompt.max_tokens),
-      .deadline = request.deadline,
-      .params = request.params};
-  submit.tokens.insert(submit.tokens.end(), sequence.emitted.begin(), sequence.emitted.end());
-  submit.prompt_logprobs = request.prompt_logprobs && sequence.choice_index == 0 &&
-                           sequence.prompt_scored < submit.prompt_length;
+  SubmitAction submit = SubmitOf(*place.request, sequence);
   groups_.Start(group, std::ssize(submit.tokens));
   actions_.submits.push_back(std::move(submit));
 }
@@ -324,7 +308,7 @@ void RouterCore::Recall(Sequence& sequence) {
 }
 
 void RouterCore::Interrupt(Place place, TimeUs now) {
-  const Request& request = *place.request;
+  const LiveRequest& request = *place.request;
   Sequence& sequence = place.sequence();
   const auto end = [&](EndReason reason, absl::Status status) {
     End(place, MeasuredEnd(request, sequence, reason, std::move(status), now), DeltaOf(place));
@@ -335,11 +319,15 @@ void RouterCore::Interrupt(Place place, TimeUs now) {
     return end(EndReason::kError, Internal("{} groups in a row failed while they ran this sequence",
                                            sequence.fruitless_deaths));
   }
+  if (!sequence.emitted.empty()) {
+    ++counters_.migrations;
+    sequence.migrating = true;
+  }
   AwaitGroup(place, now);
 }
 
 void RouterCore::AwaitGroup(Place place, TimeUs now) {
-  const Request& request = *place.request;
+  const LiveRequest& request = *place.request;
   Sequence& sequence = place.sequence();
   const int max_tokens = request.prompt(sequence).max_tokens;
   if (max_tokens > 0 && std::ssize(sequence.emitted) >= max_tokens) {
@@ -352,7 +340,7 @@ void RouterCore::AwaitGroup(Place place, TimeUs now) {
 }
 
 void RouterCore::End(Place place, ChoiceEnd end, ChoiceDelta out) {
-  Request& request = *place.request;
+  LiveRequest& request = *place.request;
   Sequence& sequence = place.sequence();
   FACET_CHECK(sequence.phase != Phase::kEnded);
   if (sequence.number.value != 0) Recall(sequence);
@@ -370,11 +358,11 @@ void RouterCore::End(Place place, ChoiceEnd end, ChoiceDelta out) {
 
 void RouterCore::EndRequest(RequestId id, EndReason reason, const absl::Status& status,
                             TimeUs now) {
-  Request* request = Find(id);
+  LiveRequest* request = Find(id);
   if (request == nullptr) return;
-  if (request->next_unplaced < request->sequences.size()) {
+  if (!request->waiting.empty()) {
     if (!request->paused) queue_.Remove(id);
-    request->next_unplaced = request->sequences.size();
+    request->waiting.clear();
   }
   for (size_t left = request->alive, i = 0; left > 0; ++i) {
     const Place place{request, i};
@@ -387,26 +375,6 @@ void RouterCore::EndRequest(RequestId id, EndReason reason, const absl::Status& 
                     complete ? absl::OkStatus() : status, now),
         DeltaOf(place));
   }
-}
-
-ChoiceEnd RouterCore::MeasuredEnd(const Request& request, const Sequence& sequence,
-                                  EndReason reason, absl::Status status, TimeUs now) {
-  ChoiceEnd end{.reason = reason, .status = std::move(status)};
-  const bool placed = sequence.submissions > 0;
-  const bool answered = !sequence.emitted.empty();
-  end.queue_us = (placed ? sequence.placed_at : now) - request.arrived_at;
-  if (placed) end.prefill_us = (answered ? sequence.first_token_at : now) - sequence.placed_at;
-  if (answered) end.decode_us = sequence.last_token_at - sequence.first_token_at;
-  return end;
-}
-
-ChoiceDelta RouterCore::DeltaOf(const Place& place) {
-  const Sequence& sequence = place.sequence();
-  return {.request = place.request->id,
-          .prompt_index = sequence.prompt_index,
-          .choice_index = sequence.choice_index,
-          .offset = static_cast<int>(sequence.emitted.size()),
-          .prompt_offset = sequence.prompt_scored};
 }
 
 void RouterCore::SetWait(Place place, TimeUs give_up) {
@@ -445,9 +413,11 @@ void RouterCore::ExpireWaits(TimeUs now) {
     } else {
       End(place,
           MeasuredEnd(*place.request, sequence, EndReason::kError,
-                      Unavailable("the group was lost after {} output tokens and no equal one "
-                                  "came up within {} s",
-                                  sequence.emitted.size(), options_.group_wait_us / 1'000'000),
+                      WithRetryAfter(
+                          Unavailable("the group was lost after {} output tokens and no equal one "
+                                      "came up within {} s",
+                                      sequence.emitted.size(), options_.group_wait_us / 1'000'000),
+                          options_.retry_after_us),
                       now),
           DeltaOf(place));
     }
@@ -457,7 +427,11 @@ void RouterCore::ExpireWaits(TimeUs now) {
 void RouterCore::ExpireQueue(TimeUs now) {
   if (groups_.none_since() == kNever || now - groups_.none_since() < options_.group_wait_us) return;
   while (const std::optional<RequestId> front = queue_.Front()) {
-    EndRequest(*front, EndReason::kError, Unavailable("no group of shard workers is ready"), now);
+    ++counters_.sheds[RefusalReason::kNoGroup];
+    EndRequest(
+        *front, EndReason::kError,
+        WithRetryAfter(Unavailable("no group of shard workers is ready"), options_.retry_after_us),
+        now);
   }
 }
 
@@ -471,7 +445,7 @@ TimeUs RouterCore::NextWake() const {
   return wake;
 }
 
-RouterCore::Request* RouterCore::Find(RequestId id) {
+LiveRequest* RouterCore::Find(RequestId id) {
   const auto found = requests_.find(id);
   return found == requests_.end() ? nullptr : found->second.get();
 }

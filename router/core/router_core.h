@@ -11,9 +11,7 @@
 // same one once it is back, and the tokens go on where they stopped.
 
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <tuple>
@@ -25,6 +23,8 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "router/core/group_table.h"
+#include "router/core/live_request.h"
+#include "router/core/refusal.h"
 #include "router/core/request.h"
 #include "router/core/request_queue.h"
 
@@ -38,6 +38,10 @@ struct RouterCoreOptions {
   TimeUs stop_grace_us = 500'000;
   // Groups that may die under a sequence without a new token before it ends with an error.
   int fruitless_deaths_max = 2;
+  // Of each group's prefix cache at most so many links are remembered.
+  int64_t mirror_links_max = int64_t{1} << 18;
+  // When a client that was turned away may come again.
+  TimeUs retry_after_us = 1'000'000;
 };
 
 struct RouterCoreStats {
@@ -55,12 +59,17 @@ struct RouterCoreCounters {
   int64_t poisoned = 0;          // ended because too many groups died under them
   int64_t duplicate_tokens = 0;  // dropped
   int64_t gaps = 0;              // tokens that leaders left out
+  int64_t migrations = 0;        // sequences that lost their group after tokens
+  int64_t takeovers = 0;         // requests that another stream of their client replaced
+  int64_t epoch_changes = 0;     // groups that came back with another epoch
+  RefusalCounts refusals;        // requests that Submit() refused
+  RefusalCounts sheds;           // requests that were turned away after they had been accepted
 };
 
 class RouterCore {
  public:
   RouterCore(const RouterCoreOptions& options, TimeUs now)
-      : options_(options), groups_(now), queue_(options.queue) {}
+      : options_(options), groups_(options.mirror_links_max, now), queue_(options.queue) {}
 
   GroupId AddGroup() { return groups_.Add(); }
 
@@ -68,12 +77,17 @@ class RouterCore {
   void OnGroupUp(GroupId group, GroupFacts facts);
   void OnGroupState(GroupId group, const GroupState& state, TimeUs now);
   void OnGroupDown(GroupId group, TimeUs now);
+  // Ignored while the group is down, and in each session until the first news with `reset`.
+  void OnCacheNews(GroupId group, const GroupCacheNews& news) { groups_.CacheNews(group, news); }
   // Deltas of sequences that have ended or moved on are ignored.
   void OnDelta(GroupId group, LeaderDelta delta, TimeUs now);
 
-  // AlreadyExists: the client's id is alive. ResourceExhausted: the queue is full. Unavailable: no
-  // group for a long time. DeadlineExceeded. Nothing has changed then. After OK each choice ends
-  // exactly once. REQUIRES: prompts, none empty; n >= 1.
+  // AlreadyExists: the client's id is alive, and the request does not take over or is another
+  // tenant's. InvalidArgument: its resume points. ResourceExhausted: the queue is full.
+  // Unavailable: no group for a long time. DeadlineExceeded. Nothing has changed then. The refusals
+  // that may be repeated say when (refusal.h). After OK each choice ends exactly once, those that
+  // were resumed as finished excepted; if all were, the request is in CoreActions::done.
+  // REQUIRES: prompts, none empty; n >= 1.
   absl::StatusOr<RequestId> Submit(RouterRequest request, TimeUs now);
   // The client is gone: every choice ends with kCancelled. Unknown ids are ignored, here and below.
   void Cancel(RequestId request, TimeUs now);
@@ -97,52 +111,7 @@ class RouterCore {
   const RouterCoreCounters& counters() const { return counters_; }
 
  private:
-  enum class Phase {
-    kQueued,
-    kRunning,      // on a group
-    kStopping,     // on a group, complete for its client
-    kInterrupted,  // its group died, or its pause is over; waits for another
-    kPaused,       // on no group, because its client reads too slowly
-    kEnded,
-  };
-
-  struct Sequence {
-    int prompt_index = 0;
-    int choice_index = 0;
-    Phase phase = Phase::kQueued;
-    SequenceId number;  // of its current submission; 0: on no group
-    GroupId group;
-    std::string fingerprint;  // of its latest group; its tokens bind it to that, once it has some
-    std::vector<TokenId> emitted;
-    int prompt_scored = 1;  // prompt positions up to here need no log-probability any more
-    int fruitless_deaths = 0;
-    int submissions = 0;
-    TimeUs give_up = kNever;  // kStopping, kInterrupted: when the wait ends
-    TimeUs placed_at = 0;     // first time
-    TimeUs first_token_at = 0;
-    TimeUs last_token_at = 0;
-  };
-
-  struct Request {
-    RequestId id;
-    RouterRequest request;
-    TimeUs arrived_at = 0;
-    std::vector<Sequence> sequences;  // by prompt, then choice
-    size_t next_unplaced = 0;         // from here on they are queued, or paused with the request
-    bool paused = false;
-    size_t alive = 0;
-
-    const RouterPrompt& prompt(const Sequence& sequence) const {
-      return request.prompts[sequence.prompt_index];
-    }
-  };
-
-  // Where a sequence lives. Pointers to requests are stable.
-  struct Place {
-    Request* request;
-    size_t index;
-    Sequence& sequence() const { return request->sequences[index]; }
-  };
+  using Place = SequencePlace;
 
   // Gives groups what they can take: first what was interrupted, then the queue.
   void PlaceAll(TimeUs now);
@@ -156,34 +125,32 @@ class RouterCore {
   void Recall(Sequence& sequence);
   // After the group of a detached sequence has failed it: waits for another group, or ends.
   void Interrupt(Place place, TimeUs now);
+  // Its paused sequences wait for groups; it may be gone then, if they are all complete.
+  void AwaitGroups(LiveRequest& request, TimeUs now);
   // The sequence waits for a group to go on with it, unless it is complete.
   void AwaitGroup(Place place, TimeUs now);
-  // Moves what is new in `delta` to `out`; false if something was left out before it.
-  bool Accept(const Request& request, Sequence& sequence, LeaderDelta& delta, ChoiceDelta& out,
-              TimeUs now);
   void Finish(Place place, LeaderDelta& delta, ChoiceDelta out, TimeUs now);
   // Ends the sequence, and forgets the request with its last one: `place` is gone then.
   void End(Place place, ChoiceEnd end, ChoiceDelta out);
-  void Enqueue(const Request& request);
+  // Why a request may not enter.
+  absl::Status Admit(const RouterRequest& request, TimeUs now);
+  // Counts a refusal and notes when to come again.
+  absl::Status Refuse(Refusal refusal);
+  void Enqueue(const LiveRequest& request);
   void EndRequest(RequestId id, EndReason reason, const absl::Status& status, TimeUs now);
-  // An end with times as this router saw them.
-  static ChoiceEnd MeasuredEnd(const Request& request, const Sequence& sequence, EndReason reason,
-                               absl::Status status, TimeUs now);
-  static ChoiceDelta DeltaOf(const Place& place);
-
   void SetWait(Place place, TimeUs give_up);
   void ExpireDeadlines(TimeUs now);
   void ExpireWaits(TimeUs now);
   void ExpireQueue(TimeUs now);
-  Request* Find(RequestId id);
+  LiveRequest* Find(RequestId id);
 
   RouterCoreOptions options_;
   GroupTable groups_;
   RequestQueue queue_;
-  absl::flat_hash_map<RequestId, std::unique_ptr<Request>> requests_;
+  absl::flat_hash_map<RequestId, std::unique_ptr<LiveRequest>> requests_;
   absl::flat_hash_map<std::string, RequestId> client_ids_;
   std::set<std::pair<TimeUs, RequestId>> deadlines_;
-  std::map<SequenceId, Place> placed_;  // kRunning and kStopping; ordered, so that runs repeat
+  absl::flat_hash_map<SequenceId, Place> placed_;  // kRunning and kStopping
   // Sequences with a give_up: request and index, the first to give up first.
   std::set<std::tuple<TimeUs, RequestId, size_t>> waits_;
   int64_t interrupted_ = 0;

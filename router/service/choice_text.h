@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "base/ids.h"
-#include "router/core/request.h"
 #include "router/tokenizer/detokenizer.h"
 #include "router/tokenizer/stop_matcher.h"
 #include "router/tokenizer/tokenizer.h"
@@ -15,23 +14,22 @@
 namespace facet {
 
 // The text of one choice, made from its tokens: whole characters only, held back while a stop
-// string may be under way. Belongs to one thread; the tokenizer must outlive it.
+// string may be under way. All of it follows from the tokens pushed, so pushing them again rebuilds
+// it. Belongs to one thread; the tokenizer must outlive it.
 class ChoiceText {
  public:
-  // `stop_tokens`: sorted; they end the answer and are no part of its text.
-  ChoiceText(const Tokenizer& tokenizer, StopMatcher stops,
-             const std::vector<TokenId>& stop_tokens);
+  // `stop_tokens`: sorted; they end the answer and are no part of its text. Its buffer must outlive
+  // this.
+  ChoiceText(const Tokenizer& tokenizer, StopMatcher stops, std::span<const TokenId> stop_tokens);
 
-  struct Piece {
-    size_t tokens = 0;  // of those pushed, how many belong to the answer
-    std::string text;
-  };
-  // Takes the next tokens. Those after the one that completes a stop string do not belong to the
-  // answer. After a stop string nothing does.
-  Piece Push(std::span<const OutputToken> tokens);
+  // Takes the next token of the answer and returns the text that is certain now.
+  // REQUIRES: no stop string has ended the text.
+  std::string Push(TokenId token);
   // The text still held back, now that no token follows.
   std::string Flush();
 
+  // A stop string has ended the text: no further token belongs to the answer.
+  bool stopped() const { return stops_.matched().has_value(); }
   // The stop string that ended the text, once one has.
   std::optional<std::string> stop_string() const;
   // The last token pushed, if it is a stop token.
@@ -40,7 +38,7 @@ class ChoiceText {
  private:
   Detokenizer detokenizer_;
   StopMatcher stops_;
-  const std::vector<TokenId>& stop_tokens_;
+  std::span<const TokenId> stop_tokens_;
   std::optional<TokenId> stop_token_;
 };
 

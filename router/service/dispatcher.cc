@@ -79,7 +79,8 @@ void Dispatcher::Admit(std::shared_ptr<Generation> generation) {
   const absl::StatusOr<RequestId> id = core_.Submit(generation->TakeRequest(), now);
   if (!id.ok()) return generation->Refuse(id.status(), now);
   requests_of_sinks_.emplace(&generation->sink(), *id);
-  generations_.emplace(*id, std::move(generation));
+  generations_.emplace(*id, generation);
+  Follow(*id, generation->Begin(), now);
 }
 
 void Dispatcher::Cancel(const ResponseSink* sink) {
@@ -116,11 +117,15 @@ TimeUs Dispatcher::Turn() {
 
 void Dispatcher::CarryOut(TimeUs now) {
   // Delivering may ask the core for more: a stop string ends a choice.
-  for (CoreActions actions = core_.TakeActions();
-       !actions.submits.empty() || !actions.cancels.empty() || !actions.deltas.empty();
-       actions = core_.TakeActions()) {
+  for (CoreActions actions = core_.TakeActions(); !actions.empty(); actions = core_.TakeActions()) {
     SendToLeaders(actions, now);
     for (ChoiceDelta& delta : actions.deltas) Deliver(std::move(delta), now);
+    for (const RequestId id : actions.done) {
+      if (const auto found = generations_.find(id); found != generations_.end()) {
+        found->second->OnDone(now);
+        Forget(id);
+      }
+    }
   }
 }
 
@@ -148,11 +153,20 @@ void Dispatcher::Deliver(ChoiceDelta delta, TimeUs now) {
   const bool done = delta.end && delta.end->request_done;
   const Generation::Advice advice = generation->OnDelta(std::move(delta), now);
   if (advice.stop) core_.Stop(id, prompt_index, choice_index, now);
+  Follow(id, advice, now);
+  if (done) Forget(id);
+}
+
+void Dispatcher::Follow(RequestId id, const Generation::Advice& advice, TimeUs now) {
   if (advice.pause) core_.Pause(id);
   if (advice.drop) core_.Cancel(id, now);
-  if (!done) return;
-  requests_of_sinks_.erase(&generation->sink());
-  generations_.erase(id);
+}
+
+void Dispatcher::Forget(RequestId id) {
+  const auto found = generations_.find(id);
+  if (found == generations_.end()) return;
+  requests_of_sinks_.erase(&found->second->sink());
+  generations_.erase(found);
 }
 
 void Dispatcher::OnLeaderUp(GroupId group, GroupFacts facts) {

@@ -64,6 +64,8 @@ class Dispatcher : private LeaderSession::Listener {
   void CarryOut(TimeUs now);
   void SendToLeaders(CoreActions& actions, TimeUs now);
   void Deliver(ChoiceDelta delta, TimeUs now);
+  void Follow(RequestId id, const Generation::Advice& advice, TimeUs now);
+  void Forget(RequestId id);
   void NoteGroups();
   void Housekeep(TimeUs now);
   v1::GetStatusResponse Status() const;

@@ -12,6 +12,11 @@ constexpr int64_t kHeldBytesMax = 4 << 20;
 
 double Seconds(TimeUs us) { return static_cast<double>(us) / 1e6; }
 
+// A choice whose group was lost has no end: its client may resume it at another router.
+bool IsLost(const ChoiceEnd& end) {
+  return end.reason == EndReason::kError && absl::IsUnavailable(end.status);
+}
+
 v1::FinishReason ReasonOf(EndReason reason) {
   switch (reason) {
     case EndReason::kStop:
@@ -46,10 +51,62 @@ Generation::Generation(ParsedRequest parsed, TimeUs arrived_at, const ServedMode
     kept.tokens_count = static_cast<int>(prompt.tokens.size());
     kept.echo_due = parsed_.echo;
     if (parsed_.echo) kept.tokens = prompt.tokens;
-    for (int i = 0; i < n_; ++i) {
+  }
+  for (const int prompt : parsed_.echoed_prompts) prompts_[prompt].echo_due = false;
+  start_ = MakeStart(parsed_.resumed);
+  MakeChoices();
+}
+
+void Generation::MakeChoices() {
+  std::vector<ResumedChoice*> resumed(prompts_.size() * n_);
+  for (ResumedChoice& choice : parsed_.resumed) {
+    resumed[static_cast<size_t>(choice.prompt_index) * n_ + choice.choice_index] = &choice;
+  }
+  choices_.reserve(resumed.size());
+  for (ResumedChoice* choice : resumed) {
+    if (choice == nullptr) {
       choices_.push_back({ChoiceText(*model_.tokenizer, parsed_.stops, parsed_.stop_tokens)});
+    } else {
+      choices_.push_back({std::move(choice->text), static_cast<int>(choice->tokens.size())});
     }
   }
+  parsed_.resumed.clear();
+}
+
+v1::GenerateResponse Generation::MakeStart(const std::vector<ResumedChoice>& resumed) const {
+  v1::GenerateResponse start;
+  start.set_request_id(client_id_);
+  start.mutable_start()->set_seed(seed_);
+  for (const RouterPrompt& prompt : parsed_.core.prompts) {
+    start.mutable_start()->add_prompts()->mutable_ids()->Add(prompt.tokens.begin(),
+                                                             prompt.tokens.end());
+  }
+  for (const ResumedChoice& choice : resumed) {
+    if (choice.unsent.empty() && !choice.ended) continue;
+    *start.add_deltas() = MakeResumedDelta(choice);
+  }
+  return start;
+}
+
+v1::Delta Generation::MakeResumedDelta(const ResumedChoice& resumed) const {
+  v1::Delta delta;
+  delta.set_prompt_index(resumed.prompt_index);
+  delta.set_choice_index(resumed.choice_index);
+  delta.set_offset(static_cast<int>(resumed.tokens.size()));
+  delta.set_text(resumed.unsent);
+  if (resumed.ended) {
+    const bool stop = resumed.text.stopped() || resumed.text.stop_token();
+    *delta.mutable_finish() = MakeFinish({.reason = stop ? EndReason::kStop : EndReason::kLength},
+                                         resumed.text, static_cast<int>(resumed.tokens.size()),
+                                         prompts_[resumed.prompt_index].tokens_count);
+  }
+  return delta;
+}
+
+Generation::Advice Generation::Begin() {
+  Advice advice;
+  Send(std::move(start_), advice);
+  return advice;
 }
 
 void Generation::Refuse(const absl::Status& status, TimeUs now) {
@@ -68,9 +125,10 @@ Generation::Advice Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
 
   Advice advice;
   v1::Delta message = MakeDelta(delta, choice);
-  const bool stopped = choice.text.stop_string() && !std::exchange(choice.stopped, true);
+  const bool stopped = choice.text.stopped() && !std::exchange(choice.stopped, true);
   if (delta.end) NoteEnd(*delta.end, choice.tokens);
-  Send(Assemble(delta.prompt_index, std::move(message), delta.end.has_value()), advice);
+  const bool ended = message.has_finish();
+  Send(Assemble(delta.prompt_index, std::move(message), ended), advice);
   if (delta.end && delta.end->request_done) {
     Finish(now);
     return {};
@@ -85,7 +143,7 @@ void Generation::Send(v1::GenerateResponse part, Advice& advice) {
   Room room = Room::kMore;
   if (held_bytes_ > kHeldBytesMax) {
     room = Room::kTooBig;
-  } else if (!part.deltas().empty() || !part.echo().empty()) {
+  } else if (part.has_start() || !part.deltas().empty() || !part.echo().empty()) {
     room = sink_->Write(std::move(part));
   }
   advice.pause = room == Room::kFull;
@@ -94,19 +152,24 @@ void Generation::Send(v1::GenerateResponse part, Advice& advice) {
 }
 
 v1::Delta Generation::MakeDelta(const ChoiceDelta& delta, Choice& choice) {
-  ChoiceText::Piece piece = choice.text.Push(delta.tokens);
   v1::Delta message;
   message.set_prompt_index(delta.prompt_index);
   message.set_choice_index(delta.choice_index);
   message.set_offset(choice.tokens);
-  for (size_t i = 0; i < piece.tokens; ++i) *message.add_tokens() = MakeToken(delta.tokens[i]);
-  choice.tokens += static_cast<int>(piece.tokens);
-  metrics_.output_tokens.Increment(static_cast<double>(piece.tokens));
-  message.set_text(std::move(piece.text));
-  if (delta.end) {
+  if (!delta.fingerprint.empty()) message.set_fingerprint(delta.fingerprint);
+  int tokens = 0;
+  for (const OutputToken& token : delta.tokens) {
+    if (choice.text.stopped()) break;  // what follows a stop string is no part of the answer
+    *message.add_tokens() = MakeToken(token);
+    message.mutable_text()->append(choice.text.Push(token.id));
+    ++tokens;
+  }
+  choice.tokens += tokens;
+  metrics_.output_tokens.Increment(tokens);
+  if (delta.end && !IsLost(*delta.end)) {
     message.mutable_text()->append(choice.text.Flush());
-    *message.mutable_finish() =
-        MakeFinish(*delta.end, choice, prompts_[delta.prompt_index].tokens_count);
+    *message.mutable_finish() = MakeFinish(*delta.end, choice.text, choice.tokens,
+                                           prompts_[delta.prompt_index].tokens_count);
   }
   return message;
 }
@@ -124,21 +187,21 @@ v1::TokenOutput Generation::MakeToken(const OutputToken& token) const {
   return out;
 }
 
-v1::Finish Generation::MakeFinish(const ChoiceEnd& end, const Choice& choice,
+v1::Finish Generation::MakeFinish(const ChoiceEnd& end, const ChoiceText& text, int tokens,
                                   int prompt_tokens) const {
   v1::Finish finish;
-  const auto stop_string = choice.text.stop_string();
+  const auto stop_string = text.stop_string();
   // The text may have ended in the very delta that ended the sequence for another reason.
   const bool stopped = stop_string && end.reason != EndReason::kError;
   finish.set_reason(stopped ? v1::FINISH_REASON_STOP : ReasonOf(end.reason));
   if (stopped) {
     finish.set_stop_string(*stop_string);
-  } else if (end.reason == EndReason::kStop && choice.text.stop_token()) {
-    finish.set_stop_token_id(*choice.text.stop_token());
+  } else if (end.reason == EndReason::kStop && text.stop_token()) {
+    finish.set_stop_token_id(*text.stop_token());
   }
   finish.mutable_usage()->set_prompt_tokens(prompt_tokens);
   finish.mutable_usage()->set_cached_tokens(end.cached_tokens);
-  finish.mutable_usage()->set_completion_tokens(choice.tokens);
+  finish.mutable_usage()->set_completion_tokens(tokens);
   finish.set_seed(seed_);
   finish.mutable_timings()->set_queue_us(end.queue_us);
   finish.mutable_timings()->set_prefill_us(end.prefill_us);
@@ -183,8 +246,6 @@ v1::GenerateResponse Generation::Assemble(int prompt_index, v1::Delta delta, boo
   }
   for (v1::Delta& held : prompt.held) *part.add_deltas() = std::move(held);
   prompt.held.clear();
-  const bool empty = part.deltas().empty() && part.echo().empty();
-  if (!empty && std::exchange(first_message_, false)) part.set_request_id(client_id_);
   return part;
 }
 

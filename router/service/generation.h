@@ -32,6 +32,9 @@ class Generation {
 
   // The core has refused the request.
   void Refuse(const absl::Status& status, TimeUs now);
+  // The router lets go of the request: its stream ends with `status`, for its client to resume
+  // elsewhere.
+  void Abandon(const absl::Status& status, TimeUs now) { Refuse(status, now); }
 
   // What the core should do after a delta.
   struct Advice {
@@ -39,8 +42,13 @@ class Generation {
     bool pause = false;  // the client reads too slowly
     bool drop = false;   // the answer cannot be delivered: cancel the request
   };
+  // The core has accepted the request: sends the first message, with all that a client needs to
+  // resume the stream, and what a resumed choice still lacked. Once, before any OnDelta().
+  Advice Begin();
   // After a delta with request_done the call has been finished.
   Advice OnDelta(ChoiceDelta delta, TimeUs now);
+  // Every choice had ended before this stream began: finishes the call.
+  void OnDone(TimeUs now) { Finish(now); }
 
  private:
   struct Choice {
@@ -56,8 +64,13 @@ class Generation {
     int tokens_count = 0;
   };
 
+  void MakeChoices();
+  // What Begin() sends.
+  v1::GenerateResponse MakeStart(const std::vector<ResumedChoice>& resumed) const;
+  v1::Delta MakeResumedDelta(const ResumedChoice& resumed) const;
   v1::Delta MakeDelta(const ChoiceDelta& delta, Choice& choice);
-  v1::Finish MakeFinish(const ChoiceEnd& end, const Choice& choice, int prompt_tokens) const;
+  v1::Finish MakeFinish(const ChoiceEnd& end, const ChoiceText& text, int tokens,
+                        int prompt_tokens) const;
   v1::PromptEcho MakeEcho(int prompt_index, const Prompt& prompt) const;
   v1::TokenOutput MakeToken(const OutputToken& token) const;
   // The parts of the answer that may go now.
@@ -78,7 +91,7 @@ class Generation {
   const std::shared_ptr<ResponseSink> sink_;
   std::vector<Prompt> prompts_;
   std::vector<Choice> choices_;  // by prompt, then choice
-  bool first_message_ = true;
+  v1::GenerateResponse start_;   // until Begin()
   bool first_token_ = true;
   bool dropped_ = false;  // nothing more is written
   int64_t held_bytes_ = 0;

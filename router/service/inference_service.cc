@@ -68,6 +68,9 @@ grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext
   const std::shared_ptr<Completion> completion = Completion::Start(
       context, response, options_.complete_bytes_max, [this] { live_calls_.End(); });
   absl::StatusOr<ParsedRequest> parsed = Parse(*context, *request, open);
+  if (parsed.ok() && request->has_resume()) {
+    parsed = InvalidArgument("resume: a call without a stream has nothing to go on with");
+  }
   if (parsed.ok()) {
     completion->Expect(static_cast<int>(parsed->core.prompts.size()), parsed->core.n);
   }

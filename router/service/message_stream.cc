@@ -31,6 +31,7 @@ ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
 
 void MessageStream::Merge(v1::GenerateResponse part) {
   if (!part.request_id().empty()) pending_.set_request_id(part.request_id());
+  if (part.has_start()) *pending_.mutable_start() = std::move(*part.mutable_start());
   for (v1::PromptEcho& echo : *part.mutable_echo()) *pending_.add_echo() = std::move(echo);
   for (v1::Delta& delta : *part.mutable_deltas()) {
     const int64_t choice = (int64_t{delta.prompt_index()} << 32) | delta.choice_index();
@@ -42,6 +43,7 @@ void MessageStream::Merge(v1::GenerateResponse part) {
     v1::Delta& last = *pending_.mutable_deltas(place->second);
     for (v1::TokenOutput& token : *delta.mutable_tokens()) *last.add_tokens() = std::move(token);
     last.mutable_text()->append(delta.text());
+    if (last.fingerprint().empty()) last.set_fingerprint(delta.fingerprint());
     if (delta.has_finish()) *last.mutable_finish() = std::move(*delta.mutable_finish());
   }
 }

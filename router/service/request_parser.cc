@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <random>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -158,14 +159,58 @@ std::vector<TokenId> StopTokens(const v1::GenerateRequest& request, const Served
   return ids;
 }
 
-std::shared_ptr<const SubmitParams> MakeSubmitParams(const v1::GenerateRequest& request,
-                                                     const std::vector<TokenId>& stop_tokens) {
+std::shared_ptr<SubmitParams> MakeSubmitParams(const v1::GenerateRequest& request,
+                                               const std::vector<TokenId>& stop_tokens) {
   auto params = std::make_shared<SubmitParams>();
   *params->submit.mutable_sampling() = request.sampling();
   params->submit.mutable_stop_token_ids()->Add(stop_tokens.begin(), stop_tokens.end());
   if (request.has_logprobs()) params->submit.set_logprobs(request.logprobs());
   params->submit.set_logits_digest(request.logits_digest());
   return params;
+}
+
+// Takes over where the request's earlier stream stopped.
+absl::Status AddResume(const v1::GenerateRequest& request, const ServedModel& model,
+                       const RequestLimits& limits, ParsedRequest& parsed) {
+  std::vector<int> max_tokens;
+  for (const RouterPrompt& prompt : parsed.core.prompts) max_tokens.push_back(prompt.max_tokens);
+  FACET_ASSIGN_OR_RETURN(parsed.resumed, ParseResume(request, {.model = model,
+                                                               .max_tokens = max_tokens,
+                                                               .n = parsed.core.n,
+                                                               .stops = parsed.stops,
+                                                               .stop_tokens = parsed.stop_tokens,
+                                                               .fingerprint_bytes_max =
+                                                                   limits.fingerprint_bytes_max}));
+  parsed.core.takes_over = true;
+  for (const ResumedChoice& choice : parsed.resumed) {
+    parsed.core.resume.push_back({.prompt_index = choice.prompt_index,
+                                  .choice_index = choice.choice_index,
+                                  .tokens = choice.tokens,
+                                  .fingerprint = choice.fingerprint,
+                                  // Its end is for the service to tell.
+                                  .finished = choice.finished || choice.ended});
+  }
+  const auto& echoed = request.resume().echoed_prompts();
+  parsed.echoed_prompts.assign(echoed.begin(), echoed.end());
+  const std::set<int> distinct(echoed.begin(), echoed.end());
+  if (std::ssize(distinct) == request.prompts_size()) parsed.core.prompt_logprobs = false;
+  return absl::OkStatus();
+}
+
+// What waits with a request beside its prompts' tokens, roughly.
+int64_t ExtraBytes(const v1::GenerateRequest& request, const ParsedRequest& parsed,
+                   const SubmitParams& params) {
+  int64_t bytes = static_cast<int64_t>(params.submit.ByteSizeLong());
+  for (const RouterPrompt& prompt : parsed.core.prompts) {
+    // Once more for the stream's first message, and again for an echo.
+    bytes +=
+        std::ssize(prompt.tokens) * static_cast<int64_t>(sizeof(TokenId)) * (parsed.echo ? 2 : 1);
+  }
+  for (const std::string& stop : request.stop()) {
+    // A matcher per choice: the string and its automaton.
+    bytes += std::ssize(stop) * 9 * std::ssize(parsed.core.prompts) * parsed.core.n;
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -276,9 +321,12 @@ absl::StatusOr<ParsedRequest> ParseRequest(const v1::GenerateRequest& request,
   parsed.core.n = request.has_n() ? request.n() : 1;
   parsed.core.seed = request.has_seed() ? request.seed() : DrawSeed();
   parsed.core.prompt_logprobs = request.echo() && request.has_logprobs();
-  parsed.core.params = MakeSubmitParams(request, parsed.stop_tokens);
   parsed.echo = request.echo();
   parsed.logprobs = request.has_logprobs();
+  const auto params = MakeSubmitParams(request, parsed.stop_tokens);
+  parsed.core.extra_bytes = ExtraBytes(request, parsed, *params);
+  parsed.core.params = params;
+  if (request.has_resume()) FACET_RETURN_IF_ERROR(AddResume(request, model, limits, parsed));
   return parsed;
 }
 

@@ -15,6 +15,7 @@
 #include "facet/v1/inference.pb.h"
 #include "facet/v1/shard.pb.h"
 #include "router/core/request.h"
+#include "router/service/resume_parser.h"
 #include "router/service/served_model.h"
 #include "router/tokenizer/stop_matcher.h"
 
@@ -31,6 +32,7 @@ struct RequestLimits {
   int logit_bias_max = 4096;
   int request_id_bytes_max = 128;
   int tenant_bytes_max = 64;
+  int fingerprint_bytes_max = 256;  // of a resumed choice
   StopLimits stop;
 };
 
@@ -46,6 +48,8 @@ struct ParsedRequest {
   std::vector<TokenId> stop_tokens;  // sorted
   bool echo = false;
   bool logprobs = false;
+  std::vector<ResumedChoice> resumed;  // those of a stream that broke off
+  std::vector<int> echoed_prompts;     // whose echo its client has
 };
 
 // InvalidArgument names the field and what it may be; NotFound an unknown model; Unimplemented an

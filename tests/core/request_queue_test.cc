@@ -31,21 +31,24 @@ TEST(RequestQueue, ServesPriorityThenDeadlineThenArrival) {
 TEST(RequestQueue, RefusesBeyondItsBounds) {
   RequestQueue queue({.requests_max = 2, .tokens_max = 100});
   queue.Push(Queued(1, 0, kNever, 60));
-  EXPECT_TRUE(queue.Admit(40).ok());
-  const absl::Status tokens = queue.Admit(41);
-  EXPECT_TRUE(absl::IsResourceExhausted(tokens));
-  EXPECT_NE(MessageOf(tokens).find("the bound of 100"), std::string::npos) << tokens;
+  EXPECT_FALSE(queue.Admit(40));
+  const std::optional<Refusal> tokens = queue.Admit(41);
+  ASSERT_TRUE(tokens);
+  EXPECT_EQ(tokens->reason, RefusalReason::kQueueTokens);
+  EXPECT_TRUE(absl::IsResourceExhausted(tokens->status));
+  EXPECT_NE(MessageOf(tokens->status).find("the bound of 100"), std::string::npos);
   queue.Push(Queued(2, 0, kNever, 10));
-  EXPECT_TRUE(absl::IsResourceExhausted(queue.Admit(1)));
+  ASSERT_TRUE(queue.Admit(1));
+  EXPECT_EQ(queue.Admit(1)->reason, RefusalReason::kQueueRequests);
   queue.Remove(RequestId{2});
   queue.Shrink(RequestId{1}, 50);
   EXPECT_EQ(queue.tokens(), 10);
-  EXPECT_TRUE(queue.Admit(90).ok());
+  EXPECT_FALSE(queue.Admit(90));
 }
 
 TEST(RequestQueue, TakesAnyRequestWhileEmpty) {
   RequestQueue queue({.requests_max = 1, .tokens_max = 10});
-  EXPECT_TRUE(queue.Admit(1000).ok());
+  EXPECT_FALSE(queue.Admit(1000));
 }
 
 }  // namespace

@@ -6,12 +6,14 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -82,7 +84,9 @@ class FakeLeader : public v1::Leader::Service {
   // Every sequence now running leaves out its next `tokens`, as a faulty leader would.
   void SkipTokens(int tokens) {
     std::lock_guard lock(mutex_);
-    for (auto& [number, running] : running_) running.emitted += tokens;
+    for (RouterSession* session : sessions_) {
+      for (auto& [number, running] : session->running) running.emitted += tokens;
+    }
   }
 
   // True once `condition` holds; false after a long time. Of this object it may call cancels_seen()
@@ -95,7 +99,10 @@ class FakeLeader : public v1::Leader::Service {
     return Wait([count](const FakeLeader& leader) { return leader.submits_.size() >= count; });
   }
   bool WaitUntilIdle() {
-    return Wait([](const FakeLeader& leader) { return leader.running_.empty(); });
+    return Wait([](const FakeLeader& leader) {
+      return std::all_of(leader.sessions_.begin(), leader.sessions_.end(),
+                         [](const RouterSession* session) { return session->running.empty(); });
+    });
   }
 
   std::vector<v1::Submit> submits() const {
@@ -117,83 +124,94 @@ class FakeLeader : public v1::Leader::Service {
     bool cancelled = false;
   };
 
+  // What one router has here.
+  struct RouterSession {
+    std::map<uint64_t, Running> running;
+    int64_t received = 0;  // submits
+    bool ended = false;
+  };
+
   grpc::Status Session(grpc::ServerContext*, Stream* stream) override {
+    RouterSession session;
     v1::LeaderMessage hello;
-    *hello.mutable_state() = State();
+    *hello.mutable_state() = State(session);
     *hello.mutable_state()->mutable_model() = options_.model;
     stream->Write(hello);
-    bool ended = false;
-    std::thread writer([&] { Emit(*stream, ended); });
-    v1::RouterMessage message;
-    while (stream->Read(&message)) Take(message);
     {
       std::lock_guard lock(mutex_);
-      ended = true;
-      running_.clear();
-      received_ = 0;
+      sessions_.insert(&session);
+    }
+    std::thread writer([&] { Emit(*stream, session); });
+    v1::RouterMessage message;
+    while (stream->Read(&message)) Take(message, session);
+    {
+      std::lock_guard lock(mutex_);
+      session.ended = true;
+      sessions_.erase(&session);
     }
     changed_.notify_all();
     writer.join();
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the fake leader has stopped");
   }
 
-  void Take(const v1::RouterMessage& message) {
+  void Take(const v1::RouterMessage& message, RouterSession& session) {
     {
       std::lock_guard lock(mutex_);
       for (const v1::Submit& submit : message.submits()) {
         submits_.push_back(submit);
-        ++received_;
-        running_[submit.sequence()] = {submit, submit.tokens_size() - submit.prompt_length()};
+        ++session.received;
+        session.running[submit.sequence()] = {submit,
+                                              submit.tokens_size() - submit.prompt_length()};
       }
       for (const v1::Cancel& cancel : message.cancels()) {
         ++cancels_;
-        const auto found = running_.find(cancel.sequence());
-        if (found != running_.end()) found->second.cancelled = true;
+        const auto found = session.running.find(cancel.sequence());
+        if (found != session.running.end()) found->second.cancelled = true;
       }
     }
     changed_.notify_all();
   }
 
-  v1::LeaderState State() const {
+  v1::LeaderState State(const RouterSession& session) const {
     v1::LeaderState state;
     state.set_ranks(2);
     state.set_device("fake");
-    state.set_running(static_cast<int64_t>(running_.size()));
+    state.set_running(static_cast<int64_t>(session.running.size()));
     state.set_credit_tokens(options_.credit_tokens);
-    state.set_submits_received(received_);
+    state.set_submits_received(session.received);
     state.set_kv_tokens_total(1000);
     return state;
   }
 
   // Steps until the session ends.
-  void Emit(Stream& stream, const bool& ended) {
+  void Emit(Stream& stream, RouterSession& session) {
     for (;;) {
       v1::LeaderMessage message;
       {
         std::unique_lock lock(mutex_);
         changed_.wait_for(lock, std::chrono::milliseconds(500),
-                          [&] { return ended || dead_ || CanStep(); });
-        if (ended || dead_) return;
+                          [&] { return session.ended || dead_ || CanStep(session); });
+        if (session.ended || dead_) return;
         if (mute_) continue;
-        message = Step();
-        *message.mutable_state() = State();
+        message = Step(session);
+        *message.mutable_state() = State(session);
       }
       changed_.notify_all();
       if (!stream.Write(message)) return;
     }
   }
 
-  bool CanStep() const {
+  bool CanStep(const RouterSession& session) const {
     if (mute_) return false;
-    for (const auto& [number, running] : running_) {
+    for (const auto& [number, running] : session.running) {
       if (running.cancelled || running.emitted < hold_at_) return true;
     }
     return false;
   }
 
-  v1::LeaderMessage Step() {
+  v1::LeaderMessage Step(RouterSession& session) {
     v1::LeaderMessage message;
-    for (auto it = running_.begin(); it != running_.end();) {
+    for (auto it = session.running.begin(); it != session.running.end();) {
       Running& running = it->second;
       v1::SequenceDelta delta;
       delta.set_sequence(it->first);
@@ -221,7 +239,7 @@ class FakeLeader : public v1::Leader::Service {
       if (finished || delta.tokens_size() + delta.prompt_size() > 0) {
         *message.add_deltas() = std::move(delta);
       }
-      it = finished ? running_.erase(it) : std::next(it);
+      it = finished ? session.running.erase(it) : std::next(it);
     }
     return message;
   }
@@ -243,12 +261,12 @@ class FakeLeader : public v1::Leader::Service {
   void AddToken(Running& running, v1::SequenceDelta& delta) {
     const v1::Submit& submit = running.submit;
     v1::OutputToken& token = *delta.add_tokens();
+    token.set_logprob(-0.25f - 0.125f * static_cast<float>(running.emitted));
     token.set_id(options_.script(submit, running.emitted++));
-    token.set_logprob(-0.25f);
     for (int i = 0; i < submit.logprobs(); ++i) {
       v1::TokenLogprob& top = *token.add_top();
       top.set_id(i);
-      top.set_logprob(-0.25f - static_cast<float>(i));
+      top.set_logprob(token.logprob() - static_cast<float>(i));
     }
     for (const int32_t stop : submit.stop_token_ids()) {
       if (token.id() == stop) delta.set_finish(v1::FINISH_REASON_STOP);
@@ -265,9 +283,8 @@ class FakeLeader : public v1::Leader::Service {
   bool dead_ = false;
   bool mute_ = false;
   int hold_at_ = 1 << 30;
-  int64_t received_ = 0;
   int cancels_ = 0;
-  std::map<uint64_t, Running> running_;
+  std::set<RouterSession*> sessions_;
   std::vector<v1::Submit> submits_;  // all there ever were
 };
 

@@ -155,9 +155,7 @@ class RouterFixture : public ::testing::Test {
   }
   // Starts the router and waits until it sees every leader that was added.
   void Start() {
-    auto router = RouterServer::Start(options_, registry_);
-    ASSERT_TRUE(router.ok()) << router.status();
-    router_ = *std::move(router);
+    router_ = StartRouter();
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // windows stay at 64 KiB
@@ -169,6 +167,12 @@ class RouterFixture : public ::testing::Test {
     ASSERT_TRUE(WaitForStatus([this](const v1::GetStatusResponse& status) {
       return ReadyGroups(status) == std::ssize(leaders_);
     }));
+  }
+
+  std::unique_ptr<RouterServer> StartRouter() {
+    auto router = RouterServer::Start(options_, registry_);
+    FACET_CHECK(router.ok(), "{}", router.status().ToString());
+    return *std::move(router);
   }
 
   static int64_t ReadyGroups(const v1::GetStatusResponse& status) {
