@@ -31,14 +31,14 @@ class Injector {
   }
 
  private:
-  // A random rank of a random group, if that has enough to lose. Every fourth or so is stopped.
+  // A random rank of a random group, if that has enough to lose.
   bool DisturbRank() {
     const int group = std::uniform_int_distribution(0, groups_.groups() - 1)(random_);
     const int running = groups_.running(group);
     if (!groups_.ready(group) || running < plan_.running_min) return false;
     const ServerState victim = RandomServer(fmt::format("worker-{}-", group));
     if (victim.pid == 0) return false;
-    const bool stop = std::uniform_real_distribution(0.0, 1.0)(random_) < plan_.stopped_share;
+    const bool stop = rank_faults_++ % plan_.stopped_every == 1;
     bool others_ready = false;
     for (int i = 0; i < groups_.groups(); ++i) others_ready |= i != group && groups_.ready(i);
     Disturb({.kind = stop ? FaultKind::kRankStopped : FaultKind::kRankKilled,
@@ -75,6 +75,7 @@ class Injector {
   LaunchedCluster& cluster_;
   const GroupWatch& groups_;
   std::mt19937_64 random_;
+  int rank_faults_ = 0;
   std::vector<Fault> faults_;
 };
 

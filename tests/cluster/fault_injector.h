@@ -31,8 +31,8 @@ struct FaultPlan {
   std::chrono::seconds first_router_fault{10};
   std::chrono::seconds router_period{30};
   bool router_faults = true;
-  int running_min = 4;          // a fault waits until its group has that many sequences
-  double stopped_share = 0.25;  // of rank faults: SIGSTOP instead of SIGKILL
+  int running_min = 4;    // a fault waits until its group has that many sequences
+  int stopped_every = 4;  // of rank faults, from the second on: SIGSTOP instead of SIGKILL
   uint64_t seed = 1;
 };
 
