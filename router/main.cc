@@ -68,14 +68,14 @@ absl::StatusOr<RouterOptions> OptionsFromFlags() {
   options.model_name = absl::GetFlag(FLAGS_model_name);
   options.server.listen = absl::GetFlag(FLAGS_listen);
   options.server.address_file = absl::GetFlag(FLAGS_address_file);
-  options.dispatcher.leaders = absl::GetFlag(FLAGS_leaders);
+  options.dispatcher.leaders.leaders = absl::GetFlag(FLAGS_leaders);
   options.dispatcher.core.queue.requests_max = absl::GetFlag(FLAGS_queue_requests);
   options.dispatcher.core.queue.tokens_max = absl::GetFlag(FLAGS_queue_tokens);
   options.dispatcher.core.group_wait_us = Microseconds(absl::GetFlag(FLAGS_group_wait_s));
   options.inference.request_max_us = Microseconds(absl::GetFlag(FLAGS_max_request_s));
   options.inference.limits.prompt_bytes_max = absl::GetFlag(FLAGS_prompt_bytes_max);
   if (options.model_path.empty()) return InvalidArgument("--model is needed");
-  if (options.dispatcher.leaders.empty()) return InvalidArgument("--leaders is needed");
+  if (options.dispatcher.leaders.leaders.empty()) return InvalidArgument("--leaders is needed");
   if (!(absl::GetFlag(FLAGS_max_request_s) > 0 && absl::GetFlag(FLAGS_max_request_s) <= 1e9)) {
     return InvalidArgument("--max_request_s: {} is outside (0, 1e9]",
                            absl::GetFlag(FLAGS_max_request_s));

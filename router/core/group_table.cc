@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/status.h"
 
 namespace facet {
 
@@ -81,27 +82,38 @@ void GroupTable::End(GroupId id) {
   --group.own;
 }
 
-std::optional<GroupId> GroupTable::Choose(int64_t tokens,
-                                          std::optional<std::string_view> fingerprint,
-                                          std::optional<GroupId> avoid) const {
-  std::optional<GroupId> best;
-  std::pair<bool, int64_t> best_cost;  // avoided, load
-  for (uint32_t i = 0; i < groups_.size(); ++i) {
-    const Group& group = groups_[i];
-    if (!group.takes_requests() || group.credit() <= 0) continue;
-    if (tokens >= group.facts.context_tokens) continue;
-    if (fingerprint && *fingerprint != group.facts.fingerprint) continue;
-    const std::pair<bool, int64_t> cost(avoid == GroupId{i}, group.own + group.others);
-    if (best && cost >= best_cost) continue;
-    best = GroupId{i};
-    best_cost = cost;
-  }
-  return best;
+bool GroupTable::Suits(GroupId id, int64_t tokens,
+                       std::optional<std::string_view> fingerprint) const {
+  const Group& group = At(id);
+  return group.takes_requests() && tokens < group.facts.context_tokens &&
+         (!fingerprint || *fingerprint == group.facts.fingerprint);
 }
 
-bool GroupTable::Serves(std::string_view fingerprint) const {
+bool GroupTable::Takes(GroupId id, int64_t tokens,
+                       std::optional<std::string_view> fingerprint) const {
+  return At(id).credit() > 0 && Suits(id, tokens, fingerprint);
+}
+
+bool GroupTable::any_credit() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const Group& group) {
+    return group.takes_requests() && group.credit() > 0;
+  });
+}
+
+TimeUs GroupTable::LeastPrefillTime() const {
+  TimeUs least = kNever;
+  for (const Group& group : groups_) {
+    if (!group.takes_requests()) continue;
+    const double rate = group.state.prefill_tokens_per_s;
+    const auto tokens = static_cast<double>(group.pending_prompt_tokens());
+    least = std::min(least, rate > 0 ? static_cast<TimeUs>(tokens * 1e6 / rate) : 0);
+  }
+  return least == kNever ? 0 : least;
+}
+
+bool GroupTable::Serves(std::optional<std::string_view> fingerprint) const {
   return std::any_of(groups_.begin(), groups_.end(), [&](const Group& group) {
-    return group.takes_requests() && group.facts.fingerprint == fingerprint;
+    return group.takes_requests() && (!fingerprint || group.facts.fingerprint == *fingerprint);
   });
 }
 
@@ -111,6 +123,29 @@ int GroupTable::context_tokens_max() const {
     if (group.takes_requests()) longest = std::max(longest, group.facts.context_tokens);
   }
   return longest;
+}
+
+absl::Status GroupTable::Check() const {
+  bool any = false;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const Group& group = groups_[i];
+    any = any || group.takes_requests();
+    int64_t unseen = 0;
+    for (const int64_t tokens : group.unseen) unseen += tokens;
+    if (unseen != group.unseen_tokens || std::ssize(group.unseen) > group.submits) {
+      return Internal("group {}: {} tokens unseen, counted {}", i, group.unseen_tokens, unseen);
+    }
+    if (group.mirror.links() > mirror_links_max_) {
+      return Internal("group {}: {} links mirrored, at most {} may", i, group.mirror.links(),
+                      mirror_links_max_);
+    }
+    const bool idle = group.own == 0 && group.submits == 0 && group.mirror.links() == 0;
+    if (!group.up && !idle) return Internal("group {} is down and not empty", i);
+  }
+  if (any != (none_since_ == kNever)) {
+    return Internal("groups take requests: {}, none since {}", any, none_since_);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace facet

@@ -1,8 +1,7 @@
 #ifndef FACET_ROUTER_CORE_GROUP_TABLE_H_
 #define FACET_ROUTER_CORE_GROUP_TABLE_H_
 
-// The groups a router knows: which are up, what they serve, what they may still be given, and
-// which one a sequence should go to.
+// The groups a router knows: which are up, what they serve, have cached and may still be given.
 // Not thread-safe; the router core owns it.
 
 #include <cstdint>
@@ -12,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "base/ids.h"
 #include "router/core/prefix_mirror.h"
 #include "router/core/request.h"
@@ -54,27 +54,44 @@ class GroupTable {
   // The session has ended, and with it all sequences. No-op on a group that is down.
   void Down(GroupId id, TimeUs now);
 
-  // A sequence with `tokens` known tokens goes to the group. REQUIRES: Choose() named it.
+  // A sequence with `tokens` known tokens goes to the group. REQUIRES: Takes().
   void Start(GroupId id, int64_t tokens);
   // A sequence of the group has ended or was taken back. REQUIRES: the group is up.
   void End(GroupId id);
 
-  // The least loaded group with credit that fits `tokens` and one more. With a `fingerprint`, only
-  // groups that have it; `avoid` only if there is no other. A prompt larger than the credit may
-  // pass while there is some: a leader grants less than a long prompt.
-  std::optional<GroupId> Choose(int64_t tokens, std::optional<std::string_view> fingerprint = {},
-                                std::optional<GroupId> avoid = {}) const;
-  // Whether some group that takes requests has the fingerprint, with credit or without.
-  bool Serves(std::string_view fingerprint) const;
+  // Whether the group may be given a sequence with `tokens` known ones: it takes requests, has
+  // credit, fits them and one more and has the fingerprint, if one is given. A prompt larger than
+  // the credit may pass while there is some: a leader grants less than a long prompt.
+  bool Takes(GroupId id, int64_t tokens, std::optional<std::string_view> fingerprint) const;
+  // The same, whether it has credit or not.
+  bool Suits(GroupId id, int64_t tokens, std::optional<std::string_view> fingerprint) const;
+  // Whether some group that takes requests has credit.
+  bool any_credit() const;
+  // Whether some group takes requests and has the fingerprint, if one is given; with credit or
+  // without.
+  bool Serves(std::optional<std::string_view> fingerprint) const;
+  // How long the group that is ready first computes the prompts it has; 0 where no rate is known.
+  TimeUs LeastPrefillTime() const;
   // The longest context among the groups that take requests; 0 if there is none.
   int context_tokens_max() const;
 
+  uint32_t size() const { return static_cast<uint32_t>(groups_.size()); }
   bool up(GroupId id) const { return At(id).up; }
+  // Sequences of this router that are there.
+  int64_t own(GroupId id) const { return At(id).own; }
+  // And of all routers, as far as is known.
+  int64_t load(GroupId id) const { return At(id).own + At(id).others; }
+  int64_t pending_prompt_tokens(GroupId id) const { return At(id).pending_prompt_tokens(); }
+  double prefill_tokens_per_s(GroupId id) const { return At(id).state.prefill_tokens_per_s; }
+  int block_tokens(GroupId id) const { return At(id).facts.block_tokens; }
+  const PrefixMirror& mirror(GroupId id) const { return At(id).mirror; }
   const std::string& fingerprint(GroupId id) const { return At(id).facts.fingerprint; }
   // Groups that came back with another epoch.
   int64_t epoch_changes() const { return epoch_changes_; }
   // Since when no group takes requests; kNever while one does.
   TimeUs none_since() const { return none_since_; }
+  // The first invariant that does not hold.
+  absl::Status Check() const;
 
  private:
   struct Group {
@@ -91,6 +108,7 @@ class GroupTable {
 
     bool takes_requests() const { return up && !state.draining; }
     int64_t credit() const { return state.credit_tokens - unseen_tokens; }
+    int64_t pending_prompt_tokens() const { return state.pending_prompt_tokens + unseen_tokens; }
   };
   Group& At(GroupId id);
   const Group& At(GroupId id) const;

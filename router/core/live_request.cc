@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/prefix_hash.h"
 #include "base/prng.h"
 #include "base/status.h"
 
@@ -73,6 +74,30 @@ void MakeSequences(LiveRequest& request) {
     if (phase == Phase::kQueued) request.waiting.push_back(i);
     request.alive += phase != Phase::kEnded;
   }
+}
+
+bool GoesOn(const LiveRequest& request) {
+  return std::any_of(request.sequences.begin(), request.sequences.end(),
+                     [](const Sequence& sequence) { return sequence.resumed > 0; });
+}
+
+int64_t BytesOf(const LiveRequest& request) {
+  int64_t tokens = 0;
+  for (const RouterPrompt& prompt : request.request.prompts) tokens += std::ssize(prompt.tokens);
+  return static_cast<int64_t>(sizeof(LiveRequest)) +
+         static_cast<int64_t>(sizeof(Sequence)) * std::ssize(request.sequences) +
+         static_cast<int64_t>(sizeof(TokenId)) * tokens + request.request.extra_bytes;
+}
+
+std::span<const uint64_t> LinksOf(LiveRequest& request, const Sequence& sequence,
+                                  int block_tokens) {
+  request.links.resize(request.request.prompts.size());
+  PromptLinks& known = request.links[sequence.prompt_index];
+  if (known.block_tokens != block_tokens) {
+    known.block_tokens = block_tokens;
+    known.links = PrefixLinks(request.cache_salt, request.prompt(sequence).tokens, block_tokens);
+  }
+  return known.links;
 }
 
 Acceptance Accept(const LiveRequest& request, Sequence& sequence, LeaderDelta& delta,

@@ -6,12 +6,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "base/ids.h"
 #include "router/core/request.h"
+#include "router/core/tenant_shares.h"
 
 namespace facet {
 
@@ -36,6 +38,8 @@ struct Sequence {
   int prompt_scored = 1;  // prompt positions up to here need no log-probability any more
   int fruitless_deaths = 0;
   int submissions = 0;
+  int preemptions = 0;  // for fairness
+  int promised = 0;     // output tokens its tenant may still be charged for, once it is placed
   bool fingerprint_told = false;
   bool migrating = false;   // lost its group after tokens, and has no new one yet
   TimeUs give_up = kNever;  // kStopping, kInterrupted: when the wait ends
@@ -47,8 +51,15 @@ struct Sequence {
   bool fresh() const { return emitted.empty() && prompt_scored == 1; }
 };
 
+// The prefix links of a prompt, in blocks of some size.
+struct PromptLinks {
+  int block_tokens = 0;
+  std::vector<uint64_t> links;
+};
+
 struct LiveRequest {
   RequestId id;
+  TenantSlot tenant = 0;
   RouterRequest request;
   TimeUs arrived_at = 0;
   std::vector<Sequence> sequences;  // by prompt, then choice
@@ -57,6 +68,8 @@ struct LiveRequest {
   bool paused = false;
   size_t alive = 0;
   uint64_t cache_salt = 0;
+  int64_t expected_output = 0;     // tokens of a choice, as its tenant's latest had
+  std::vector<PromptLinks> links;  // by prompt; computed when a group could have some of them
 
   const RouterPrompt& prompt(const Sequence& sequence) const {
     return request.prompts[sequence.prompt_index];
@@ -81,6 +94,13 @@ struct SequencePlace {
 absl::Status CheckResume(const RouterRequest& request);
 // Sequences for every prompt and choice, at the point where the request resumes them.
 void MakeSequences(LiveRequest& request);
+
+// Whether it came with tokens: a stream that broke off, which its client wants to go on.
+bool GoesOn(const LiveRequest& request);
+// What the request takes of memory, about.
+int64_t BytesOf(const LiveRequest& request);
+// The links of the sequence's prompt.
+std::span<const uint64_t> LinksOf(LiveRequest& request, const Sequence& sequence, int block_tokens);
 
 // What a leader's delta does to a sequence.
 struct Acceptance {

@@ -1,89 +1,85 @@
 #include "router/core/router_core.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "base/check.h"
+#include "base/prng.h"
 #include "base/status.h"
 #include "router/core/cache_salt.h"
 
 namespace facet {
-namespace {
 
-int64_t PromptTokens(const RouterRequest& request) {
-  int64_t tokens = 0;
-  for (const RouterPrompt& prompt : request.prompts) tokens += std::ssize(prompt.tokens);
-  return tokens * request.n;
-}
-
-// What a leader says when a sequence should run elsewhere: it was dropped without our asking, or
-// the group cannot serve for now.
-bool GivesBack(const LeaderDelta& delta) {
-  if (delta.finish == EndReason::kCancelled) return true;
-  return delta.finish == EndReason::kError && absl::IsUnavailable(delta.error);
-}
-
-}  // namespace
-
-void RouterCore::OnGroupUp(GroupId group, GroupFacts facts) {
-  groups_.Up(group, std::move(facts));
-  counters_.epoch_changes = groups_.epoch_changes();
-}
-
-void RouterCore::OnGroupState(GroupId group, const GroupState& state, TimeUs now) {
-  groups_.State(group, state, now);
-  PlaceAll(now);
-}
-
-void RouterCore::OnGroupDown(GroupId group, TimeUs now) {
-  if (!groups_.up(group)) return;
-  groups_.Down(group, now);
-  std::vector<std::pair<SequenceId, Place>> orphans;
-  for (const auto& [number, place] : placed_) {
-    if (place.sequence().group == group) orphans.emplace_back(number, place);
-  }
-  // The map's order is not the same in every run.
-  std::sort(orphans.begin(), orphans.end(),
-            [](const auto& a, const auto& b) { return a.first < b.first; });
-  for (const auto& [number, place] : orphans) {
-    Detach(place.sequence());
-    Interrupt(place, now);
-  }
-  PlaceAll(now);
-}
+RouterCore::RouterCore(const RouterCoreOptions& options, TimeUs now)
+    : options_(options),
+      groups_(options.mirror_links_max, now),
+      placement_(options.placement, groups_, options.seed),
+      shares_(options.tenants),
+      queue_(options.queue, shares_),
+      rate_(options.rate_window_us),
+      retries_(options.retries),
+      relieved_at_(now - options.fairness.interval_us) {}
 
 absl::StatusOr<RequestId> RouterCore::Submit(RouterRequest request, TimeUs now) {
   FACET_CHECK(!request.prompts.empty() && request.n >= 1);
-  FACET_RETURN_IF_ERROR(Admit(request, now));
-  if (const auto old = client_ids_.find(request.client_id); old != client_ids_.end()) {
+  FACET_RETURN_IF_ERROR(CheckNew(request, now));
+  if (groups_.none_since() != kNever && now - groups_.none_since() >= options_.group_wait_us) {
+    return Refuse({RefusalReason::kNoGroup, Unavailable("no group of shard workers is ready")}, 0);
+  }
+  const std::optional<TenantSlot> tenant = shares_.Enter(request.tenant);
+  if (!tenant) {
+    return Refuse(
+        {RefusalReason::kTenants, ResourceExhausted("{} tenants have live requests, no more may",
+                                                    options_.tenants.tenants_max)},
+        0);
+  }
+  auto made = std::make_unique<LiveRequest>();
+  LiveRequest& live = *made;
+  live.tenant = *tenant;
+  live.arrived_at = now;
+  live.request = std::move(request);
+  live.cache_salt = CacheSalt(live.request.tenant);
+  live.expected_output = shares_.ExpectedOutput(*tenant, std::numeric_limits<int>::max());
+  MakeSequences(live);
+  std::vector<RequestId> victims;
+  if (std::optional<Refusal> refusal = Admit(live, victims, now)) {
+    const TimeUs wait = PredictTtft(*tenant, live.request.priority, now);
+    shares_.Leave(*tenant);
+    return Refuse(*std::move(refusal), wait - options_.ttft_target_us);
+  }
+
+  for (const RequestId victim : victims) {
+    Shed(victim,
+         {RefusalReason::kTenantShare,
+          ResourceExhausted("the queue is full, and tenant `{}` fills more than its share of it",
+                            Find(victim)->request.tenant)},
+         now);
+  }
+  if (const auto old = client_ids_.find(live.request.client_id); old != client_ids_.end()) {
     ++counters_.takeovers;
     EndRequest(old->second, EndReason::kCancelled,
                MakeStatus(absl::StatusCode::kCancelled, "another stream took the request over"),
                now);
   }
-
-  auto made = std::make_unique<LiveRequest>();
-  LiveRequest& live = *made;
+  retries_.Earn();
   const RequestId id{++last_request_};
   live.id = id;
-  live.arrived_at = now;
-  live.request = std::move(request);
-  live.cache_salt = CacheSalt(live.request.tenant);
-  MakeSequences(live);
   if (live.alive == 0) {
+    shares_.Leave(*tenant);
     actions_.done.push_back(id);
     return id;
   }
   requests_.emplace(id, std::move(made));
   client_ids_.emplace(live.request.client_id, id);
   if (live.request.deadline != kNever) deadlines_.emplace(live.request.deadline, id);
-  if (!live.waiting.empty()) Enqueue(live);
+  if (!live.waiting.empty()) Enqueue(live, now);
   AwaitGroups(live, now);
   PlaceAll(now);
   return id;
 }
 
-absl::Status RouterCore::Admit(const RouterRequest& request, TimeUs now) {
+absl::Status RouterCore::CheckNew(const RouterRequest& request, TimeUs now) const {
   FACET_RETURN_IF_ERROR(CheckResume(request));
   if (const auto old = client_ids_.find(request.client_id); old != client_ids_.end()) {
     if (!request.takes_over || Find(old->second)->request.tenant != request.tenant) {
@@ -91,36 +87,105 @@ absl::Status RouterCore::Admit(const RouterRequest& request, TimeUs now) {
                         fmt::format("request_id: `{}` is in use", request.client_id));
     }
   }
-  if (groups_.none_since() != kNever && now - groups_.none_since() >= options_.group_wait_us) {
-    return Refuse({RefusalReason::kNoGroup, Unavailable("no group of shard workers is ready")});
-  }
   if (request.deadline <= now) return DeadlineExceeded("the request's deadline passed");
-  if (auto refusal = queue_.Admit(PromptTokens(request))) return Refuse(std::move(*refusal));
   return absl::OkStatus();
 }
 
-absl::Status RouterCore::Refuse(Refusal refusal) {
-  ++counters_.refusals[refusal.reason];
-  return WithRetryAfter(std::move(refusal.status), options_.retry_after_us);
-}
-
-void RouterCore::Enqueue(const LiveRequest& request) {
-  const RouterRequest& asked = request.request;
-  int64_t tokens = 0;
-  for (const size_t i : request.waiting) tokens += request.known_tokens(request.sequences[i]);
-  queue_.Push({request.id, asked.tenant, asked.priority, asked.deadline, tokens});
-}
-
-void RouterCore::AwaitGroups(LiveRequest& request, TimeUs now) {
-  // The last sequence to end takes the request with it, so what is left is counted beforehand.
-  size_t left = request.alive;
-  for (size_t i = 0; left > 0; ++i) {
-    const Place place{&request, i};
-    const Phase phase = place.sequence().phase;
-    if (phase == Phase::kEnded) continue;
-    --left;
-    if (phase == Phase::kPaused) AwaitGroup(place, now);
+std::optional<Refusal> RouterCore::Admit(const LiveRequest& request,
+                                         std::vector<RequestId>& victims, TimeUs now) const {
+  if (std::ssize(requests_) >= options_.requests_max) {
+    return Refusal{RefusalReason::kRequests,
+                   ResourceExhausted("{} requests are alive, no more may", requests_.size())};
   }
+  if (GoesOn(request)) {
+    // Its other choices are few; what is there already is worth more than the order.
+    if (queue_.use().requests + interrupted_ < options_.queue.requests_max) return std::nullopt;
+    return Refusal{
+        RefusalReason::kQueueRequests,
+        ResourceExhausted("{} requests and {} sequences that broke off wait, {} may",
+                          queue_.use().requests, interrupted_, options_.queue.requests_max)};
+  }
+  const TimeUs target = options_.ttft_target_us;
+  if (target > 0 && !outage_ && !queue_.empty()) {
+    const TimeUs ttft = PredictTtft(request.tenant, request.request.priority, now);
+    if (ttft > target) {
+      return Refusal{RefusalReason::kTtft,
+                     ResourceExhausted("the first token is expected after {} ms, at most {} ms are "
+                                       "promised",
+                                       ttft / 1000, target / 1000)};
+    }
+  }
+  QueueUse use{1, 0, BytesOf(request)};
+  for (const size_t i : request.waiting) use.tokens += request.known_tokens(request.sequences[i]);
+  return queue_.Admit(request.tenant, use, victims);
+}
+
+TimeUs RouterCore::PredictTtft(TenantSlot tenant, int priority, TimeUs now) const {
+  TimeUs wait = groups_.LeastPrefillTime();
+  if (const double rate = rate_.PerSecond(now) * queue_.ShareOf(tenant); rate > 0) {
+    const auto cost = static_cast<double>(queue_.CostBefore(tenant, priority));
+    wait += static_cast<TimeUs>(cost * 1e6 / rate);
+  }
+  return wait;
+}
+
+absl::Status RouterCore::WithRetryDelay(absl::Status status, TimeUs estimate) {
+  const TimeUs delay = std::clamp(estimate > 0 ? estimate : options_.retry_after_us,
+                                  options_.retry_after_min_us, options_.retry_after_max_us);
+  // Between three and five quarters of it, so that those refused together come back apart.
+  const auto draw = static_cast<TimeUs>(Mix64(options_.seed, ++retry_delays_) % 1024);
+  return WithRetryAfter(std::move(status), delay * 3 / 4 + delay / 2 * draw / 1024);
+}
+
+absl::Status RouterCore::Refuse(Refusal refusal, TimeUs estimate) {
+  ++counters_.refusals[refusal.reason];
+  return WithRetryDelay(std::move(refusal.status), estimate);
+}
+
+void RouterCore::Shed(RequestId id, Refusal refusal, TimeUs now) {
+  ++counters_.sheds[refusal.reason];
+  EndRequest(id, EndReason::kError, WithRetryDelay(std::move(refusal.status), 0), now);
+}
+
+void RouterCore::Enqueue(const LiveRequest& request, TimeUs now) {
+  QueuedRequest entry{.id = request.id,
+                      .tenant = request.tenant,
+                      .priority = request.request.priority,
+                      .deadline = request.request.deadline,
+                      .since = now,
+                      .bytes = BytesOf(request)};
+  if (options_.ttft_target_us > 0) entry.hopeless_at = now + options_.ttft_target_us;
+  for (const size_t i : request.waiting) {
+    entry.tokens += request.known_tokens(request.sequences[i]);
+    entry.cost += CostOf(request, request.sequences[i]);
+  }
+  entry.started = std::any_of(
+      request.sequences.begin(), request.sequences.end(),
+      [](const Sequence& sequence) { return sequence.submissions > 0 || sequence.resumed > 0; });
+  queue_.Push(entry);
+}
+
+void RouterCore::Unqueue(Place place) {
+  LiveRequest& request = *place.request;
+  // It is near the end, where the next one is.
+  const auto found = std::find(request.waiting.rbegin(), request.waiting.rend(), place.index);
+  FACET_CHECK(found != request.waiting.rend());
+  request.waiting.erase(std::next(found).base());
+  if (request.paused) return;
+  if (request.waiting.empty()) {
+    queue_.Remove(request.id);
+  } else {
+    const Sequence& sequence = place.sequence();
+    queue_.Shrink(request.id, request.known_tokens(sequence), CostOf(request, sequence));
+  }
+}
+
+int64_t RouterCore::CostOf(const LiveRequest& request, const Sequence& sequence) const {
+  const RouterPrompt& prompt = request.prompt(sequence);
+  const int64_t output = std::min<int64_t>(request.expected_output, prompt.max_tokens);
+  const bool charged = sequence.submissions > 0;
+  return shares_.CostOf(charged ? 0 : std::ssize(prompt.tokens),
+                        std::max<int64_t>(0, output - std::ssize(sequence.emitted)));
 }
 
 void RouterCore::Cancel(RequestId request, TimeUs now) {
@@ -138,7 +203,7 @@ void RouterCore::Stop(RequestId id, int prompt_index, int choice_index, TimeUs n
     actions_.cancels.push_back({sequence.group, sequence.number});
     sequence.phase = Phase::kStopping;
     SetWait(place, now + options_.stop_grace_us);
-  } else if (sequence.phase == Phase::kInterrupted || sequence.phase == Phase::kPaused) {
+  } else if (sequence.phase != Phase::kStopping && sequence.phase != Phase::kEnded) {
     End(place, MeasuredEnd(*request, sequence, EndReason::kStop, absl::OkStatus(), now),
         DeltaOf(place));
   }
@@ -154,7 +219,7 @@ void RouterCore::Pause(RequestId id) {
     const Place place{request, i};
     Sequence& sequence = place.sequence();
     if (sequence.phase == Phase::kRunning) {
-      Recall(sequence);
+      Recall(place);
     } else if (sequence.phase == Phase::kInterrupted) {
       SetWait(place, kNever);
       --interrupted_;
@@ -170,200 +235,36 @@ void RouterCore::Resume(RequestId id, TimeUs now) {
   LiveRequest* request = Find(id);
   if (request == nullptr || !request->paused) return;
   request->paused = false;
-  if (!request->waiting.empty()) Enqueue(*request);
+  if (!request->waiting.empty()) Enqueue(*request, now);
   AwaitGroups(*request, now);
   PlaceAll(now);
-}
-
-void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
-  const auto found = placed_.find(delta.sequence);
-  if (found == placed_.end() || found->second.sequence().group != group) return;
-  const Place place = found->second;
-  Sequence& sequence = place.sequence();
-  ChoiceDelta out = DeltaOf(place);
-  if (sequence.phase == Phase::kStopping) {
-    if (delta.finish) Finish(place, delta, std::move(out), now);
-    return;
-  }
-  const Acceptance accepted = Accept(*place.request, sequence, delta, out, now);
-  counters_.duplicate_tokens += accepted.duplicates;
-  if (!accepted.whole) ++counters_.gaps;
-  const bool whole = accepted.whole;
-  if (whole && delta.finish && !GivesBack(delta)) {
-    Finish(place, delta, std::move(out), now);
-    return;
-  }
-  if (!out.tokens.empty() || !out.prompt.empty()) actions_.deltas.push_back(std::move(out));
-  if (whole && !delta.finish) return;
-  if (delta.finish) {
-    Detach(sequence);
-  } else {
-    Recall(sequence);
-  }
-  Interrupt(place, now);
-  PlaceAll(now);
-}
-
-void RouterCore::Finish(Place place, LeaderDelta& delta, ChoiceDelta out, TimeUs now) {
-  const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
-  EndReason reason = *delta.finish;
-  if (sequence.phase == Phase::kStopping) {
-    reason = EndReason::kStop;
-  } else if (reason == EndReason::kStop && request.prompt(sequence).max_tokens == 0) {
-    reason = EndReason::kLength;  // the one token that the leader chose was not asked for
-  }
-  absl::Status status;
-  if (reason == EndReason::kDeadline) status = DeadlineExceeded("the request's deadline passed");
-  if (reason == EndReason::kError) {
-    status = delta.error.ok() ? Internal("the group gave no reason") : delta.error;
-  }
-  ChoiceEnd end = MeasuredEnd(request, sequence, reason, std::move(status), now);
-  end.cached_tokens =
-      std::clamp(delta.cached_tokens, 0, static_cast<int>(request.prompt(sequence).tokens.size()));
-  end.logits_sha256 = std::move(delta.logits_sha256);
-  if (sequence.submissions == 1) {  // else the leader saw the last part only
-    end.queue_us = sequence.placed_at - request.arrived_at + delta.queue_us;
-    end.prefill_us = delta.prefill_us;
-    end.decode_us = delta.decode_us;
-  }
-  Detach(sequence);
-  End(place, std::move(end), std::move(out));
-  PlaceAll(now);
-}
-
-void RouterCore::PlaceAll(TimeUs now) {
-  PlaceInterrupted(now);
-  PlaceQueued(now);
-}
-
-void RouterCore::PlaceInterrupted(TimeUs now) {
-  if (interrupted_ == 0) return;
-  for (auto wait = waits_.begin(); wait != waits_.end();) {
-    const auto [give_up, id, index] = *wait++;  // PlaceOn() erases the wait
-    const Place place{Find(id), index};
-    const Sequence& sequence = place.sequence();
-    if (sequence.phase != Phase::kInterrupted) continue;
-    const int64_t tokens = place.request->known_tokens(sequence);
-    std::optional<std::string_view> fingerprint = sequence.fingerprint;
-    if (sequence.fresh()) fingerprint.reset();
-    // Where it just failed without a token it may fail again.
-    std::optional<GroupId> avoid;
-    if (sequence.fruitless_deaths > 0) avoid = sequence.group;
-    const std::optional<GroupId> group = groups_.Choose(tokens, fingerprint, avoid);
-    if (group) PlaceOn(*group, place, now);
-  }
-}
-
-void RouterCore::PlaceQueued(TimeUs now) {
-  while (const std::optional<RequestId> front = queue_.Front()) {
-    LiveRequest& request = *Find(*front);
-    const Place place{&request, request.waiting.back()};
-    const Sequence& sequence = place.sequence();
-    const int64_t tokens = std::ssize(request.prompt(sequence).tokens);
-    const std::optional<GroupId> group = groups_.Choose(tokens);
-    if (!group) {
-      const int longest = groups_.context_tokens_max();
-      if (longest == 0 || tokens < longest) return;
-      EndRequest(*front, EndReason::kError,
-                 InvalidArgument("prompts[{}]: {} tokens do not fit the context of {} tokens",
-                                 sequence.prompt_index, tokens, longest),
-                 now);
-      continue;
-    }
-    queue_.Shrink(request.id, tokens);
-    request.waiting.pop_back();
-    if (request.waiting.empty()) queue_.Remove(request.id);
-    PlaceOn(*group, place, now);
-  }
-}
-
-void RouterCore::PlaceOn(GroupId group, Place place, TimeUs now) {
-  Sequence& sequence = place.sequence();
-  if (sequence.phase == Phase::kInterrupted) {
-    SetWait(place, kNever);
-    --interrupted_;
-    ++counters_.resubmissions;
-  }
-  if (++sequence.submissions == 1) sequence.placed_at = now;
-  sequence.phase = Phase::kRunning;
-  sequence.number = SequenceId{++last_sequence_};
-  sequence.group = group;
-  sequence.fingerprint = groups_.fingerprint(group);
-  placed_.emplace(sequence.number, place);
-  SubmitAction submit = SubmitOf(*place.request, sequence);
-  groups_.Start(group, std::ssize(submit.tokens));
-  actions_.submits.push_back(std::move(submit));
-}
-
-void RouterCore::Detach(Sequence& sequence) {
-  placed_.erase(sequence.number);
-  sequence.number = SequenceId{};
-  if (groups_.up(sequence.group)) groups_.End(sequence.group);
-}
-
-void RouterCore::Recall(Sequence& sequence) {
-  actions_.cancels.push_back({sequence.group, sequence.number});
-  Detach(sequence);
-}
-
-void RouterCore::Interrupt(Place place, TimeUs now) {
-  const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
-  const auto end = [&](EndReason reason, absl::Status status) {
-    End(place, MeasuredEnd(request, sequence, reason, std::move(status), now), DeltaOf(place));
-  };
-  if (sequence.phase == Phase::kStopping) return end(EndReason::kStop, absl::OkStatus());
-  if (++sequence.fruitless_deaths >= options_.fruitless_deaths_max) {
-    ++counters_.poisoned;
-    return end(EndReason::kError, Internal("{} groups in a row failed while they ran this sequence",
-                                           sequence.fruitless_deaths));
-  }
-  if (!sequence.emitted.empty()) {
-    ++counters_.migrations;
-    sequence.migrating = true;
-  }
-  AwaitGroup(place, now);
-}
-
-void RouterCore::AwaitGroup(Place place, TimeUs now) {
-  const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
-  const int max_tokens = request.prompt(sequence).max_tokens;
-  if (max_tokens > 0 && std::ssize(sequence.emitted) >= max_tokens) {
-    return End(place, MeasuredEnd(request, sequence, EndReason::kLength, absl::OkStatus(), now),
-               DeltaOf(place));
-  }
-  sequence.phase = Phase::kInterrupted;
-  ++interrupted_;
-  SetWait(place, now + options_.group_wait_us);
 }
 
 void RouterCore::End(Place place, ChoiceEnd end, ChoiceDelta out) {
   LiveRequest& request = *place.request;
   Sequence& sequence = place.sequence();
   FACET_CHECK(sequence.phase != Phase::kEnded);
-  if (sequence.number.value != 0) Recall(sequence);
+  if (end.reason == EndReason::kDeadline) CountExpired(sequence.phase);
+  if (end.reason == EndReason::kStop || end.reason == EndReason::kLength) {
+    shares_.NoteLength(request.tenant, std::ssize(sequence.emitted));
+  }
+  if (sequence.phase == Phase::kQueued) Unqueue(place);
+  if (sequence.number.value != 0) Recall(place);
   if (sequence.phase == Phase::kInterrupted) --interrupted_;
   SetWait(place, kNever);
+  shares_.Release(request.tenant, std::exchange(sequence.promised, 0));
   sequence.phase = Phase::kEnded;
   end.request_done = --request.alive == 0;
   out.end = std::move(end);
   actions_.deltas.push_back(std::move(out));
-  if (request.alive > 0) return;
-  deadlines_.erase({request.request.deadline, request.id});
-  client_ids_.erase(request.request.client_id);
-  requests_.erase(RequestId{request.id});  // a copy: the key must outlive the request
+  if (request.alive == 0) Forget(request);
 }
 
 void RouterCore::EndRequest(RequestId id, EndReason reason, const absl::Status& status,
                             TimeUs now) {
   LiveRequest* request = Find(id);
   if (request == nullptr) return;
-  if (!request->waiting.empty()) {
-    if (!request->paused) queue_.Remove(id);
-    request->waiting.clear();
-  }
+  // The last sequence to end takes the request with it, so what is left is counted beforehand.
   for (size_t left = request->alive, i = 0; left > 0; ++i) {
     const Place place{request, i};
     const Sequence& sequence = place.sequence();
@@ -377,85 +278,60 @@ void RouterCore::EndRequest(RequestId id, EndReason reason, const absl::Status& 
   }
 }
 
-void RouterCore::SetWait(Place place, TimeUs give_up) {
-  Sequence& sequence = place.sequence();
-  if (sequence.give_up != kNever) {
-    waits_.erase({sequence.give_up, place.request->id, place.index});
-  }
-  sequence.give_up = give_up;
-  if (give_up != kNever) waits_.emplace(give_up, place.request->id, place.index);
-}
-
-void RouterCore::Tick(TimeUs now) {
-  ExpireDeadlines(now);
-  ExpireWaits(now);
-  ExpireQueue(now);
-  PlaceAll(now);
-}
-
-void RouterCore::ExpireDeadlines(TimeUs now) {
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    EndRequest(deadlines_.begin()->second, EndReason::kDeadline,
-               DeadlineExceeded("the request's deadline passed"), now);
+void RouterCore::CountExpired(Phase phase) {
+  ExpiredCounts& expired = counters_.expired;
+  switch (phase) {
+    case Phase::kQueued:
+      ++expired.queued;
+      break;
+    case Phase::kInterrupted:
+      ++expired.interrupted;
+      break;
+    case Phase::kPaused:
+      ++expired.paused;
+      break;
+    default:
+      ++expired.running;
   }
 }
 
-void RouterCore::ExpireWaits(TimeUs now) {
-  while (!waits_.empty() && std::get<TimeUs>(*waits_.begin()) <= now) {
-    const auto [give_up, id, index] = *waits_.begin();
-    const Place place{Find(id), index};
-    const Sequence& sequence = place.sequence();
-    if (sequence.phase == Phase::kStopping) {
-      End(place, MeasuredEnd(*place.request, sequence, EndReason::kStop, absl::OkStatus(), now),
-          DeltaOf(place));
-    } else if (groups_.Serves(sequence.fingerprint)) {
-      SetWait(place, now + options_.group_wait_us);  // a group is there and busy
-    } else {
-      End(place,
-          MeasuredEnd(*place.request, sequence, EndReason::kError,
-                      WithRetryAfter(
-                          Unavailable("the group was lost after {} output tokens and no equal one "
-                                      "came up within {} s",
-                                      sequence.emitted.size(), options_.group_wait_us / 1'000'000),
-                          options_.retry_after_us),
-                      now),
-          DeltaOf(place));
-    }
-  }
+void RouterCore::Forget(const LiveRequest& request) {
+  const RequestId id = request.id;  // the key must outlive the request
+  deadlines_.erase({request.request.deadline, id});
+  client_ids_.erase(request.request.client_id);
+  shares_.Leave(request.tenant);
+  requests_.erase(id);
 }
 
-void RouterCore::ExpireQueue(TimeUs now) {
-  if (groups_.none_since() == kNever || now - groups_.none_since() < options_.group_wait_us) return;
-  while (const std::optional<RequestId> front = queue_.Front()) {
-    ++counters_.sheds[RefusalReason::kNoGroup];
-    EndRequest(
-        *front, EndReason::kError,
-        WithRetryAfter(Unavailable("no group of shard workers is ready"), options_.retry_after_us),
-        now);
-  }
-}
-
-TimeUs RouterCore::NextWake() const {
-  TimeUs wake = kNever;
-  if (!deadlines_.empty()) wake = std::min(wake, deadlines_.begin()->first);
-  if (!waits_.empty()) wake = std::min(wake, std::get<TimeUs>(*waits_.begin()));
-  if (queue_.Front() && groups_.none_since() != kNever) {
-    wake = std::min(wake, groups_.none_since() + options_.group_wait_us);
-  }
-  return wake;
-}
-
-LiveRequest* RouterCore::Find(RequestId id) {
+LiveRequest* RouterCore::Find(RequestId id) const {
   const auto found = requests_.find(id);
   return found == requests_.end() ? nullptr : found->second.get();
 }
 
 RouterCoreStats RouterCore::stats() const {
-  return {.requests = static_cast<int64_t>(requests_.size()),
-          .queued_requests = queue_.requests(),
-          .queued_tokens = queue_.tokens(),
-          .running_sequences = static_cast<int64_t>(placed_.size()),
+  return {.requests = std::ssize(requests_),
+          .queued_requests = queue_.use().requests,
+          .queued_tokens = queue_.use().tokens,
+          .queued_bytes = queue_.use().bytes,
+          .running_sequences = running_.size(),
           .interrupted_sequences = interrupted_};
+}
+
+std::vector<TenantStats> RouterCore::TopTenants(size_t most) const {
+  std::vector<TenantStats> tenants;
+  for (TenantSlot slot = 0; slot < shares_.slots(); ++slot) {
+    TenantStats stats = shares_.Stats(slot);
+    stats.queued_requests = queue_.requests_of(slot);
+    stats.running_sequences = std::ssize(running_.Of(slot));
+    tenants.push_back(std::move(stats));
+  }
+  const auto had = [](const TenantStats& stats) {
+    return stats.prompt_tokens + stats.output_tokens;
+  };
+  std::stable_sort(tenants.begin(), tenants.end(),
+                   [&](const TenantStats& a, const TenantStats& b) { return had(a) > had(b); });
+  if (tenants.size() > most) tenants.resize(most);
+  return tenants;
 }
 
 }  // namespace facet

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "serving/grpc_status.h"
-
 namespace facet {
 
 std::shared_ptr<Completion> Completion::Start(grpc::CallbackServerContext* context,
@@ -40,8 +38,7 @@ ResponseSink::Room Completion::Write(v1::GenerateResponse part) {
 }
 
 void Completion::Finish(const absl::Status& status) {
-  AddRetryDelay(*context_, status);
-  grpc::ServerUnaryReactor::Finish(ToGrpc(status));
+  grpc::ServerUnaryReactor::Finish(FinalStatus(*context_, status));
 }
 
 bool Completion::Sweep(TimeUs) { return !done_; }

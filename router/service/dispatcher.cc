@@ -1,9 +1,11 @@
 #include "router/service/dispatcher.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "base/status.h"
+#include "router/core/refusal.h"
 
 namespace facet {
 namespace {
@@ -25,6 +27,7 @@ v1::Submit MessageOf(const SubmitAction& action, TimeUs now) {
   submit.set_seed(action.seed);
   submit.set_max_tokens(action.max_tokens);
   submit.set_prompt_logprobs(action.prompt_logprobs);
+  submit.set_cache_salt(action.cache_salt);
   submit.set_remaining_us(RemainingForLeader(action.deadline, now));
   return submit;
 }
@@ -38,26 +41,27 @@ Dispatcher::Dispatcher(DispatcherOptions options, const ServedModel& model, Rout
       metrics_(metrics),
       on_ready_(std::move(on_ready)),
       context_tokens_(model.context_tokens),
+      last_turn_(MonotonicNow()),
       core_(options_.core, MonotonicNow()) {
   thread_ = std::make_unique<SerialThread>([this] { return Turn(); });
-  thread_->Post([this] {
-    LeaderSession::Listener& listener = *this;
-    for (const std::string& address : options_.leaders) {
-      LeaderSessionOptions session = options_.session;
-      session.address = address;
-      session.model_digest = model_.digest;
-      sessions_.push_back(std::make_unique<LeaderSession>(core_.AddGroup(), std::move(session),
-                                                          *thread_, listener));
-    }
-    sessions_open_ = sessions_.size();
-  });
+  LeaderSessionOptions session = options_.session;
+  session.model_digest = model_.digest;
+  LeaderSession::Listener& listener = *this;
+  leaders_ = std::make_unique<LeaderPool>(std::move(session), *thread_, listener,
+                                          [this] { return core_.AddGroup(); });
+  names_ = std::make_unique<LeaderNames>(
+      options_.leaders, options_.resolve, [this](std::vector<std::string> addresses) {
+        thread_->Post(
+            [this, addresses = std::move(addresses)] { leaders_->SetAddresses(addresses); });
+      });
 }
 
 Dispatcher::~Dispatcher() {
+  names_.reset();
   thread_->Post([this] {
     closing_ = true;
-    if (sessions_.empty()) closed_.Notify();
-    for (const auto& session : sessions_) session->Close();
+    leaders_->Close();
+    NoteClosed();
   });
   closed_.WaitForNotification();
   thread_.reset();
@@ -66,7 +70,10 @@ Dispatcher::~Dispatcher() {
 void Dispatcher::Submit(std::shared_ptr<Generation> generation) {
   const bool posted =
       thread_->TryPost([this, generation] { Admit(generation); }, options_.waiting_tasks_max);
-  if (!posted) generation->Refuse(ResourceExhausted("the router is overloaded"), MonotonicNow());
+  if (posted) return;
+  generation->Refuse(
+      WithRetryAfter(ResourceExhausted("the router is overloaded"), options_.overloaded_retry_us),
+      MonotonicNow());
 }
 
 void Dispatcher::Admit(std::shared_ptr<Generation> generation) {
@@ -105,12 +112,28 @@ bool Dispatcher::Query(std::function<void(const v1::GetStatusResponse& status)> 
                           options_.waiting_tasks_max);
 }
 
+void Dispatcher::Abandon(const absl::Status& status) {
+  thread_->Post([this, status] {
+    const TimeUs now = MonotonicNow();
+    const auto generations = std::exchange(generations_, {});
+    requests_of_sinks_.clear();
+    for (const auto& [id, generation] : generations) {
+      generation->Abandon(status, now);
+      core_.Cancel(id, now);
+    }
+  });
+}
+
+std::chrono::milliseconds Dispatcher::Age() const {
+  return std::chrono::milliseconds((MonotonicNow() - last_turn_) / 1000);
+}
+
 TimeUs Dispatcher::Turn() {
   const TimeUs now = MonotonicNow();
+  last_turn_ = now;
   if (core_.NextWake() <= now) core_.Tick(now);
   CarryOut(now);
-  TimeUs wake = core_.NextWake();
-  for (const auto& session : sessions_) wake = std::min(wake, session->Tick(now));
+  const TimeUs wake = std::min(core_.NextWake(), leaders_->Tick(now));
   if (now >= housekeep_at_) Housekeep(now);
   return std::min(wake, housekeep_at_);
 }
@@ -130,18 +153,14 @@ void Dispatcher::CarryOut(TimeUs now) {
 }
 
 void Dispatcher::SendToLeaders(CoreActions& actions, TimeUs now) {
-  std::vector<v1::RouterMessage> messages(sessions_.size());
+  std::map<GroupId, v1::RouterMessage> messages;
   for (const SubmitAction& submit : actions.submits) {
-    *messages[submit.group.value].add_submits() = MessageOf(submit, now);
+    *messages[submit.group].add_submits() = MessageOf(submit, now);
   }
   for (const CancelAction& cancel : actions.cancels) {
-    messages[cancel.group.value].add_cancels()->set_sequence(cancel.sequence.value);
+    messages[cancel.group].add_cancels()->set_sequence(cancel.sequence.value);
   }
-  for (size_t group = 0; group < messages.size(); ++group) {
-    v1::RouterMessage& message = messages[group];
-    const bool empty = message.submits().empty() && message.cancels().empty();
-    if (!empty) sessions_[group]->Send(std::move(message));
-  }
+  for (auto& [group, message] : messages) leaders_->Send(group, std::move(message));
 }
 
 void Dispatcher::Deliver(ChoiceDelta delta, TimeUs now) {
@@ -179,6 +198,10 @@ void Dispatcher::OnLeaderState(GroupId group, const GroupState& state) {
   NoteGroups();
 }
 
+void Dispatcher::OnLeaderCacheNews(GroupId group, const GroupCacheNews& news) {
+  core_.OnCacheNews(group, news);
+}
+
 void Dispatcher::OnLeaderDelta(GroupId group, LeaderDelta delta) {
   core_.OnDelta(group, std::move(delta), MonotonicNow());
 }
@@ -188,19 +211,23 @@ void Dispatcher::OnLeaderDown(GroupId group) {
   NoteGroups();
 }
 
-void Dispatcher::OnLeaderClosed(GroupId) {
-  if (--sessions_open_ == 0) closed_.Notify();
+void Dispatcher::OnLeaderClosed(GroupId group) {
+  leaders_->NoteClosed(group);
+  NoteClosed();
+}
+
+void Dispatcher::NoteClosed() {
+  if (leaders_->closed() && !closed_.HasBeenNotified()) closed_.Notify();
 }
 
 void Dispatcher::NoteGroups() {
-  bool ready = false;
   int context_tokens = 0;
-  for (const auto& session : sessions_) {
-    if (!session->status().ready()) continue;
-    ready = true;
-    context_tokens = std::max(context_tokens, session->status().model().context_tokens());
+  for (const v1::GroupStatus* status : leaders_->statuses()) {
+    if (status->ready())
+      context_tokens = std::max(context_tokens, status->model().context_tokens());
   }
   if (context_tokens > 0) context_tokens_ = context_tokens;
+  const bool ready = context_tokens > 0;
   if (ready == ready_ || closing_) return;
   ready_ = ready;
   on_ready_(ready);
@@ -209,14 +236,15 @@ void Dispatcher::NoteGroups() {
 void Dispatcher::Housekeep(TimeUs now) {
   housekeep_at_ = now + kHousekeepUs;
   std::erase_if(sinks_, [now](const auto& sink) { return !sink->Sweep(now); });
-  const auto ready = std::count_if(sessions_.begin(), sessions_.end(),
-                                   [](const auto& session) { return session->status().ready(); });
+  const auto statuses = leaders_->statuses();
+  const auto ready = std::count_if(statuses.begin(), statuses.end(),
+                                   [](const v1::GroupStatus* status) { return status->ready(); });
   metrics_.Publish(core_.stats(), core_.counters(), static_cast<int>(ready));
 }
 
 v1::GetStatusResponse Dispatcher::Status() const {
   v1::GetStatusResponse response;
-  for (const auto& session : sessions_) *response.add_groups() = session->status();
+  for (const v1::GroupStatus* status : leaders_->statuses()) *response.add_groups() = *status;
   const RouterCoreStats stats = core_.stats();
   response.set_queued_requests(stats.queued_requests);
   response.set_running_requests(stats.requests - stats.queued_requests);

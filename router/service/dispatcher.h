@@ -2,6 +2,7 @@
 #define FACET_ROUTER_SERVICE_DISPATCHER_H_
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,6 +14,8 @@
 #include "facet/v1/inference.pb.h"
 #include "router/core/router_core.h"
 #include "router/service/generation.h"
+#include "router/service/leader_names.h"
+#include "router/service/leader_pool.h"
 #include "router/service/leader_session.h"
 #include "router/service/metrics.h"
 #include "router/service/serial_thread.h"
@@ -22,9 +25,11 @@ namespace facet {
 
 struct DispatcherOptions {
   RouterCoreOptions core;
-  std::vector<std::string> leaders;  // addresses
-  LeaderSessionOptions session;      // address and digest are filled in
-  size_t waiting_tasks_max = 4096;   // submits and queries that have not reached the core
+  LeaderNamesOptions leaders;
+  ResolveName resolve = ResolveBySystem;
+  LeaderSessionOptions session;            // address and digest are filled in
+  size_t waiting_tasks_max = 4096;         // submits and queries that have not reached the core
+  TimeUs overloaded_retry_us = 1'000'000;  // when to come again if there are more
 };
 
 // Brings the core to life: one thread feeds it the leaders' events, the clients' requests and the
@@ -46,12 +51,18 @@ class Dispatcher : private LeaderSession::Listener {
   // Runs `answer` on the core's thread with the state of things; false if too much waits.
   bool Query(std::function<void(const v1::GetStatusResponse& status)> answer);
 
+  // Ends every stream with `status`; their clients resume them elsewhere.
+  void Abandon(const absl::Status& status);
+  // How long ago the core's thread last took a turn; it does at least once a second.
+  std::chrono::milliseconds Age() const;
+
   // Prompt + output that the groups at hand allow; the model's own while there is none.
   int context_tokens() const { return context_tokens_; }
 
  private:
   void OnLeaderUp(GroupId group, GroupFacts facts) override;
   void OnLeaderState(GroupId group, const GroupState& state) override;
+  void OnLeaderCacheNews(GroupId group, const GroupCacheNews& news) override;
   void OnLeaderDelta(GroupId group, LeaderDelta delta) override;
   void OnLeaderDown(GroupId group) override;
   void OnLeaderClosed(GroupId group) override;
@@ -66,6 +77,7 @@ class Dispatcher : private LeaderSession::Listener {
   void Deliver(ChoiceDelta delta, TimeUs now);
   void Follow(RequestId id, const Generation::Advice& advice, TimeUs now);
   void Forget(RequestId id);
+  void NoteClosed();
   void NoteGroups();
   void Housekeep(TimeUs now);
   v1::GetStatusResponse Status() const;
@@ -75,19 +87,20 @@ class Dispatcher : private LeaderSession::Listener {
   RouterMetrics& metrics_;
   const std::function<void(bool)> on_ready_;
   std::atomic<int> context_tokens_;
+  std::atomic<TimeUs> last_turn_;
 
   // The rest belongs to the thread.
   RouterCore core_;
   absl::flat_hash_map<RequestId, std::shared_ptr<Generation>> generations_;
   absl::flat_hash_map<const ResponseSink*, RequestId> requests_of_sinks_;
-  std::vector<std::shared_ptr<ResponseSink>> sinks_;      // of calls that are not over
-  std::vector<std::unique_ptr<LeaderSession>> sessions_;  // by group
+  std::vector<std::shared_ptr<ResponseSink>> sinks_;  // of calls that are not over
   bool ready_ = false;
   bool closing_ = false;
   TimeUs housekeep_at_ = 0;
-  size_t sessions_open_ = 0;
+  std::unique_ptr<LeaderPool> leaders_;
   absl::Notification closed_;
-  std::unique_ptr<SerialThread> thread_;  // last: it uses the members above
+  std::unique_ptr<SerialThread> thread_;  // uses the members above
+  std::unique_ptr<LeaderNames> names_;    // posts to the thread
 };
 
 }  // namespace facet

@@ -86,9 +86,17 @@ GroupState StateOf(const v1::LeaderState& state) {
   GroupState out{.running = state.running(),
                  .waiting = state.waiting(),
                  .credit_tokens = state.credit_tokens(),
-                 .draining = state.draining()};
+                 .draining = state.draining(),
+                 .pending_prompt_tokens = state.pending_prompt_tokens(),
+                 .prefill_tokens_per_s = state.prefill_tokens_per_s()};
   if (state.has_submits_received()) out.submits_received = state.submits_received();
   return out;
+}
+
+GroupCacheNews NewsOf(const v1::CacheNews& news) {
+  return {.reset = news.reset(),
+          .stored = {news.stored().begin(), news.stored().end()},
+          .evicted = {news.evicted().begin(), news.evicted().end()}};
 }
 
 }  // namespace
@@ -108,6 +116,11 @@ LeaderSession::LeaderSession(GroupId group, LeaderSessionOptions options, Serial
 
 TimeUs LeaderSession::Tick(TimeUs now) {
   if (closing_) return kNever;
+  if (tick_due_ != kNever && now - tick_due_ > options_.standstill_us) last_heard_ = now;
+  return tick_due_ = ConnectOrGiveUp(now);
+}
+
+TimeUs LeaderSession::ConnectOrGiveUp(TimeUs now) {
   if (stream_ == nullptr) {
     if (now < connect_at_) return connect_at_;
     Connect();
@@ -121,6 +134,8 @@ TimeUs LeaderSession::Tick(TimeUs now) {
 
 void LeaderSession::Connect() {
   give_up_reason_.clear();
+  // The pauses between two attempts are ours alone.
+  grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
   stream_ = LeaderStream::Start(
       *stub_, {.on_message =
                    [this](v1::LeaderMessage message) {
@@ -148,6 +163,7 @@ void LeaderSession::Take(v1::LeaderMessage& message) {
     if (delta.offset() < 0 || delta.prompt_offset() < 0) return GiveUp("sent a negative offset");
     listener_.OnLeaderDelta(group_, DeltaOf(delta));
   }
+  if (message.has_cache()) listener_.OnLeaderCacheNews(group_, NewsOf(message.cache()));
   if (message.has_state()) NoteState(message.state(), last_heard_);
 }
 
@@ -168,7 +184,10 @@ bool LeaderSession::Welcome(const v1::LeaderMessage& message) {
   status_.set_ready(true);
   spdlog::info("group {} is ready: {} rank(s) on {}", options_.address, message.state().ranks(),
                message.state().device());
-  listener_.OnLeaderUp(group_, {model.fingerprint(), model.context_tokens()});
+  listener_.OnLeaderUp(group_, {.fingerprint = model.fingerprint(),
+                                .context_tokens = model.context_tokens(),
+                                .block_tokens = std::max(0, message.state().block_tokens()),
+                                .epoch = message.state().epoch()});
   return true;
 }
 
@@ -219,11 +238,17 @@ void LeaderSession::OnEnd(const absl::Status& status) {
   connect_at_ = MonotonicNow() + backoff_us_;
   backoff_us_ = std::min(2 * backoff_us_, options_.backoff_max_us);
   if (std::exchange(up_, false)) listener_.OnLeaderDown(group_);
+  closing_ = closing_ || leaving_;
   if (closing_) listener_.OnLeaderClosed(group_);
 }
 
 void LeaderSession::Send(v1::RouterMessage message) {
   if (up_) stream_->Send(std::move(message));
+}
+
+void LeaderSession::SetLeaving(bool leaving) {
+  leaving_ = leaving;
+  if (leaving_ && !up_) Close();
 }
 
 void LeaderSession::Close() {

@@ -23,9 +23,11 @@ struct LeaderSessionOptions {
   std::string address;        // host:port or unix:/path
   uint64_t model_digest = 0;  // of the model this router serves; leaders of another are refused
   TimeUs backoff_min_us = 50'000;
-  TimeUs backoff_max_us = 2'000'000;
-  // Leaders speak once a second; one that says nothing for so long is given up.
-  TimeUs silence_max_us = 10'000'000;
+  TimeUs backoff_max_us = 250'000;  // a group that is back is used within half a second
+  // Leaders speak every 500 ms; one that says nothing for so long is given up.
+  TimeUs silence_max_us = 2'000'000;
+  // If Tick() comes so much later than due, this process stood still and leaders are not to blame.
+  TimeUs standstill_us = 500'000;
   // A host that is gone is noticed after interval + timeout.
   std::chrono::milliseconds keepalive_interval{1000};
   std::chrono::milliseconds keepalive_timeout{1000};
@@ -40,6 +42,7 @@ class LeaderSession {
     virtual ~Listener() = default;
     virtual void OnLeaderUp(GroupId group, GroupFacts facts) = 0;
     virtual void OnLeaderState(GroupId group, const GroupState& state) = 0;
+    virtual void OnLeaderCacheNews(GroupId group, const GroupCacheNews& news) = 0;
     virtual void OnLeaderDelta(GroupId group, LeaderDelta delta) = 0;
     virtual void OnLeaderDown(GroupId group) = 0;    // after OnLeaderUp; all its sequences are gone
     virtual void OnLeaderClosed(GroupId group) = 0;  // after Close(): nothing follows
@@ -48,12 +51,16 @@ class LeaderSession {
   LeaderSession(GroupId group, LeaderSessionOptions options, SerialThread& thread,
                 Listener& listener);
 
-  // Connects when it is time to and gives up a silent leader. Returns when to call it again.
+  // Connects when it is time to and gives up a silent leader. Returns when to call it again, at the
+  // latest.
   TimeUs Tick(TimeUs now);
   // Messages for a leader that is down are dropped: its sequences are gone with it.
   void Send(v1::RouterMessage message);
   // Ends the session for good; the listener hears OnLeaderClosed.
   void Close();
+  bool closing() const { return closing_; }
+  // While this is set, the session closes for good when it ends; at once if it is not up.
+  void SetLeaving(bool leaving);
 
   const v1::GroupStatus& status() const { return status_; }
 
@@ -64,6 +71,7 @@ class LeaderSession {
     int64_t output_tokens;
   };
 
+  TimeUs ConnectOrGiveUp(TimeUs now);
   void Connect();
   void OnMessage(v1::LeaderMessage message);
   void OnEnd(const absl::Status& status);
@@ -84,10 +92,12 @@ class LeaderSession {
   std::shared_ptr<LeaderStream> stream_;  // null while waiting to connect
   bool up_ = false;
   bool closing_ = false;
+  bool leaving_ = false;
   std::string give_up_reason_;
   TimeUs backoff_us_;
   TimeUs connect_at_ = 0;
   TimeUs last_heard_ = 0;
+  TimeUs tick_due_ = kNever;
   std::deque<Sample> samples_;  // of the last seconds
   v1::GroupStatus status_;
 };

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "router/service/serial_thread.h"
-#include "serving/grpc_status.h"
 
 namespace facet {
 
@@ -51,8 +50,7 @@ void MessageStream::Merge(v1::GenerateResponse part) {
 void MessageStream::Finish(const absl::Status& status) {
   {
     absl::MutexLock lock(&mutex_);
-    AddRetryDelay(*context_, status);
-    final_ = ToGrpc(status);
+    final_ = FinalStatus(*context_, status);
   }
   Pump();
 }
@@ -82,12 +80,12 @@ void MessageStream::Pump() {
   }
   // final_ does not change once finish_started_ is set, and only one thread gets here with a step.
   if (step == Step::kWrite) StartWrite(&outgoing_);
-  if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, FinalStatus());
-  if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(FinalStatus());
+  if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, Final());
+  if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(Final());
   if (drained) NoteDrained();
 }
 
-grpc::Status MessageStream::FinalStatus() {
+grpc::Status MessageStream::Final() {
   absl::MutexLock lock(&mutex_);
   return *final_;
 }

@@ -45,7 +45,7 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
   void OnWriteDone(bool ok) override;
   void OnCancel() override { NoteCancel(); }
   void OnDone() override;
-  grpc::Status FinalStatus();
+  grpc::Status Final();
   // Starts what is next if nothing is under way.
   void Pump();
   void Merge(v1::GenerateResponse part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -4,13 +4,18 @@
 #include <grpcpp/server_context.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "facet/v1/inference.pb.h"
+#include "router/core/refusal.h"
 #include "router/core/request.h"
+#include "serving/grpc_status.h"
+#include "serving/retry_delay.h"
 
 namespace facet {
 
@@ -48,11 +53,13 @@ class ResponseSink {
     Run(on_cancel_);
   }
   void NoteDrained() { Run(on_drained_); }
-  // A full queue says when to come back; gRPC clients with a retry policy obey this.
-  static void AddRetryDelay(grpc::CallbackServerContext& context, const absl::Status& status) {
-    if (absl::IsResourceExhausted(status)) {
-      context.AddTrailingMetadata("grpc-retry-pushback-ms", "1000");
-    }
+  // The status as gRPC carries it; a refusal that may be repeated says when.
+  static grpc::Status FinalStatus(grpc::CallbackServerContext& context,
+                                  const absl::Status& status) {
+    const std::optional<TimeUs> after = RetryAfter(status);
+    if (!after || status.ok()) return ToGrpc(status);
+    return WithRetryDelay(ToGrpc(status), std::chrono::milliseconds((*after + 999) / 1000),
+                          context);
   }
 
  private:

@@ -11,6 +11,8 @@
 namespace facet {
 namespace {
 
+// For the last words of streams that another router goes on with.
+constexpr absl::Duration kGoodbye = absl::Seconds(1);
 constexpr absl::Duration kLinger = absl::Milliseconds(200);
 
 }  // namespace
@@ -63,7 +65,10 @@ void RouterServer::Drain(std::chrono::milliseconds grace) {
   if (running_.server == nullptr) return;
   ForgetHealth();
   inference_.live_calls().Close();
-  if (inference_.live_calls().WaitForNone(absl::FromChrono(grace))) {
+  if (!inference_.live_calls().WaitForNone(absl::FromChrono(grace))) {
+    dispatcher_.Abandon(Unavailable("the router is shutting down"));
+    inference_.live_calls().WaitForNone(kGoodbye);
+  } else {
     // gRPC closes a connection as soon as its last call has ended, even if the client is just
     // writing to it, and a client that cannot write does not read the end of its answer.
     absl::SleepFor(kLinger);

@@ -42,7 +42,11 @@ class RouterServer {
   const std::string& address() const { return running_.address; }
   const ServedModel& model() const { return *model_; }
 
-  // Refuses new requests, gives running ones `grace`, cancels the rest, closes the port. Once.
+  // How long ago the router last moved: what its liveness is judged by.
+  std::chrono::milliseconds Age() const { return dispatcher_.Age(); }
+
+  // Refuses new requests, gives running ones `grace`, ends the rest with Unavailable, so that their
+  // clients resume them elsewhere, and closes the port. Once.
   void Drain(std::chrono::milliseconds grace);
 
  private:

@@ -42,6 +42,7 @@ inline std::vector<TokenId> IdsOf(const ChoiceDelta& delta) {
 class RouterCoreTest : public ::testing::Test {
  protected:
   RouterCoreTest() { Reset({}); }
+  void TearDown() override { EXPECT_TRUE(core_->Check().ok()) << core_->Check(); }
 
   void Reset(const RouterCoreOptions& options) {
     core_ = std::make_unique<RouterCore>(options, 0);

@@ -150,7 +150,7 @@ class RouterFixture : public ::testing::Test {
                             .credit_tokens = credit_tokens_,
                             .script = std::move(script),
                             .tokens_per_message = tokens_per_message}));
-    options_.dispatcher.leaders.push_back(address);
+    options_.dispatcher.leaders.leaders.push_back(address);
     return *leaders_.back();
   }
   // Starts the router and waits until it sees every leader that was added.

@@ -388,7 +388,6 @@ TEST_F(RouterService, ALeaderThatFallsSilentIsGivenUp) {
   AddLeader(Letters());
   AddLeader(Letters());
   for (const auto& leader : leaders_) leader->HoldAt(2);
-  options_.dispatcher.session.silence_max_us = 2'000'000;  // they speak every 500 ms
   Start();
   v1::GenerateRequest request = TextRequest();
   request.set_n(2);
@@ -414,7 +413,7 @@ TEST_F(RouterService, ALeaderThatFallsSilentIsGivenUp) {
 TEST_F(RouterService, ALeaderThatDoesNotSayItsModelIsNotUsed) {
   info_.set_context_tokens(0);
   const FakeLeader stranger({.address = LeaderAddress(0), .model = info_, .script = Letters()});
-  options_.dispatcher.leaders.push_back(LeaderAddress(0));
+  options_.dispatcher.leaders.leaders.push_back(LeaderAddress(0));
   Start();
   EXPECT_TRUE(WaitForStatus([](const v1::GetStatusResponse& status) {
     return status.groups(0).state() == "down: did not begin with its model";
@@ -440,7 +439,7 @@ TEST_F(RouterService, ARequestThatKillsGroupsEndsWithInternal) {
 }
 
 TEST_F(RouterService, WithoutAGroupARequestIsUnavailable) {
-  options_.dispatcher.leaders = {LeaderAddress(9)};
+  options_.dispatcher.leaders.leaders = {LeaderAddress(9)};
   options_.dispatcher.core.group_wait_us = 50'000;
   Start();
   Answer answer;
@@ -455,7 +454,7 @@ TEST_F(RouterService, ALeaderOfAnotherModelIsNotUsed) {
   AddLeader(Letters());
   info_.set_digest(info_.digest() + 1);
   const FakeLeader stranger({.address = LeaderAddress(1), .model = info_, .script = Letters()});
-  options_.dispatcher.leaders.push_back(LeaderAddress(1));
+  options_.dispatcher.leaders.leaders.push_back(LeaderAddress(1));
   Start();
   EXPECT_TRUE(WaitForStatus([](const v1::GetStatusResponse& status) {
     return status.groups(1).state().find("serves another model") != std::string::npos;
