@@ -74,7 +74,9 @@ LoadResults MixedLoad::Finish() {
 
 void MixedLoad::RunStream(size_t index) {
   LoadResults results;
-  while (!over_) RunOne(recorded_[next_++ % recorded_.size()], index, results);
+  while (!over_ || next_ < recorded_.size()) {
+    RunOne(recorded_[next_++ % recorded_.size()], index, results);
+  }
   const std::lock_guard lock(mutex_);
   Merge(total_, results);
 }

@@ -46,7 +46,7 @@ class MixedLoad {
             int streams);
   ~MixedLoad();
 
-  // Starts no further request; returns when the last one has ended.
+  // Starts no further request, once each has been asked; returns when the last one has ended.
   LoadResults Finish();
 
  private:
