@@ -97,7 +97,6 @@ struct Engine::Impl {
   // Ends `sequence`, which dies here, with `delta` as its last news.
   void Finish(Sequence* sequence, EngineFinish finish, EngineDelta delta, TimeUs now) {
     delta.finish = finish;
-    delta.slot = sequence->last_slot;
     const TimeUs planned = sequence->first_planned.value_or(now);
     const TimeUs token = sequence->first_token.value_or(now);
     delta.queue_us = planned - sequence->submitted;
@@ -123,6 +122,8 @@ struct Engine::Impl {
   std::vector<EngineDelta> deltas;
   int64_t prompt_tokens_done = 0;
   int64_t output_tokens_done = 0;
+  int64_t expired_waiting = 0;
+  int64_t expired_running = 0;
 };
 
 Engine::Engine(const EngineOptions& options) : impl_(std::make_unique<Impl>(options)) {}
@@ -173,12 +174,14 @@ void Engine::Impl::Expire(TimeUs now) {
   std::for_each(scheduler.running().begin(), scheduler.running().end(), look);
   std::for_each(scheduler.waiting().begin(), scheduler.waiting().end(), look);
   for (Sequence* sequence : expired) {
+    ++(sequence->slot.value < 0 ? expired_waiting : expired_running);
     Finish(sequence, EngineFinish::kDeadline, NewDelta(*sequence), now);
   }
 }
 
 std::optional<StepPlan> Engine::Plan(TimeUs now) {
-  FACET_CHECK(impl_->outstanding.empty(), "a step is outstanding");
+  FACET_CHECK(outstanding() < impl_->options.steps_max, "a step is outstanding");
+  if (outstanding() > 0) return std::nullopt;
   impl_->Expire(now);
   impl_->scheduler.Reserve();
   StepPlan plan;
@@ -228,6 +231,7 @@ void Engine::Impl::TakeResult(Sequence* sequence, const SegmentResult& result, T
   CountPrompt(sequence);
   if (sampled) TakeToken(sequence, result, &delta, now);
   if (const auto ended = whole ? Ended(*sequence) : std::nullopt) {
+    delta.logits_sha256 = result.logits_sha256;
     return Finish(sequence, *ended, std::move(delta), now);
   }
   if (!delta.tokens.empty() || !delta.prompt.empty()) deltas.push_back(std::move(delta));
@@ -274,12 +278,33 @@ std::optional<TimeUs> Engine::NextDeadline() const {
   return earliest;
 }
 
+int Engine::outstanding() const { return impl_->outstanding.empty() ? 0 : 1; }
+
+// Nothing is cached yet, so there are no news.
+CacheNews Engine::TakeCacheNews() { return {}; }
+std::vector<uint64_t> Engine::CachedLinks() const { return {}; }
+
+absl::Status Engine::Check() const {
+  const Scheduler& scheduler = impl_->scheduler;
+  const size_t known = scheduler.running().size() + scheduler.waiting().size();
+  if (known != impl_->sequences.size()) {
+    return Internal("{} sequences run or wait, {} are known", known, impl_->sequences.size());
+  }
+  return absl::OkStatus();
+}
+
 EngineStats Engine::stats() const {
   const Scheduler& scheduler = impl_->scheduler;
   EngineStats stats;
   stats.running = static_cast<int>(scheduler.running().size());
   stats.waiting = static_cast<int>(scheduler.waiting().size());
-  for (const Sequence* sequence : scheduler.waiting()) stats.waiting_tokens += sequence->size();
+  for (const Sequence* sequence : scheduler.waiting()) {
+    stats.waiting_tokens += sequence->size();
+    stats.pending_prompt_tokens += sequence->size();
+  }
+  for (const Sequence* sequence : scheduler.running()) {
+    if (sequence->pending() > 1) stats.pending_prompt_tokens += sequence->pending();
+  }
   for (int pool = 0; pool < kBlockPools; ++pool) {
     stats.blocks_used[pool] = scheduler.blocks().used(pool);
     stats.blocks_total[pool] = scheduler.blocks().total(pool);
@@ -287,6 +312,8 @@ EngineStats Engine::stats() const {
   stats.prompt_tokens_done = impl_->prompt_tokens_done;
   stats.output_tokens_done = impl_->output_tokens_done;
   stats.preemptions = scheduler.preemptions();
+  stats.expired_waiting = impl_->expired_waiting;
+  stats.expired_running = impl_->expired_running;
   return stats;
 }
 

@@ -61,7 +61,6 @@ void Scheduler::Admit() {
     Sequence* sequence = waiting_.front();
     waiting_.pop_front();
     sequence->slot = free_slots_.back();
-    sequence->last_slot = sequence->slot;
     free_slots_.pop_back();
     running_.push_back(sequence);
     ReserveFor(sequence, Chunk(*sequence));

@@ -20,7 +20,6 @@ struct Sequence {
   int planned = 0;       // tokens after those in the step being made or outstanding
   BlockTable table;
 
-  SlotId last_slot{-1};        // that it ran in
   int prompt_scored = 1;       // first prompt position whose log-probability was not yet reported
   int64_t prompt_counted = 0;  // prompt tokens in EngineStats::prompt_tokens_done
   std::optional<EngineFinish> ending;  // decided while a step was outstanding

@@ -25,7 +25,6 @@ class FakeExecutor : public Executor {
   explicit FakeExecutor(const EngineOptions& options, std::optional<TokenId> poison = {});
 
   absl::StatusOr<StepResult> Run(const StepPlan& plan) override;
-  std::string LogitsDigest(SlotId slot) const override;
 
   // The same computed naively from plain tokens: the "logits" after `history`, ...
   static uint64_t LogitsAfter(std::span<const TokenId> history, const EngineOptions& options);
@@ -44,9 +43,12 @@ class FakeExecutor : public Executor {
     SequenceStart start;  // its history grows with the output
     int64_t next_position = 0;
     uint64_t digest = 0;
+    std::optional<TokenId> last_sampled;
   };
 
   void ApplyEndsAndStarts(const StepPlan& plan);
+  // Puts the token that kSampledToken stands for in its place.
+  Segment Resolve(Segment segment) const;
   void Store(const Segment& segment);
   SegmentResult Compute(const Segment& segment);
   // Positions [first, end) of the segment's sequence as `pool` holds them.

@@ -14,8 +14,7 @@ std::vector<TokenId> Output::ids() const {
   return ids;
 }
 
-absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(
-    const GroupOptions& options) {
+absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const GroupOptions& options) {
   std::unique_ptr<InProcessGroup> group(new InProcessGroup);
   std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalGroup(options.world);
   for (int rank = 0; rank < options.world; ++rank) {
@@ -46,11 +45,9 @@ std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
   const uint64_t first_id = next_id_;
   next_id_ += requests.size();
   std::vector<Output> outputs(requests.size());
-  std::vector<bool> hashed(requests.size());
   size_t open = requests.size();
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].id = SequenceId{first_id + i};
-    hashed[i] = requests[i].logits_digest;
     const absl::Status status = engine_->Submit(std::move(requests[i]), 0);
     FACET_CHECK(status.ok(), "{}", MessageOf(status));
   }
@@ -68,7 +65,7 @@ std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
       if (!delta.finish) continue;
       output.finish = *delta.finish;
       output.error = delta.error;
-      if (hashed[delta.id.value - first_id]) output.logits_sha256 = Hex(executor_->LogitsDigest(delta.slot));
+      output.logits_sha256 = Hex(delta.logits_sha256);
       --open;
     }
   }
