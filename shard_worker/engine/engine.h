@@ -51,6 +51,7 @@ struct EngineRequest {
   int max_tokens = 0;  // output in all, tokens beyond prompt_length included
   std::vector<TokenId> stop_token_ids;
   int logprobs = -1;
+  // These two want something of every prompt position: they use no cached prefix.
   bool prompt_logprobs = false;
   bool logits_digest = false;
   std::optional<TimeUs> deadline;
@@ -76,7 +77,7 @@ struct EngineStats {
   int running = 0;
   int waiting = 0;
   int64_t waiting_tokens = 0;  // of the waiting sequences
-  // Tokens of all sequences that are known and not computed, but for the last one of each decode.
+  // Tokens of all sequences that are known and not yet in a step, but for the last of each decode.
   int64_t pending_prompt_tokens = 0;
   std::array<int, kBlockPools> blocks_used = {0, 0};    // by sequences
   std::array<int, kBlockPools> blocks_cached = {0, 0};  // by nobody, but their keys may be reused
@@ -108,7 +109,8 @@ class Engine {
   // pool, an id outside the vocabulary, a parameter out of its range; the message names the field.
   // Nothing changed then. REQUIRES: the id is new.
   absl::Status Submit(EngineRequest request, TimeUs now);
-  // Unknown ids are ignored: the sequence may have ended on its own.
+  // Its blocks and its slot are free at once, and results that outstanding steps bring for it are
+  // discarded. Unknown ids are ignored: the sequence may have ended on its own.
   void Cancel(SequenceId id, TimeUs now);
 
   // The next step, or nothing if nothing can be computed before an outstanding step completes.
