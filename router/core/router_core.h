@@ -37,10 +37,10 @@ namespace facet {
 
 // When a tenant's running sequence gives way to another tenant's request that waits.
 struct FairnessOptions {
-  TimeUs unfair_wait_us = 500'000;  // the request is next and has waited so long; 0: never
+  TimeUs unfair_wait_us = 100'000;  // the request is next and has waited so long; 0: never
   // The tenant has more running sequences than the other, per weight, by more than this.
   double skew_max = 2;
-  TimeUs interval_us = 100'000;  // between two such sequences
+  TimeUs interval_us = 20'000;  // between two such sequences
   int preemptions_max = 2;       // of one sequence
 };
 

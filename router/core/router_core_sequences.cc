@@ -125,7 +125,7 @@ void RouterCore::PlaceAll(TimeUs now) {
 void RouterCore::PlaceInterrupted(TimeUs now) {
   if (interrupted_ == 0) return;
   for (auto wait = waits_.begin(); wait != waits_.end();) {
-    if (!groups_.any_credit()) return;
+    if (!groups_.any_room()) return;
     const auto [give_up, id, index] = *wait++;  // PlaceOn() erases the wait
     const Place place{Find(id), index};
     if (place.sequence().phase != Phase::kInterrupted) continue;
@@ -150,7 +150,7 @@ bool RouterCore::MoveFrontAside(Place place, TimeUs now) {
   const Sequence& sequence = place.sequence();
   if (!sequence.fresh()) {
     // While its own groups are busy, others may serve those behind it.
-    if (!groups_.any_credit()) return false;
+    if (!groups_.any_room()) return false;
     Unqueue(place);
     AwaitGroup(place, now);
     return true;
