@@ -6,10 +6,12 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
 #include "base/status.h"
 #include "router/service/router_server.h"
 #include "serving/flags.h"
@@ -23,7 +25,8 @@ ABSL_FLAG(std::string, address_file, "",
           "a file to write the bound address to, for whoever started a router on port 0");
 ABSL_FLAG(
     std::vector<std::string>, leaders, {},
-    "the leaders of the groups of shard workers, separated by commas: host:port or unix:/path");
+    "the leaders of the groups of shard workers, separated by commas: host:port or unix:/path. A "
+    "host name stands for all the addresses it resolves to and is looked up again every 5 s");
 ABSL_FLAG(std::string, model, "",
           "the GGUF file that the groups serve (its first part, if it has several); only the "
           "vocabulary and other metadata are read");
@@ -38,12 +41,25 @@ ABSL_FLAG(int64_t, queue_requests, 1024,
           "requests that may wait for a group; one more is refused with RESOURCE_EXHAUSTED");
 ABSL_FLAG(int64_t, queue_tokens, 4194304,
           "prompt tokens of waiting requests (each choice counts), as above");
+ABSL_FLAG(int64_t, queue_bytes, 268435456, "memory of waiting requests, as above");
+ABSL_FLAG(
+    std::vector<std::string>, tenant_weight, {},
+    "shares of tenants, as name=weight separated by commas: while requests wait, groups serve "
+    "tenants in proportion to their weights; those not named have 1");
+ABSL_FLAG(double, ttft_target_ms, 0,
+          "requests whose first token is expected later than this are refused while groups are "
+          "busy; 0: off");
+ABSL_FLAG(double, retry_percent, 20,
+          "sequences that may be tried again after their group failed before their first token, in "
+          "percent of the requests that come (and a burst of 256)");
 ABSL_FLAG(double, group_wait_s, 30,
           "seconds that requests and interrupted answers wait while no group can take them");
 ABSL_FLAG(int64_t, prompt_bytes_max, 4194304,
           "bytes of all prompts of one request; a token id counts four");
-ABSL_FLAG(double, drain_s, 30,
-          "on SIGTERM: seconds that running requests get to end; new ones are refused meanwhile");
+ABSL_FLAG(
+    double, drain_s, 30,
+    "on SIGTERM: seconds that running requests get to end; new ones are refused meanwhile, and "
+    "what still runs then ends with UNAVAILABLE, for its client to resume at another router");
 ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warning, error or off");
 
 namespace facet {
@@ -62,6 +78,37 @@ constexpr std::string_view kUsage =
 
 TimeUs Microseconds(double seconds) { return static_cast<TimeUs>(seconds * 1e6); }
 
+// "blue=2" and the like.
+absl::Status AddTenantWeight(const std::string& text, TenantSharesOptions& tenants) {
+  const size_t equals = text.rfind('=');
+  double weight = 0;
+  if (equals == std::string::npos || !absl::SimpleAtod(text.substr(equals + 1), &weight) ||
+      !(weight >= 0.001 && weight <= 1000)) {
+    return InvalidArgument(
+        "--tenant_weight: '{}' is not name=weight, with a weight from 0.001 to 1000", text);
+  }
+  const std::string name = text.substr(0, equals);
+  FACET_RETURN_IF_ERROR(Annotate(CheckTenant(name, RequestLimits()), "--tenant_weight"));
+  tenants.weights[name] = weight;
+  return absl::OkStatus();
+}
+
+absl::Status SetCoreOptions(RouterCoreOptions& core) {
+  core.queue.requests_max = absl::GetFlag(FLAGS_queue_requests);
+  core.queue.tokens_max = absl::GetFlag(FLAGS_queue_tokens);
+  core.queue.bytes_max = absl::GetFlag(FLAGS_queue_bytes);
+  core.group_wait_us = Microseconds(absl::GetFlag(FLAGS_group_wait_s));
+  core.ttft_target_us = Microseconds(absl::GetFlag(FLAGS_ttft_target_ms) / 1e3);
+  core.retries.per_thousand_requests = static_cast<int>(absl::GetFlag(FLAGS_retry_percent) * 10);
+  core.seed = std::random_device()();
+  for (const std::string& weight : absl::GetFlag(FLAGS_tenant_weight)) {
+    FACET_RETURN_IF_ERROR(AddTenantWeight(weight, core.tenants));
+  }
+  if (core.ttft_target_us < 0) return InvalidArgument("--ttft_target_ms is below 0");
+  if (core.retries.per_thousand_requests < 0) return InvalidArgument("--retry_percent is below 0");
+  return absl::OkStatus();
+}
+
 absl::StatusOr<RouterOptions> OptionsFromFlags() {
   RouterOptions options;
   options.model_path = absl::GetFlag(FLAGS_model);
@@ -69,9 +116,7 @@ absl::StatusOr<RouterOptions> OptionsFromFlags() {
   options.server.listen = absl::GetFlag(FLAGS_listen);
   options.server.address_file = absl::GetFlag(FLAGS_address_file);
   options.dispatcher.leaders.leaders = absl::GetFlag(FLAGS_leaders);
-  options.dispatcher.core.queue.requests_max = absl::GetFlag(FLAGS_queue_requests);
-  options.dispatcher.core.queue.tokens_max = absl::GetFlag(FLAGS_queue_tokens);
-  options.dispatcher.core.group_wait_us = Microseconds(absl::GetFlag(FLAGS_group_wait_s));
+  FACET_RETURN_IF_ERROR(SetCoreOptions(options.dispatcher.core));
   options.inference.request_max_us = Microseconds(absl::GetFlag(FLAGS_max_request_s));
   options.inference.limits.prompt_bytes_max = absl::GetFlag(FLAGS_prompt_bytes_max);
   if (options.model_path.empty()) return InvalidArgument("--model is needed");

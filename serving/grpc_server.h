@@ -17,6 +17,8 @@ struct GrpcServerOptions {
   std::string listen = "0.0.0.0:0";  // host:port (0: any free port) or unix:/path
   std::string address_file;          // where the bound address is written; empty: nowhere
   int message_bytes_max = 16 << 20;
+  // What a peer may send of one stream before we read it; 0: gRPC measures the link and decides.
+  int stream_window_bytes = 0;
   // A client that does not answer pings is gone after interval + timeout.
   std::chrono::milliseconds keepalive_interval{10000};
   std::chrono::milliseconds keepalive_timeout{5000};

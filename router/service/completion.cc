@@ -41,7 +41,7 @@ void Completion::Finish(const absl::Status& status) {
   grpc::ServerUnaryReactor::Finish(FinalStatus(*context_, status));
 }
 
-bool Completion::Sweep(TimeUs) { return !done_; }
+ResponseSink::State Completion::Sweep(TimeUs) { return done_ ? State::kOver : State::kLive; }
 
 void Completion::OnDone() {
   const std::shared_ptr<Completion> self = std::move(self_);

@@ -27,7 +27,7 @@ class Completion : public grpc::ServerUnaryReactor, public ResponseSink {
 
   Room Write(v1::GenerateResponse part) override;
   void Finish(const absl::Status& status) override;
-  bool Sweep(TimeUs now) override;
+  State Sweep(TimeUs now) override;
 
  private:
   Completion(grpc::CallbackServerContext* context, v1::CompleteResponse* response,

@@ -235,11 +235,16 @@ void Dispatcher::NoteGroups() {
 
 void Dispatcher::Housekeep(TimeUs now) {
   housekeep_at_ = now + kHousekeepUs;
-  std::erase_if(sinks_, [now](const auto& sink) { return !sink->Sweep(now); });
+  std::erase_if(sinks_, [this, now](const auto& sink) {
+    const ResponseSink::State state = sink->Sweep(now);
+    if (state == ResponseSink::State::kGivenUp) metrics_.slow_readers_dropped.Increment();
+    return state == ResponseSink::State::kOver;
+  });
   const auto statuses = leaders_->statuses();
   const auto ready = std::count_if(statuses.begin(), statuses.end(),
                                    [](const v1::GroupStatus* status) { return status->ready(); });
-  metrics_.Publish(core_.stats(), core_.counters(), static_cast<int>(ready));
+  metrics_.Publish(core_.stats(), core_.counters(),
+                   core_.TopTenants(options_.core.tenants.tenants_max), static_cast<int>(ready));
 }
 
 v1::GetStatusResponse Dispatcher::Status() const {

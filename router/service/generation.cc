@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "router/core/refusal.h"
 
 namespace facet {
 namespace {
@@ -12,9 +13,11 @@ constexpr int64_t kHeldBytesMax = 4 << 20;
 
 double Seconds(TimeUs us) { return static_cast<double>(us) / 1e6; }
 
-// A choice whose group was lost has no end: its client may resume it at another router.
+// A choice whose group was lost, or that was turned away for now, has no end: its client may resume
+// it at another router, or later.
 bool IsLost(const ChoiceEnd& end) {
-  return end.reason == EndReason::kError && absl::IsUnavailable(end.status);
+  return end.reason == EndReason::kError &&
+         (absl::IsUnavailable(end.status) || RetryAfter(end.status).has_value());
 }
 
 v1::FinishReason ReasonOf(EndReason reason) {
@@ -42,10 +45,12 @@ Generation::Generation(ParsedRequest parsed, TimeUs arrived_at, const ServedMode
       seed_(parsed_.core.seed),
       n_(parsed_.core.n),
       prompt_logprobs_(parsed_.core.prompt_logprobs),
+      resumed_(parsed_.core.takes_over),
       arrived_at_(arrived_at),
       model_(model),
       metrics_(metrics),
-      sink_(std::move(sink)) {
+      sink_(std::move(sink)),
+      first_token_(!resumed_) {
   for (const RouterPrompt& prompt : parsed_.core.prompts) {
     Prompt& kept = prompts_.emplace_back();
     kept.tokens_count = static_cast<int>(prompt.tokens.size());
@@ -104,6 +109,7 @@ v1::Delta Generation::MakeResumedDelta(const ResumedChoice& resumed) const {
 }
 
 Generation::Advice Generation::Begin() {
+  if (resumed_) metrics_.resumed_requests.Increment();
   Advice advice;
   Send(std::move(start_), advice);
   return advice;
@@ -118,6 +124,7 @@ Generation::Advice Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
   Choice& choice = choices_[static_cast<size_t>(delta.prompt_index) * n_ + delta.choice_index];
   Prompt& prompt = prompts_[delta.prompt_index];
   std::move(delta.prompt.begin(), delta.prompt.end(), std::back_inserter(prompt.scored));
+  if (delta.migration_gap) metrics_.migration_gap_s.Observe(Seconds(*delta.migration_gap));
   if (first_token_ && !delta.tokens.empty()) {
     first_token_ = false;
     metrics_.first_token_s.Observe(Seconds(now - arrived_at_));

@@ -85,6 +85,7 @@ class Generation {
   const uint64_t seed_;
   const int n_;
   const bool prompt_logprobs_;
+  const bool resumed_;  // it goes on with a stream that broke off
   const TimeUs arrived_at_;
   const ServedModel& model_;
   RouterMetrics& metrics_;
@@ -92,8 +93,8 @@ class Generation {
   std::vector<Prompt> prompts_;
   std::vector<Choice> choices_;  // by prompt, then choice
   v1::GenerateResponse start_;   // until Begin()
-  bool first_token_ = true;
-  bool dropped_ = false;  // nothing more is written
+  bool first_token_;             // it has yet to come, and its time counts
+  bool dropped_ = false;         // nothing more is written
   int64_t held_bytes_ = 0;
   absl::Status status_;  // of the first choice that failed
 };

@@ -90,12 +90,14 @@ grpc::Status MessageStream::Final() {
   return *final_;
 }
 
-bool MessageStream::Sweep(TimeUs now) {
+ResponseSink::State MessageStream::Sweep(TimeUs now) {
   absl::MutexLock lock(&mutex_);
-  if (done_) return false;
+  if (done_) return State::kOver;
+  if (!writing_ || given_up_ || now - write_started_ <= options_.stall_max_us) return State::kLive;
   // The context lives while done_ is false. Reactions run on gRPC's threads, never inside this.
-  if (writing_ && now - write_started_ > options_.stall_max_us) context_->TryCancel();
-  return true;
+  context_->TryCancel();
+  given_up_ = true;
+  return State::kGivenUp;
 }
 
 void MessageStream::OnWriteDone(bool ok) {

@@ -35,7 +35,7 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
 
   Room Write(v1::GenerateResponse part) override;
   void Finish(const absl::Status& status) override;
-  bool Sweep(TimeUs now) override;
+  State Sweep(TimeUs now) override;
 
  private:
   MessageStream(grpc::CallbackServerContext* context, const MessageStreamOptions& options,
@@ -61,7 +61,8 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
   absl::flat_hash_map<int64_t, int> last_delta_ ABSL_GUARDED_BY(mutex_);
   bool full_ ABSL_GUARDED_BY(mutex_) = false;  // said so, and not drained yet
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // a write has failed
+  bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // a write has failed
+  bool given_up_ ABSL_GUARDED_BY(mutex_) = false;  // its client does not read
   bool done_ ABSL_GUARDED_BY(mutex_) = false;
   TimeUs write_started_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<grpc::Status> final_ ABSL_GUARDED_BY(mutex_);

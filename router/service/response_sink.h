@@ -34,8 +34,13 @@ class ResponseSink {
   virtual Room Write(v1::GenerateResponse part) = 0;
   // Ends the call once what was written has gone. Nothing follows.
   virtual void Finish(const absl::Status& status) = 0;
-  // Gives up a client that does not read what it was sent. False once the call is over.
-  virtual bool Sweep(TimeUs now) = 0;
+  enum class State {
+    kLive,
+    kGivenUp,  // just now, because its client does not read: it will be over
+    kOver,
+  };
+  // Gives up a client that does not read what it was sent.
+  virtual State Sweep(TimeUs now) = 0;
 
   // The client has gone away. Any thread.
   bool cancelled() const { return cancelled_; }

@@ -23,7 +23,7 @@ namespace facet {
 struct RouterOptions {
   std::string model_path;
   std::string model_name;  // empty: the file's name without .gguf
-  GrpcServerOptions server;
+  GrpcServerOptions server{.stream_window_bytes = 64 << 10};
   DispatcherOptions dispatcher;  // with the leaders
   InferenceOptions inference;
 };

@@ -36,6 +36,7 @@ class FakeLeader : public v1::Leader::Service {
     int64_t credit_tokens = 1 << 20;
     Script script;
     int tokens_per_message = 1;
+    bool remembers_submits = true;  // submits() grows with each one
   };
 
   explicit FakeLeader(Options options) : options_(std::move(options)) { Start(); }
@@ -158,7 +159,7 @@ class FakeLeader : public v1::Leader::Service {
     {
       std::lock_guard lock(mutex_);
       for (const v1::Submit& submit : message.submits()) {
-        submits_.push_back(submit);
+        if (options_.remembers_submits) submits_.push_back(submit);
         ++session.received;
         session.running[submit.sequence()] = {submit,
                                               submit.tokens_size() - submit.prompt_length()};

@@ -361,7 +361,7 @@ TEST(Log, OneLinePerMessageWhateverItHolds) {
   const std::string log = ::testing::internal::GetCapturedStderr();
   spdlog::set_default_logger(before);
   EXPECT_THAT(log, ::testing::MatchesRegex("....-..-..T..:..:......Z I facet-test: "
-                                         "model 'a.x0aforged line'\n"));
+                                           "model 'a.x0aforged line'\n"));
 }
 
 TEST(Log, AnUnknownLevelIsRefused) {
