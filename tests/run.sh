@@ -153,6 +153,22 @@ peer_python() {
   echo "$venv/bin/python"
 }
 
+# Prints the path of a Python that has kubernetes-validate; nothing where PyPI cannot be reached.
+manifest_python() {
+  local venv=${FACET_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/facet}/manifests
+  if [[ ! -f $venv/ready ]]; then
+    install_packages python3-venv
+    rm -rf "$venv"
+    if ! python3 -m venv "$venv" >&2 ||
+      ! "$venv/bin/pip" install --disable-pip-version-check -q kubernetes-validate==1.37.0 >&2; then
+      echo "kubernetes-validate cannot be had: no schema is checked" >&2
+      return
+    fi
+    touch "$venv/ready"
+  fi
+  echo "$venv/bin/python"
+}
+
 run_benchmarks() {
   build=$root/build
   configure_build "$build"
@@ -180,6 +196,7 @@ if [[ -n $bench ]]; then
 fi
 "$root/deploy/local/fetch_models.sh" gemma3 smollm2 >&2
 export FACET_MODEL_DIR=${FACET_MODEL_DIR:-$root/.cache/models}
+export FACET_MANIFEST_PYTHON=${FACET_MANIFEST_PYTHON:-$(manifest_python)}
 prepare_build
 build_tests
 run_tests

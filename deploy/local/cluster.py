@@ -4,20 +4,27 @@
 
 With a COMMAND: runs it once every group is ready, with FACET_ENDPOINT set to the first router and
 FACET_ENDPOINTS to all of them, and exits as it does. Without: prints the endpoints and serves until
-SIGINT or SIGTERM. Either way everything it started is gone when it exits, and even if it is killed.
-The class Cluster is the same for tests in Python.
+SIGINT or SIGTERM. Servers that die or hang meanwhile are started again (supervisor.py), at the same
+addresses, unless --no-restart makes a death the end. Either way everything it started is gone when
+it exits, and even if it is killed. The class Cluster is the same for tests in Python.
 """
 
 import argparse
-import ctypes
+import errno
+import json
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+
+from supervisor import Policy, Server, with_parent
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 POLL_S = 0.02
@@ -25,46 +32,41 @@ DRAIN_S = 2  # what servers give to running requests when they are stopped
 STOP_S = 10  # for a clean shutdown, before SIGKILL
 LOG_LINES_SHOWN = 30
 BAR_WIDTH = 30
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
+FIXED_PORTS = (20000, 32000)  # below those that the kernel gives to outgoing connections
 
 
 class ClusterError(Exception):
     pass
 
 
-def die_with_parent():
-    """Runs in each new process: if this script is killed, so is what it started."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def free_port(host, taken):
+    """A port that nobody has and that the kernel gives to no outgoing connection: a server that
+    comes back finds it free."""
+    while True:
+        port = random.randrange(*FIXED_PORTS)
+        if port not in taken and can_bind(host.strip("[]"), port):
+            taken.add(port)
+            return port
 
 
-class Process:
-    """One server with its log file; in a session of its own, so that Ctrl-C reaches only us."""
+def can_bind(host, port):
+    """Whether the port is free; raises if there is no such host here."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+        return True
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise ClusterError(f"cannot listen on {host}: {error.strerror}") from error
 
-    def __init__(self, name, command, folder):
-        self.name = name
-        self.log_path = os.path.join(folder, name + ".log")
-        with open(self.log_path, "wb") as log:
-            self.popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
 
-    def log(self):
-        with open(self.log_path, encoding="utf-8", errors="replace") as log:
-            return log.read()
-
-    def metrics_url(self):
-        found = re.search(r"metrics on port (\d+)", self.log())
-        return f"http://127.0.0.1:{found.group(1)}/metrics" if found else None
-
-    def loaded_percent(self):
-        found = re.findall(r"(\d+) % +\d+ of \d+ MB", self.log())
-        return int(found[-1]) if found else 0
+def loaded_percent(log):
+    """What a worker's log says."""
+    found = re.findall(r"(\d+) % +\d+ of \d+ MB", log)
+    return int(found[-1]) if found else 0
 
 
 class Cluster:
@@ -84,6 +86,8 @@ class Cluster:
         router_flags=(),
         ready_s=120,
         stop_s=STOP_S,
+        restart=True,
+        state_path=None,
         show_progress=False,
     ):
         self.model = os.path.abspath(model)
@@ -98,11 +102,15 @@ class Cluster:
         self.router_flags = list(router_flags)
         self.ready_s = ready_s
         self.stop_s = stop_s
+        self.policy = Policy(restart=restart)
+        self.state_path = state_path
         self.show_progress = show_progress
         self.folder = None
         self.processes = []
         self.endpoints = []
-        self.worker_names = []
+        self.worker_names = [f"worker-{g}-{r}" for g in range(replicas) for r in range(tp)]
+        self._ready = False
+        self._state_lock = threading.Lock()
 
     def __enter__(self):
         try:
@@ -118,35 +126,32 @@ class Cluster:
     def start(self):
         """Returns when every router sees every group ready."""
         self.folder = tempfile.mkdtemp(prefix="facet-")
-        leaders = [f"unix:{self.folder}/group{g}.sock" for g in range(self.replicas)]
-        for group, leader in enumerate(leaders):
-            for rank in range(self.tp):
-                self._start_worker(group, rank, leader)
-        address_files = [self._start_router(i, leaders) for i in range(self.routers)]
+        for name, command, metrics_port in self.commands(self.folder):
+            self.processes.append(
+                Server(
+                    name, command, self.folder, metrics_port, self.policy, self._write_state
+                )
+            )
+        for process in self.processes:
+            process.start()
         deadline = time.monotonic() + self.ready_s
-        for path in address_files:
-            self._wait(lambda: os.path.exists(path), deadline)
-            with open(path, encoding="utf-8") as file:
-                self.endpoints.append(file.read().strip())
         for endpoint in self.endpoints:
             self._wait_ready(endpoint, deadline)
         self._show_loading(done=True)
+        for process in self.processes:
+            process.set_serving()
+        self._ready = True
+        self._write_state()
 
     def stop(self):
         """Ends everything, routers first. Returns the names of servers that did not end well."""
-        unwell = []
         deadline = time.monotonic() + self.stop_s
-        for process in reversed(self.processes):
-            if process.popen.poll() is None:
-                process.popen.terminate()
-        for process in reversed(self.processes):
-            try:
-                process.popen.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-                process.popen.wait()
-            if process.popen.returncode != 0:
-                unwell.append(process.name)
+        last_to_first = list(reversed(self.processes))
+        for process in last_to_first:
+            process.ask_to_stop()
+        unwell = [p.name for p in last_to_first if not p.stop(max(0, deadline - time.monotonic()))]
+        for process in last_to_first:
+            process.close()
         self.processes = []
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -154,31 +159,73 @@ class Cluster:
         return unwell
 
     def check(self):
-        """Raises if a server has ended."""
+        """Raises if a server has ended for good."""
         for process in self.processes:
-            status = process.popen.poll()
-            if status is not None:
-                raise ClusterError(f"{process.name} ended with status {status}")
+            if process.failure():
+                raise ClusterError(process.failure())
 
     def process(self, name):
         return next(process for process in self.processes if process.name == name)
 
     def show_logs(self, out):
-        """For a failure: the end of the logs, of the servers that ended or else of all."""
-        ended = [process for process in self.processes if process.popen.poll() is not None]
-        for process in ended or self.processes:
+        """For a failure: the end of the logs, of the servers that failed or else of all."""
+        failed = [process for process in self.processes if process.failure()]
+        for process in failed or self.processes:
             lines = process.log().splitlines()[-LOG_LINES_SHOWN:]
             print(f"--- {process.name}", *lines, sep="\n", file=out)
+
+    def state(self):
+        """Who is who now, for tests that disturb it: pid is 0 while a server is down."""
+        processes = [
+            {
+                "name": process.name,
+                "pid": process.pid(),
+                "starts": process.starts(),
+                "metrics": process.metrics_url() or "",
+            }
+            for process in list(self.processes)
+        ]
+        return {"ready": self._ready, "endpoints": self.endpoints, "processes": processes}
+
+    def _write_state(self):
+        """Replaces the state file in one step."""
+        if not self.state_path:
+            return
+        with self._state_lock:
+            with open(self.state_path + ".new", "w", encoding="utf-8") as file:
+                json.dump(self.state(), file)
+            os.rename(self.state_path + ".new", self.state_path)
 
     def _binary(self, name):
         return os.path.join(self.bin_folder, name)
 
-    def _start(self, name, command):
-        self.processes.append(Process(name, command, self.folder))
+    def commands(self, folder):
+        """(name, command, metrics port) of every server; sockets are in `folder`. Addresses are
+        drawn once, so that a server that is started again is found where it was."""
+        ports = set()
+        metrics = lambda: free_port("127.0.0.1", ports) if self.metrics else None
+        leaders = [f"unix:{folder}/group{group}.sock" for group in range(self.replicas)]
+        self.endpoints = [self._router_address(index, ports) for index in range(self.routers)]
+        commands = []
+        for group, leader in enumerate(leaders):
+            for rank in range(self.tp):
+                port = metrics()
+                command = self._worker_command(rank, leader, port)
+                commands.append((f"worker-{group}-{rank}", command, port))
+        for index, endpoint in enumerate(self.endpoints):
+            port = metrics()
+            command = self._router_command(endpoint, leaders, port)
+            commands.append((f"router-{index}", command, port))
+        return commands
 
-    def _start_worker(self, group, rank, leader):
-        name = f"worker-{group}-{rank}"
-        self.worker_names.append(name)
+    def _router_address(self, index, ports):
+        """The first router listens where it is told to, the others beside it."""
+        if index == 0 and not self.listen.endswith(":0"):
+            return self.listen
+        host = "127.0.0.1" if self.listen.startswith("unix:") else self.listen.rpartition(":")[0]
+        return f"{host}:{free_port(host, ports)}"
+
+    def _worker_command(self, rank, leader, metrics_port):
         command = [
             self._binary("facet-worker"),
             f"--model={self.model}",
@@ -187,26 +234,21 @@ class Cluster:
             f"--threads={self.threads}",
             f"--listen={leader}" if rank == 0 else f"--leader={leader}",
         ]
-        self._start(name, command + self._common_flags() + self.worker_flags)
+        return command + self._common_flags(metrics_port) + self.worker_flags
 
-    def _start_router(self, index, leaders):
-        address_file = os.path.join(self.folder, f"router{index}.address")
-        # Only the first router can have a fixed port.
-        host = self.listen.rpartition(":")[0]
+    def _router_command(self, endpoint, leaders, metrics_port):
         command = [
             self._binary("facet-router"),
             f"--model={self.model}",
             f"--leaders={','.join(leaders)}",
-            f"--listen={self.listen if index == 0 else host + ':0'}",
-            f"--address_file={address_file}",
+            f"--listen={endpoint}",
         ]
-        self._start(f"router-{index}", command + self._common_flags() + self.router_flags)
-        return address_file
+        return command + self._common_flags(metrics_port) + self.router_flags
 
-    def _common_flags(self):
+    def _common_flags(self, metrics_port):
         flags = [f"--drain_s={DRAIN_S}"]
-        if self.metrics:
-            flags += ["--metrics_address=127.0.0.1", "--metrics_port=0"]
+        if metrics_port:
+            flags += ["--metrics_address=127.0.0.1", f"--metrics_port={metrics_port}"]
         return flags
 
     def _wait(self, done, deadline):
@@ -226,9 +268,7 @@ class Cluster:
             f"--timeout_s={self.ready_s}",
         ]
         with open(os.path.join(self.folder, "ready.log"), "wb") as log:
-            waiter = subprocess.Popen(
-                command, stdout=log, stderr=log, preexec_fn=die_with_parent
-            )
+            waiter = subprocess.Popen(with_parent(command), stdout=log, stderr=log)
         try:
             self._wait(lambda: waiter.poll() is not None, deadline)
         finally:
@@ -241,7 +281,7 @@ class Cluster:
     def _show_loading(self, done=False):
         if not self.show_progress:
             return
-        percents = [self.process(name).loaded_percent() for name in self.worker_names]
+        percents = [loaded_percent(self.process(name).log()) for name in self.worker_names]
         percent = 100 if done else sum(percents) // len(percents)
         filled = percent * BAR_WIDTH // 100
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
@@ -276,7 +316,7 @@ def run_command(cluster, command):
         FACET_ENDPOINT=cluster.endpoints[0],
         FACET_ENDPOINTS=",".join(cluster.endpoints),
     )
-    child = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    child = subprocess.Popen(with_parent(command, signal.SIGTERM), env=environment)
     try:
         status = child.wait()
     finally:
@@ -312,6 +352,12 @@ def parse_options():
     parser.add_argument("--listen", default="127.0.0.1:0", help="of the first router")
     parser.add_argument("--worker-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument("--router-flag", action="append", default=[], metavar="FLAG")
+    parser.add_argument(
+        "--no-restart", action="store_true", help="a server that ends ends everything"
+    )
+    parser.add_argument(
+        "--state", metavar="FILE", help="keep names, process ids and addresses in a JSON file"
+    )
     parser.add_argument("--ready-s", type=float, default=120, help="time to become ready")
     parser.add_argument("--stop-s", type=float, default=STOP_S, help="time to shut down")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and what to run")
@@ -339,6 +385,8 @@ def main():
         router_flags=options.router_flag,
         ready_s=options.ready_s,
         stop_s=options.stop_s,
+        restart=not options.no_restart,
+        state_path=options.state,
         show_progress=sys.stderr.isatty(),
     )
     status = 1

@@ -9,8 +9,13 @@ build_packages=(
   prometheus-cpp-dev libboost1.81-dev
   python3 ca-certificates
 )
-# promtool checks the metrics; clang has libFuzzer.
-test_packages=(prometheus clang libclang-rt-14-dev)
+# What the binaries load; the rest comes with these. kubernetes_test.py holds it against ldd.
+runtime_packages=(
+  libabsl20220623 libfmt9 libspdlog1.10 libpcre2-8-0 libgrpc++1.51 libprotobuf32 libssl3
+  libprometheus-cpp-core1.0
+)
+# promtool checks the metrics; clang has libFuzzer; yaml reads the manifests.
+test_packages=(prometheus clang libclang-rt-14-dev python3-yaml)
 
 # Runs a command as root.
 as_root() {

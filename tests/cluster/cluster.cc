@@ -59,8 +59,8 @@ absl::Status Cluster::StartRouter(const ClusterOptions& options) {
   FACET_ASSIGN_OR_RETURN(Process process,
                          Process::Spawn(command, folder_.File("router.log")));
   router_ = std::make_unique<Process>(std::move(process));
-  FACET_ASSIGN_OR_RETURN(const std::string address, AwaitAddress(address_file, *router_));
-  channel_ = MakeChannel(address);
+  FACET_ASSIGN_OR_RETURN(address_, AwaitAddress(address_file, *router_));
+  channel_ = MakeChannel(address_);
   inference_ = v1::Inference::NewStub(channel_);
   status_ = v1::Status::NewStub(channel_);
   return absl::OkStatus();

@@ -30,6 +30,7 @@ class Cluster {
   // Returns once the router says that it serves. An error carries the logs.
   static absl::StatusOr<std::unique_ptr<Cluster>> Start(const ClusterOptions& options);
 
+  const std::string& address() const { return address_; }  // of the router
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
   v1::Inference::Stub& inference() { return *inference_; }
   v1::Status::Stub& status() { return *status_; }
@@ -48,6 +49,7 @@ class Cluster {
   std::vector<std::vector<std::unique_ptr<Process>>> workers_;
   std::vector<std::string> leaders_;
   std::unique_ptr<Process> router_;
+  std::string address_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::Inference::Stub> inference_;
   std::unique_ptr<v1::Status::Stub> status_;

@@ -11,36 +11,48 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.request
 
 LAUNCHER = os.path.abspath("deploy/local/cluster.py")
 TIMEOUT_S = 30
 
-# A server that records how it was started and ends at SIGTERM. $FAKE_<KIND> changes its mind.
+# A server that records how it was started, answers /healthz and ends at SIGTERM. $FAKE_<KIND>
+# changes its mind.
 SERVER = """#!{python}
-import json, os, signal, sys
+import http.server, json, os, signal, sys, threading
 name = os.path.basename(sys.argv[0])
 flags = dict(a[2:].split("=", 1) for a in sys.argv[1:])
 mood = os.environ.get("FAKE_" + name.split("-")[1].upper(), "")
+record_path = os.environ["RECORD"]
 if mood == "ignores":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-print("metrics on port 12345", flush=True)
-with open(os.environ["RECORD"], "a") as record:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+with open(record_path, "a") as record:
     record.write(json.dumps(dict(name=name, pid=os.getpid(), flags=flags)) + chr(10))
-if mood == "dies" and flags.get("rank", "0") == "0":
-    sys.exit("cannot read the model")
-if "address_file" in flags:
-    with open(flags["address_file"] + ".tmp", "w") as file:
-        file.write("127.0.0.1:5" + chr(10))
-    os.rename(flags["address_file"] + ".tmp", flags["address_file"])
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        with open(record_path + ".asked-" + str(os.getpid()), "a") as asked:
+            asked.write("x")
+        sick = os.path.exists(record_path + ".sick-" + str(os.getpid()))
+        self.send_response(503 if sick else 200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", int(flags["metrics_port"])), Health)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+if mood in ("dies", "misused") and flags.get("rank", "0") == "0":
+    print("cannot read the model", flush=True)
+    os._exit(2 if mood == "misused" else 1)
 while True:
     signal.pause()
 """
 
-# The client: `facet status --until_ready` says that all is well.
+# The client: `facet status --until_ready` says that all is well, or what it is told to.
 CLIENT = """#!{python}
-import os, sys
+import os, signal, sys
+while "FAKE_NEVER_READY" in os.environ:
+    signal.pause()
 sys.exit(os.environ.get("FAKE_NOT_READY"))
 """
 
@@ -67,6 +79,8 @@ class Launcher(unittest.TestCase):
         self.record = os.path.join(self.folder.name, "record")
         self.scratch = os.path.join(self.folder.name, "scratch")
         os.mkdir(self.scratch)
+        with open(self.record, "w", encoding="utf-8"):
+            pass
         for name, text in [("facet-worker", SERVER), ("facet-router", SERVER), ("facet", CLIENT)]:
             path = os.path.join(self.folder.name, name)
             with open(path, "w", encoding="utf-8") as file:
@@ -88,8 +102,6 @@ class Launcher(unittest.TestCase):
         return process.returncode, out, err
 
     def started(self):
-        if not os.path.exists(self.record):
-            return []
         with open(self.record, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
@@ -98,6 +110,56 @@ class Launcher(unittest.TestCase):
         while not condition():
             self.assertLess(time.monotonic(), deadline, "waited in vain")
             time.sleep(0.01)
+
+    def ranks(self, rank):
+        """Every start of this rank, of one group."""
+        return [s for s in self.started() if s["flags"].get("rank") == str(rank)]
+
+    def state(self):
+        with open(self.state_file, encoding="utf-8") as file:
+            return json.load(file)
+
+    def state_of(self, name):
+        return next(p for p in self.state()["processes"] if p["name"] == name)
+
+    def launch_with_state(self, *arguments):
+        """Returns when the cluster says that it is ready."""
+        self.state_file = os.path.join(self.folder.name, "state")
+        process = self.launch(f"--state={self.state_file}", *arguments)
+        self.wait_until(lambda: os.path.exists(self.state_file) and self.state()["ready"])
+        self.wait_until(lambda: all(p["pid"] for p in self.state()["processes"]))
+        return process
+
+    def wait_until_answers(self, name):
+        """Until GET /healthz says yes."""
+        def answers():
+            try:
+                url = self.state_of(name)["metrics"].replace("/metrics", "/healthz")
+                with urllib.request.urlopen(url, timeout=1):
+                    return True
+            except OSError:
+                return False
+        self.wait_until(answers)
+
+    def assert_comes_back(self, name, disturb, said):
+        """After disturb(pid) there is another process with the same flags, which answers."""
+        process = self.launch_with_state()
+        self.wait_until_answers(name)
+        before = self.state_of(name)
+        disturb(before["pid"])
+        self.wait_until(lambda: self.state_of(name)["pid"] not in (0, before["pid"]))
+        self.wait_until_answers(name)
+        after = self.state_of(name)
+        self.assertEqual(after["starts"], before["starts"] + 1)
+        self.assertEqual(after["metrics"], before["metrics"])
+        flags = {s["pid"]: s["flags"] for s in self.started()}
+        self.assertEqual(flags[after["pid"]], flags[before["pid"]])
+        self.assertFalse(os.path.exists(f"/proc/{before['pid']}"), "a zombie is left")
+        process.send_signal(signal.SIGINT)
+        status, _, err = self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertIn(f"cluster: {name} {said}", err)
+        self.assert_nothing_left()
 
     def assert_nothing_left(self):
         self.wait_until(lambda: not any(is_running(s["pid"]) for s in self.started()))
@@ -112,8 +174,13 @@ class Launcher(unittest.TestCase):
             )
         )
         self.assertEqual((status, err), (3, ""))
-        self.assertEqual(out, "127.0.0.1:5 127.0.0.1:5,127.0.0.1:5\n")
         self.assert_nothing_left()
+        endpoints = [
+            s["flags"]["listen"] for s in self.started() if s["name"] == "facet-router"
+        ]
+        first, *both = out.replace(",", " ").split()
+        self.assertEqual(sorted(both), sorted(endpoints))
+        self.assertEqual(first, both[0])
         workers = [s["flags"] for s in self.started() if s["name"] == "facet-worker"]
         routers = [s["flags"] for s in self.started() if s["name"] == "facet-router"]
         self.assertEqual(len(workers), 6)
@@ -129,14 +196,33 @@ class Launcher(unittest.TestCase):
             self.assertEqual(sorted(followers), ["1", "2"])
         for flags in routers:
             self.assertEqual(set(flags["leaders"].split(",")), leaders)
+        ports = [s["flags"]["metrics_port"] for s in self.started()]
+        self.assertEqual(len(ports), len(set(ports)), "every server has a port of its own")
 
     def test_shows_the_log_of_a_server_that_ends(self):
         status, out, err = self.finish(
-            self.launch("--", "echo", "never", moods={"FAKE_WORKER": "dies"})
+            self.launch(
+                "--", "echo", "never", moods={"FAKE_WORKER": "dies", "FAKE_NEVER_READY": ""}
+            )
         )
         self.assertEqual((status, out), (1, ""))
         self.assertIn("cannot read the model", err)
-        self.assertIn("cluster: worker-0-0 ended with status 1", err)
+        self.assertIn(
+            "cluster: worker-0-0 ended with status 1, 5 times in a row before it was ready", err
+        )
+        self.assertEqual(len(self.ranks(0)), 5)
+        self.assert_nothing_left()
+
+    def test_a_wrong_flag_is_not_tried_again(self):
+        status, _, err = self.finish(
+            self.launch(
+                "--", "echo", "never", moods={"FAKE_WORKER": "misused", "FAKE_NEVER_READY": ""}
+            )
+        )
+        self.assertEqual(status, 1)
+        self.assertIn("cannot read the model", err)
+        self.assertIn("cluster: worker-0-0 ended with status 2\n", err)
+        self.assertEqual(len(self.ranks(0)), 1)
         self.assert_nothing_left()
 
     def test_says_why_it_is_not_ready(self):
@@ -158,20 +244,87 @@ class Launcher(unittest.TestCase):
     def test_serves_until_it_is_stopped(self):
         process = self.launch("--tp=1")
         lines = [process.stderr.readline() for _ in range(4)]
-        self.assertEqual(lines[0], "router  127.0.0.1:5\n")
-        self.assertIn("metrics http://127.0.0.1:12345/metrics  (router-0)\n", lines)
+        self.assertRegex(lines[0], r"^router  127.0.0.1:\d+\n$")
+        self.assertRegex(lines[2], r"^metrics http://127.0.0.1:\d+/metrics  \(router-0\)\n$")
         process.send_signal(signal.SIGINT)
         self.assertEqual(self.finish(process)[0], 0)
         self.assert_nothing_left()
 
-    def test_a_death_ends_serving(self):
-        process = self.launch()
+    def test_without_restarts_a_death_ends_serving(self):
+        process = self.launch("--no-restart")
         self.wait_until(lambda: len(self.started()) == 3)
-        victim = next(s for s in self.started() if s["flags"].get("rank") == "1")
-        os.kill(victim["pid"], signal.SIGKILL)
+        os.kill(self.ranks(1)[0]["pid"], signal.SIGKILL)
         status, _, err = self.finish(process)
         self.assertEqual(status, 1)
         self.assertIn("cluster: worker-0-1 ended with status -9", err)
+        self.assert_nothing_left()
+
+    def test_a_killed_worker_comes_back(self):
+        self.assert_comes_back(
+            "worker-0-1", lambda pid: os.kill(pid, signal.SIGKILL), "ended with status -9"
+        )
+
+    def test_a_killed_router_comes_back(self):
+        self.assert_comes_back(
+            "router-0", lambda pid: os.kill(pid, signal.SIGKILL), "ended with status -9"
+        )
+
+    def test_a_server_that_ends_itself_comes_back(self):
+        self.assert_comes_back(
+            "worker-0-0", lambda pid: os.kill(pid, signal.SIGTERM), "ended with status 0"
+        )
+
+    def test_a_stopped_worker_is_replaced(self):
+        self.assert_comes_back("worker-0-0", self.stop_when_watched, "does not answer")
+
+    def test_a_stopped_router_is_replaced(self):
+        self.assert_comes_back("router-0", self.stop_when_watched, "does not answer")
+
+    def test_a_server_that_says_it_does_not_move_is_replaced(self):
+        def sicken(pid):
+            self.let_the_launcher_see_it_well(pid)
+            with open(f"{self.record}.sick-{pid}", "w", encoding="utf-8"):
+                pass
+        self.assert_comes_back("worker-0-1", sicken, "does not answer or does not move")
+
+    def let_the_launcher_see_it_well(self, pid):
+        """Until it has asked once more than the test has."""
+        path = f"{self.record}.asked-{pid}"
+        asked = os.path.getsize(path)
+        self.wait_until(lambda: os.path.getsize(path) > asked)
+
+    def stop_when_watched(self, pid):
+        self.let_the_launcher_see_it_well(pid)
+        os.kill(pid, signal.SIGSTOP)
+
+    def test_endless_deaths_are_spaced_and_then_the_end(self):
+        process = self.launch_with_state()
+        pids = set()
+        while process.poll() is None:
+            pid = self.state_of("worker-0-1")["pid"]
+            if pid and pid not in pids and is_running(pid):
+                pids.add(pid)
+                os.kill(pid, signal.SIGKILL)
+        status, _, err = self.finish(process)
+        self.assertEqual(status, 1)
+        self.assertIn("5 times in a row", err)
+        for wait in ("0.1", "0.2", "0.4", "0.8"):
+            self.assertIn(f"is started again in {wait} s", err)
+        self.assert_nothing_left()
+
+    def test_a_stopped_server_does_not_outlive_the_launcher(self):
+        process = self.launch_with_state()
+        victim = self.state_of("worker-0-1")["pid"]
+        os.kill(victim, signal.SIGSTOP)
+        process.kill()
+        self.finish(process)
+        self.wait_until(lambda: not any(is_running(s["pid"]) for s in self.started()))
+
+    def test_a_stopped_server_ends_with_the_others(self):
+        process = self.launch_with_state("--stop-s=20")
+        os.kill(self.state_of("worker-0-1")["pid"], signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(self.finish(process)[0], 0)
         self.assert_nothing_left()
 
     def test_leaves_nothing_running_when_it_is_killed(self):

@@ -1,0 +1,277 @@
+// What users see when far too much arrives: real processes, real Gemma 3 270M. Figures are printed;
+// asserted is what must hold at any speed.
+//
+// FACET_LOAD_SECONDS is the length of each phase (60: the whole form).
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <numeric>
+#include <thread>
+
+#include "base/prng.h"
+#include "base/status.h"
+#include "client/percentiles.h"
+#include "tests/cluster/cluster.h"
+#include "tests/cluster/traffic.h"
+
+namespace facet::testing {
+namespace {
+
+using std::chrono::duration;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr int kPromptTokens = 48;
+constexpr int kOutputTokens = 32;
+
+double PhaseSeconds() {
+  const char* text = std::getenv("FACET_LOAD_SECONDS");
+  return text == nullptr ? 6 : std::atof(text);
+}
+
+bool IsWhole() { return PhaseSeconds() >= 60; }
+
+// `phase` keeps the prompts of phases apart, so that nothing is cached of one for another.
+MakeRequest Fresh(uint64_t phase, int prompt_tokens = kPromptTokens,
+                  int output_tokens = kOutputTokens) {
+  return [=](uint64_t number) {
+    return DrawnRequest(0, 0, prompt_tokens, Mix64(phase, number), output_tokens);
+  };
+}
+
+std::vector<double> Of(const std::vector<Exchange>& exchanges, double Exchange::*field) {
+  std::vector<double> values;
+  for (const Exchange& exchange : exchanges) {
+    if (exchange.status.ok()) values.push_back(exchange.*field);
+  }
+  return values;
+}
+
+std::string Describe(const std::vector<double>& seconds) {
+  const Percentiles p = PercentilesOf(seconds);
+  return fmt::format("p50 {:.3f} s, p99 {:.3f} s of {}", p.p50, p.p99, seconds.size());
+}
+
+// Output tokens of requests that were answered in the first `seconds`, per second.
+double Goodput(const std::vector<Exchange>& exchanges, ClientClock::time_point start,
+               double seconds) {
+  int64_t tokens = 0;
+  for (const Exchange& exchange : exchanges) {
+    const bool in_time =
+        exchange.ended < start + duration_cast<ClientClock::duration>(duration<double>(seconds));
+    if (exchange.status.ok() && in_time) tokens += std::ssize(exchange.tokens);
+  }
+  return static_cast<double>(tokens) / seconds;
+}
+
+class Load : public ::testing::Test {
+ protected:
+  void Start(std::vector<std::string> router_flags, std::vector<std::string> worker_flags) {
+    ClusterOptions options;
+    options.model = ModelPath(kGemmaFile);
+    options.tensor_parallel = 2;
+    options.router_flags = std::move(router_flags);
+    options.worker_flags = std::move(worker_flags);
+    options.worker_flags.push_back("--threads=1");
+    auto cluster = Cluster::Start(options);
+    ASSERT_TRUE(cluster.ok()) << cluster.status();
+    cluster_ = *std::move(cluster);
+  }
+
+  std::unique_ptr<Connection> Connect(const std::string& tenant = "",
+                                      std::optional<milliseconds> timeout = {}) {
+    return std::make_unique<Connection>(ConnectionOptions{.endpoints = {cluster_->address()},
+                                                          .tenant = tenant,
+                                                          .timeout = timeout,
+                                                          .retry = {.limit = milliseconds(0)}});
+  }
+
+  int64_t ResidentBytes() {
+    return cluster_->router().ResidentBytes() + cluster_->worker(0, 0).ResidentBytes() +
+           cluster_->worker(0, 1).ResidentBytes();
+  }
+
+  std::unique_ptr<Cluster> cluster_;
+};
+
+// Every request is answered whole or refused at once, with a time to come back at.
+void ExpectAnswersOrRefusals(const std::vector<Exchange>& exchanges) {
+  for (const Exchange& exchange : exchanges) {
+    if (exchange.status.ok()) {
+      EXPECT_EQ(exchange.tokens.size(), size_t{kOutputTokens});
+    } else {
+      EXPECT_EQ(exchange.status.code(), absl::StatusCode::kResourceExhausted) << exchange.status;
+      EXPECT_TRUE(exchange.retry_delay.has_value()) << exchange.status;
+      EXPECT_THAT(exchange.tokens, ::testing::IsEmpty());
+    }
+  }
+}
+
+std::vector<double> RefusalSeconds(const std::vector<Exchange>& exchanges) {
+  std::vector<double> seconds;
+  for (const Exchange& exchange : exchanges) {
+    if (!exchange.status.ok()) seconds.push_back(exchange.seconds());
+  }
+  return seconds;
+}
+
+TEST_F(Load, AtFiveTimesTheCapacityWhatIsAdmittedIsServed) {
+  constexpr double kTargetSeconds = 1.0;
+  ASSERT_NO_FATAL_FAILURE(Start({fmt::format("--ttft_target_ms={}", kTargetSeconds * 1000)}, {}));
+  const std::unique_ptr<Connection> connection = Connect();
+  const double seconds = PhaseSeconds();
+
+  const auto alone = RunClosedLoop(*connection, 1, duration<double>(seconds / 6), Fresh(1));
+  const double normal_ttft = PercentilesOf(Of(alone, &Exchange::ttft_s)).p50;
+  double peak = 0;
+  for (const int streams : {16, 32, 64}) {
+    const auto start = ClientClock::now();
+    const auto served =
+        RunClosedLoop(*connection, streams, duration<double>(seconds / 3), Fresh(100 + streams));
+    peak = std::max(peak, Goodput(served, start, seconds / 3));
+  }
+
+  const double per_second = 5 * peak / kOutputTokens;
+  const auto start = ClientClock::now();
+  std::atomic<int64_t> early_bytes{0};
+  std::thread weigh([&] {
+    std::this_thread::sleep_for(duration<double>(seconds / 3));
+    early_bytes = ResidentBytes();
+  });
+  const auto flood = RunOpenLoop(*connection, per_second, duration<double>(seconds), Fresh(2));
+  weigh.join();
+  const int64_t late_bytes = ResidentBytes();
+  const double goodput = Goodput(flood, start, seconds);
+  const auto ended = ClientClock::now();
+  double recovery = 0;
+  for (Exchange probe;; recovery = duration<double>(probe.ended - ended).count()) {
+    probe = Serve(*connection, Fresh(3)(static_cast<uint64_t>(recovery * 1e6)));
+    if (probe.status.ok() && probe.ttft_s <= 2 * normal_ttft) break;
+    ASSERT_LT(recovery, 60) << "it does not come back to normal";
+  }
+
+  fmt::print("peak {:.0f} tokens/s; {:.1f} requests/s offered\n", peak, per_second);
+  fmt::print("goodput {:.0f} tokens/s, {:.2f} of peak (target 0.95)\n", goodput, goodput / peak);
+  fmt::print("admitted: time to first token {} (target p99 {})\n",
+             Describe(Of(flood, &Exchange::ttft_s)), 2 * kTargetSeconds);
+  fmt::print("refused: {}\n", Describe(RefusalSeconds(flood)));
+  fmt::print("resident {:.0f} MB, at the end {:.0f} MB\n", early_bytes / 1e6, late_bytes / 1e6);
+  fmt::print("normal again after {:.2f} s (target 10)\n", recovery);
+  ExpectAnswersOrRefusals(flood);
+  EXPECT_GT(goodput, 0);
+  EXPECT_LT(late_bytes, early_bytes * 5 / 4 + (int64_t{32} << 20)) << "memory grows";
+  int checked = 0;  // what was admitted in the flood was right
+  for (const Exchange& exchange : flood) {
+    if (!exchange.status.ok() || ++checked > 10) continue;
+    EXPECT_EQ(Serve(*connection, Fresh(2)(exchange.number)).tokens, exchange.tokens);
+  }
+}
+
+TEST_F(Load, OneHeavyTenantLeavesNineLightOnesTheirShare) {
+  ASSERT_NO_FATAL_FAILURE(Start({}, {}));
+  const duration<double> phase(PhaseSeconds());
+  std::vector<std::unique_ptr<Connection>> tenants;
+  for (int i = 0; i < 9; ++i) tenants.push_back(Connect(fmt::format("light-{}", i)));
+  const auto heavy_tenant = Connect("heavy", seconds(60));
+  const auto light = [&](uint64_t round) {
+    std::vector<std::vector<Exchange>> of(9);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 9; ++i) {
+      threads.emplace_back([&, i] {
+        of[i] =
+            RunClosedLoop(*tenants[i], 1, phase, Fresh(Mix64(round, i), 64, 16), milliseconds(200));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    std::vector<Exchange> all;
+    for (const auto& exchanges : of) all.insert(all.end(), exchanges.begin(), exchanges.end());
+    return all;
+  };
+  const std::vector<Exchange> before = light(1);
+  std::vector<Exchange> heavy;
+  std::thread flood([&] {
+    heavy = RunClosedLoop(*heavy_tenant, IsWhole() ? 100 : 12, phase, Fresh(2, 256, 64));
+  });
+  const std::vector<Exchange> beside = light(3);
+  flood.join();
+  const std::vector<double> ttft_before = Of(before, &Exchange::ttft_s);
+  const std::vector<double> ttft_beside = Of(beside, &Exchange::ttft_s);
+  fmt::print("nine light tenants: {}; beside a heavy one: {}; p99 ratio {:.2f} (target 2)\n",
+             Describe(ttft_before), Describe(ttft_beside),
+             PercentilesOf(ttft_beside).p99 / PercentilesOf(ttft_before).p99);
+  fmt::print("the heavy one: {}\n", Describe(Of(heavy, &Exchange::ttft_s)));
+  for (const auto* exchanges : {&before, &beside}) {
+    for (const Exchange& exchange : *exchanges)
+      EXPECT_TRUE(exchange.status.ok()) << exchange.status;
+  }
+  const bool heavy_served =
+      std::ranges::any_of(heavy, [](const Exchange& exchange) { return !exchange.tokens.empty(); });
+  EXPECT_TRUE(heavy_served) << "the heavy tenant starves";
+}
+
+// A client that asks for a long answer and never reads a byte of it.
+class SilentReader {
+ public:
+  explicit SilentReader(const std::string& address, uint64_t seed) {
+    grpc::ChannelArguments arguments;  // a connection of its own, with a small window
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4096);
+    stub_ = v1::Inference::NewStub(
+        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+    v1::GenerateRequest request = DrawnRequest(0, 0, 16, seed, 4000);
+    request.set_logprobs(10);
+    stream_ = stub_->Generate(&context_, request);
+  }
+  ~SilentReader() {
+    context_.TryCancel();
+    stream_->Finish();
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> stream_;
+};
+
+TEST_F(Load, ReadersThatNeverReadHarmNobody) {
+  const int silent_readers = IsWhole() ? 200 : 12;
+  const int readers = IsWhole() ? 50 : 6;
+  ASSERT_NO_FATAL_FAILURE(Start({}, {"--kv_tokens=65536", "--sequences=256"}));
+  const std::unique_ptr<Connection> connection = Connect();
+  const duration<double> phase(PhaseSeconds());
+  const auto before = RunClosedLoop(*connection, readers, phase, Fresh(1, 16, 64));
+  std::vector<std::unique_ptr<SilentReader>> silent;
+  for (int i = 0; i < silent_readers; ++i) {
+    silent.push_back(std::make_unique<SilentReader>(cluster_->address(), Mix64(2, i)));
+  }
+  const int64_t early_bytes = cluster_->router().ResidentBytes();
+  // First they fill their windows and rings, then they are paused.
+  const auto filling = RunClosedLoop(*connection, readers, phase, Fresh(3, 16, 64));
+  const auto beside = RunClosedLoop(*connection, readers, phase, Fresh(4, 16, 64));
+  const int64_t late_bytes = cluster_->router().ResidentBytes();
+  const double tpot_before = PercentilesOf(Of(before, &Exchange::tpot_s)).p99;
+  const double tpot_beside = PercentilesOf(Of(beside, &Exchange::tpot_s)).p99;
+  fmt::print("time per output token without silent readers: {}\n",
+             Describe(Of(before, &Exchange::tpot_s)));
+  fmt::print("while {} silent ones fill up: {}\n", silent_readers,
+             Describe(Of(filling, &Exchange::tpot_s)));
+  fmt::print("beside them: {}; p99 ratio {:.2f} (target 1.05)\n",
+             Describe(Of(beside, &Exchange::tpot_s)), tpot_beside / tpot_before);
+  fmt::print("router resident {:.0f} MB, at the end {:.0f} MB\n", early_bytes / 1e6,
+             late_bytes / 1e6);
+  for (const auto* exchanges : {&before, &filling, &beside}) {
+    for (const Exchange& exchange : *exchanges)
+      EXPECT_TRUE(exchange.status.ok()) << exchange.status;
+  }
+  // A ring and a window each, and what allocators keep.
+  EXPECT_LT(late_bytes - early_bytes, silent_readers * (int64_t{512} << 10) + (int64_t{32} << 20));
+}
+
+}  // namespace
+}  // namespace facet::testing

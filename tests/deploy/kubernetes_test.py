@@ -1,0 +1,415 @@
+"""deploy/kubernetes and deploy/docker: they render, they fit Kubernetes' schemas, and what must
+hold in them holds; the launcher and the manifests start the same binaries with the same flags.
+
+    kubernetes_test.py Invariants|Flags|Image|Rendering|Schemas
+
+Needs no network. Without its tool a part is skipped, with exit status 77: kubectl for Rendering,
+FACET_MANIFEST_PYTHON (a Python that has kubernetes-validate, see tests/run.sh) for Schemas.
+Run in the root of the source tree; FACET_BIN_DIR has the binaries.
+"""
+
+import functools
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+try:
+    import yaml
+except ModuleNotFoundError:  # another Python comes first in PATH; Debian's has it
+    if sys.executable == "/usr/bin/python3":
+        raise
+    os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
+
+sys.path.insert(0, os.path.abspath("deploy/local"))
+import cluster  # noqa: E402  (from deploy/local)
+
+BASE = "deploy/kubernetes/base"
+BIN = os.environ.get("FACET_BIN_DIR", "build/bin")
+SLACK_S = 10  # for a shutdown after its drain
+SKIPPED = 77
+
+
+def read_manifests():
+    with open(f"{BASE}/kustomization.yaml", encoding="utf-8") as file:
+        resources = yaml.safe_load(file)["resources"]
+    objects = []
+    for name in resources:
+        with open(f"{BASE}/{name}", encoding="utf-8") as file:
+            objects += yaml.safe_load_all(file)
+    return objects
+
+
+def render():
+    command = ["kubectl", "kustomize", BASE]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def find(objects, kind, name=None):
+    found = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
+    assert len(found) == 1, f"{kind} {name}: {len(found)}"
+    return found[0]
+
+
+def flags_of(container):
+    """{name: value} of --name=value arguments."""
+    pairs = (argument.removeprefix("--").partition("=") for argument in container["args"])
+    return {name: value for name, _, value in pairs}
+
+
+def port_of(container, port):
+    """The number of a port given by number or name."""
+    named = {p.get("name"): p["containerPort"] for p in container["ports"]}
+    return named.get(port, port)
+
+
+def pods(objects):
+    return {
+        "router": find(objects, "Deployment")["spec"]["template"],
+        "worker": find(objects, "StatefulSet")["spec"]["template"],
+    }
+
+
+def containers(objects):
+    return [c for pod in pods(objects).values() for c in pod["spec"]["containers"]]
+
+
+@functools.cache
+def help_flags(binary):
+    """The flags in `binary --help`."""
+    path = os.path.join(BIN, binary)
+    text = subprocess.run(
+        [path, "--help"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    return set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+
+
+class Manifests:
+    """What must hold, of `self.objects`."""
+
+    def test_one_container_per_rank(self):
+        ranks = pods(self.objects)["worker"]["spec"]["containers"]
+        flags = [flags_of(c) for c in ranks]
+        self.assertEqual([f["rank"] for f in flags], [str(i) for i in range(len(ranks))])
+        self.assertEqual({f["world"] for f in flags}, {str(len(ranks))})
+        leader_port = flags[0]["listen"].rpartition(":")[2]
+        for follower in flags[1:]:  # one network namespace: the leader is on loopback
+            self.assertEqual(follower["leader"], f"127.0.0.1:{leader_port}")
+
+    def test_ranks_agree_on_everything_else(self):
+        own = {"rank", "listen", "leader", "metrics_port"}
+        ranks = pods(self.objects)["worker"]["spec"]["containers"]
+        common = [{k: v for k, v in flags_of(c).items() if k not in own} for c in ranks]
+        for flags in common[1:]:
+            self.assertEqual(flags, common[0])
+        users = {str(c["securityContext"].get("runAsUser")) for c in ranks}
+        self.assertEqual(users, {"None"}, "the pod's user is everybody's: a memory file is shared")
+
+    def test_every_container_has_every_probe_on_a_port_it_listens_to(self):
+        for container in containers(self.objects):
+            flags = flags_of(container)
+            metrics = int(flags["metrics_port"])
+            grpc = int(flags["listen"].rpartition(":")[2]) if "listen" in flags else None
+            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                probe = container[name]
+                with self.subTest(container=container["name"], probe=name):
+                    if "grpc" in probe:
+                        self.assertEqual(probe["grpc"]["port"], grpc)
+                    else:
+                        self.assertEqual(probe["httpGet"]["path"], "/healthz")
+                        self.assertEqual(port_of(container, probe["httpGet"]["port"]), metrics)
+            self.assertIn("httpGet", container["livenessProbe"])
+            if grpc:
+                self.assertIn("grpc", container["readinessProbe"])
+
+    def test_readiness_asks_for_the_service_that_tells_it(self):
+        services = {"router": "facet.v1.Inference", "worker": "facet.v1.Leader"}
+        for kind, pod in pods(self.objects).items():
+            probe = pod["spec"]["containers"][0]["readinessProbe"]
+            self.assertEqual(probe["grpc"]["service"], services[kind])
+
+    def test_ports_of_a_pod_differ(self):
+        for pod in pods(self.objects).values():
+            ports = [p for c in pod["spec"]["containers"] for p in c["ports"]]
+            numbers = [p["containerPort"] for p in ports]
+            names = [p["name"] for p in ports]
+            self.assertEqual(len(numbers), len(set(numbers)), numbers)
+            self.assertEqual(len(names), len(set(names)), names)
+
+    def test_grace_is_longer_than_all_drains(self):
+        for pod in pods(self.objects).values():
+            grace = pod["spec"]["terminationGracePeriodSeconds"]
+            for container in pod["spec"]["containers"]:
+                hook = container.get("lifecycle", {}).get("preStop")
+                wait = float(hook["exec"]["command"][1]) if hook else 0
+                drain = float(flags_of(container)["drain_s"])
+                self.assertGreaterEqual(grace, wait + drain + SLACK_S, container["name"])
+
+    def test_routers_and_followers_outwait_those_who_need_them(self):
+        spec = {kind: pod["spec"] for kind, pod in pods(self.objects).items()}
+        for container in [spec["router"]["containers"][0], *spec["worker"]["containers"][1:]]:
+            hook = container["lifecycle"]["preStop"]["exec"]["command"]
+            self.assertEqual(hook[0], "sleep")
+            self.assertGreater(float(hook[1]), 0)
+
+    def test_disruption_budgets_cover_both(self):
+        budgets = [o for o in self.objects if o["kind"] == "PodDisruptionBudget"]
+        for kind, pod in pods(self.objects).items():
+            labels = pod["metadata"]["labels"]
+            covering = [
+                b for b in budgets
+                if b["spec"]["selector"]["matchLabels"].items() <= labels.items()
+            ]
+            self.assertEqual(len(covering), 1, kind)
+
+    def test_workers_have_whole_processors_of_their_own(self):
+        for container in pods(self.objects)["worker"]["spec"]["containers"]:
+            resources = container["resources"]
+            self.assertEqual(resources["requests"], resources["limits"])
+            self.assertEqual(resources["limits"]["cpu"], flags_of(container)["threads"])
+
+    def test_routers_find_every_leader(self):
+        name, _, port = flags_of(pods(self.objects)["router"]["spec"]["containers"][0])[
+            "leaders"
+        ].partition(":")
+        service = find(self.objects, "Service", name)["spec"]
+        self.assertEqual(service["clusterIP"], "None")
+        pod = pods(self.objects)["worker"]
+        self.assertLessEqual(service["selector"].items(), pod["metadata"]["labels"].items())
+        listen = flags_of(pod["spec"]["containers"][0])["listen"]
+        self.assertEqual(listen, f"0.0.0.0:{port}")
+        self.assertEqual(service["ports"][0]["port"], int(port))
+        self.assertEqual(find(self.objects, "StatefulSet")["spec"]["serviceName"], name)
+
+    def test_prometheus_finds_every_process(self):
+        for pod in pods(self.objects).values():
+            self.assertEqual(pod["metadata"]["annotations"]["prometheus.io/scrape"], "true")
+            for container in pod["spec"]["containers"]:
+                named = [p["name"] for p in container["ports"] if p["name"].startswith("metrics")]
+                self.assertEqual(len(named), 1)
+                self.assertEqual(
+                    port_of(container, named[0]), int(flags_of(container)["metrics_port"])
+                )
+
+    def test_nothing_has_more_rights_than_it_needs(self):
+        for pod in pods(self.objects).values():
+            self.assertTrue(pod["spec"]["securityContext"]["runAsNonRoot"])
+            self.assertFalse(pod["spec"]["automountServiceAccountToken"])
+            for container in pod["spec"]["containers"]:
+                context = container["securityContext"]
+                self.assertFalse(context["allowPrivilegeEscalation"])
+                self.assertTrue(context["readOnlyRootFilesystem"])
+                self.assertEqual(context["capabilities"]["drop"], ["ALL"])
+
+    def test_models_are_read_only_and_ranks_share_memory(self):
+        for pod in pods(self.objects).values():
+            for container in pod["spec"]["containers"]:
+                mount = next(m for m in container["volumeMounts"] if m["name"] == "models")
+                self.assertTrue(mount["readOnly"])
+        worker = pods(self.objects)["worker"]["spec"]
+        memory = [v["name"] for v in worker["volumes"] if "emptyDir" in v]
+        volume = next(v for v in worker["volumes"] if v["name"] in memory)
+        self.assertEqual(volume["emptyDir"]["medium"], "Memory")
+        for container in worker["containers"]:
+            self.assertIn(volume["name"], [m["name"] for m in container["volumeMounts"]])
+
+
+class Invariants(Manifests, unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = read_manifests()
+
+
+class Rendering(Manifests, unittest.TestCase):
+    """The same of what kubectl makes of the base, and that its references lead somewhere."""
+
+    @classmethod
+    def setUpClass(cls):
+        if not shutil.which("kubectl"):
+            raise unittest.SkipTest("there is no kubectl: nothing was rendered")
+        cls.objects = list(yaml.safe_load_all(render()))
+
+    def test_everything_is_there(self):
+        wanted = sorted((o["kind"], o["metadata"]["name"]) for o in read_manifests())
+        rendered = sorted(
+            (o["kind"], o["metadata"]["name"]) for o in self.objects if o["kind"] != "ConfigMap"
+        )
+        self.assertEqual(rendered, wanted)
+
+    def test_the_model_comes_from_the_one_config_map(self):
+        config = find(self.objects, "ConfigMap")
+        for container in containers(self.objects):
+            (variable,) = container["env"]
+            reference = variable["valueFrom"]["configMapKeyRef"]
+            self.assertEqual(reference["name"], config["metadata"]["name"])
+            self.assertIn(reference["key"], config["data"])
+            self.assertEqual(flags_of(container)["model"], f"$({variable['name']})")
+
+    def test_every_container_runs_the_image(self):
+        for container in containers(self.objects):
+            self.assertRegex(container["image"], r"^facet:")
+
+
+class Schemas(unittest.TestCase):
+    def test_objects_fit_the_schemas(self):
+        python = os.environ.get("FACET_MANIFEST_PYTHON")
+        if not python:
+            self.skipTest("FACET_MANIFEST_PYTHON is not set: no schema was checked")
+        text = render() if shutil.which("kubectl") else yaml.safe_dump_all(read_manifests())
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            validate = os.path.join(os.path.dirname(python), "kubernetes-validate")
+            result = subprocess.run(
+                [python, validate, "--strict", file.name], capture_output=True, text=True,
+                timeout=120, check=False,
+            )
+        said = result.stdout + result.stderr
+        self.assertEqual(result.returncode, 0, said)
+        self.assertGreaterEqual(said.count("passed for resource"), len(read_manifests()), said)
+
+
+class Flags(unittest.TestCase):
+    def started(self):
+        """{binary: [{flag: value} of each process]} in the manifests and by the launcher."""
+        manifests = {}
+        for container in containers(read_manifests()):
+            manifests.setdefault(container["command"][0], []).append(flags_of(container))
+        launcher = {}
+        local = cluster.Cluster("m.gguf", tp=2, replicas=2, routers=2)
+        for _, command, _ in local.commands("/run"):
+            flags = flags_of({"args": command[1:]})
+            launcher.setdefault(os.path.basename(command[0]), []).append(flags)
+        return manifests, launcher
+
+    def test_binaries_know_every_flag(self):
+        for started in self.started():
+            for binary, processes in started.items():
+                for flags in processes:
+                    self.assertLessEqual(set(flags), help_flags(binary), binary)
+
+    def test_launcher_and_manifests_give_the_same_flags(self):
+        manifests, launcher = self.started()
+        self.assertEqual(set(manifests), {"facet-router", "facet-worker"})
+        self.assertEqual(set(launcher), set(manifests))
+        for binary in manifests:
+            names = [
+                {name for flags in started[binary] for name in flags}
+                for started in (manifests, launcher)
+            ]
+            self.assertEqual(*names, binary)
+
+
+def debian_packages(name):
+    """A list of packages.sh."""
+    script = f'source deploy/local/packages.sh; printf "%s\\n" "${{{name}[@]}}"'
+    return subprocess.run(
+        ["bash", "-c", script], check=True, capture_output=True, text=True
+    ).stdout.split()
+
+
+def owners(paths):
+    """The packages that installed the files; they may be known under / or under /usr."""
+    candidates = {path: {path, "/usr" + path, path.removeprefix("/usr")} for path in paths}
+    result = subprocess.run(
+        ["dpkg", "-S", *set().union(*candidates.values())],
+        capture_output=True, text=True, check=False,
+    )
+    owner = {line.rpartition(" ")[2]: line.split(":")[0] for line in result.stdout.splitlines()}
+    names = set()
+    for path, known_as in candidates.items():
+        found = {owner[name] for name in known_as if name in owner}
+        assert found, f"no package owns {path}"
+        names |= found
+    return names
+
+
+def with_dependencies(packages):
+    """`packages` and all that apt installs with them, as far as installed here."""
+    known, pending = set(), list(packages)
+    while pending:
+        name = pending.pop()
+        if name in known:
+            continue
+        known.add(name)
+        result = subprocess.run(
+            ["dpkg-query", "-W", "-f", "${Depends},${Pre-Depends}", name],
+            capture_output=True, text=True, check=False,
+        )
+        pending += re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9.+-]+)", result.stdout)
+    return known
+
+
+class Image(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        with open("deploy/docker/Dockerfile", encoding="utf-8") as file:
+            cls.text = file.read()
+        cls.copied = [
+            source
+            for line in re.findall(r"^COPY (?!--from)(.*)$", cls.text, re.MULTILINE)
+            for source in line.split()[:-1]
+        ]
+
+    def test_what_it_copies_exists(self):
+        for source in self.copied:
+            self.assertTrue(os.path.exists(source), source)
+
+    def test_it_copies_every_room_of_the_build(self):
+        rooms = {path.split("/")[0] for path in glob.glob("*/CMakeLists.txt")}
+        rooms |= {path.split("/")[0] for path in glob.glob("*/*/CMakeLists.txt")}
+        self.assertLessEqual(rooms - {"tests", "build"}, set(self.copied))
+
+    def test_its_context_has_what_it_copies(self):
+        with open("deploy/docker/Dockerfile.dockerignore", encoding="utf-8") as file:
+            allowed = [line[1:] for line in file.read().split() if line.startswith("!")]
+        for source in self.copied:
+            self.assertTrue(any(f"{source}/".startswith(f"{a}/") for a in allowed), source)
+
+    def test_its_packages_are_the_lists_of_packages_sh(self):
+        self.assertEqual(
+            re.findall(r"install_packages (.*?)(?: &&.*)?$", self.text, re.MULTILINE),
+            ['"${build_packages[@]}"', '"${runtime_packages[@]}"'],
+        )
+        self.assertNotIn("apt-get", self.text)
+
+    def test_it_builds_and_installs_the_three_binaries(self):
+        binaries = ["facet", "facet-router", "facet-worker"]
+        self.assertIn("run_build build " + " ".join(binaries), self.text)
+        started = {c["command"][0] for c in containers(read_manifests())}
+        self.assertLessEqual(started, set(binaries))
+
+    def test_the_runtime_packages_hold_every_library(self):
+        libraries = set()
+        for binary in ("facet", "facet-router", "facet-worker"):
+            listing = subprocess.run(
+                ["ldd", os.path.join(BIN, binary)], check=True, capture_output=True, text=True
+            ).stdout
+            self.assertNotIn("not found", listing)
+            libraries |= set(re.findall(r"=> (/\S+)", listing))
+        self.assertGreater(len(libraries), 10)
+        # Sanitized binaries load their run-time libraries too, which no image has.
+        needed = {name for name in owners(libraries) if not re.match(r"lib[a-z]+san\d", name)}
+        self.assertLessEqual(needed, with_dependencies(debian_packages("runtime_packages")))
+
+    def test_it_runs_as_the_user_of_the_pods(self):
+        (user,) = re.findall(r"^USER (\d+):(\d+)$", self.text, re.MULTILINE)
+        for pod in pods(read_manifests()).values():
+            context = pod["spec"]["securityContext"]
+            self.assertEqual(user, (str(context["runAsUser"]), str(context["runAsGroup"])))
+
+
+def main():
+    program = unittest.main(argv=[*sys.argv, "-v"], exit=False)
+    result = program.result
+    if not result.wasSuccessful():
+        return 1
+    return SKIPPED if result.skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
