@@ -41,7 +41,7 @@ struct FairnessOptions {
   // The tenant has more running sequences than the other, per weight, by more than this.
   double skew_max = 2;
   TimeUs interval_us = 20'000;  // between two such sequences
-  int preemptions_max = 2;       // of one sequence
+  int preemptions_max = 2;      // of one sequence
 };
 
 struct RouterCoreOptions {
