@@ -12,6 +12,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/strings/numbers.h"
+#include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "router/service/router_server.h"
 #include "serving/flags.h"
@@ -152,6 +153,8 @@ absl::Status Run(const ShutdownSignal& shutdown) {
 }  // namespace facet
 
 int main(int argc, char** argv) {
+  // Debian's Abseil looks for lock cycles at every lock, gRPC's included, under one global lock.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   facet::ParseFlagsOrExit(argc, argv, facet::kUsage, 0);
   const facet::ShutdownSignal shutdown;
   absl::Status status = facet::InitLog("facet-router", absl::GetFlag(FLAGS_log_level));
