@@ -43,7 +43,18 @@ void GroupTable::State(GroupId id, const GroupState& state, TimeUs now) {
     group.unseen_tokens -= group.unseen.front();
     group.unseen.pop_front();
   }
+  group.LearnSlots();
   NoteAvailability(now);
+}
+
+void GroupTable::Group::LearnSlots() {
+  if (state.draining) return;
+  const int64_t sequences = state.running + state.waiting;
+  if (state.credit_tokens <= 0) {
+    if (state.waiting == 0 && state.running > 0) slots = state.running;
+  } else if (slots && sequences >= *slots) {
+    slots.reset();  // it takes more than that
+  }
 }
 
 void GroupTable::CacheNews(GroupId id, const GroupCacheNews& news) {
@@ -91,13 +102,12 @@ bool GroupTable::Suits(GroupId id, int64_t tokens,
 
 bool GroupTable::Takes(GroupId id, int64_t tokens,
                        std::optional<std::string_view> fingerprint) const {
-  return At(id).credit() > 0 && Suits(id, tokens, fingerprint);
+  return At(id).has_room() && Suits(id, tokens, fingerprint);
 }
 
-bool GroupTable::any_credit() const {
-  return std::any_of(groups_.begin(), groups_.end(), [](const Group& group) {
-    return group.takes_requests() && group.credit() > 0;
-  });
+bool GroupTable::any_room() const {
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const Group& group) { return group.takes_requests() && group.has_room(); });
 }
 
 TimeUs GroupTable::LeastPrefillTime() const {

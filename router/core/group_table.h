@@ -60,13 +60,15 @@ class GroupTable {
   void End(GroupId id);
 
   // Whether the group may be given a sequence with `tokens` known ones: it takes requests, has
-  // credit, fits them and one more and has the fingerprint, if one is given. A prompt larger than
-  // the credit may pass while there is some: a leader grants less than a long prompt.
+  // credit and a slot, fits them and one more and has the fingerprint, if one is given. A prompt
+  // larger than the credit may pass while there is some: a leader grants less than a long prompt.
+  // Credit is in tokens, and many short prompts fit one free slot's; so the number of slots is
+  // learnt: a leader without waiting sequences grants nothing only when its slots are full.
   bool Takes(GroupId id, int64_t tokens, std::optional<std::string_view> fingerprint) const;
   // The same, whether it has credit or not.
   bool Suits(GroupId id, int64_t tokens, std::optional<std::string_view> fingerprint) const;
-  // Whether some group that takes requests has credit.
-  bool any_credit() const;
+  // Whether some group that takes requests has credit and a slot.
+  bool any_room() const;
   // Whether some group takes requests and has the fingerprint, if one is given; with credit or
   // without.
   bool Serves(std::optional<std::string_view> fingerprint) const;
@@ -80,7 +82,7 @@ class GroupTable {
   // Sequences of this router that are there.
   int64_t own(GroupId id) const { return At(id).own; }
   // And of all routers, as far as is known.
-  int64_t load(GroupId id) const { return At(id).own + At(id).others; }
+  int64_t load(GroupId id) const { return At(id).load(); }
   int64_t pending_prompt_tokens(GroupId id) const { return At(id).pending_prompt_tokens(); }
   double prefill_tokens_per_s(GroupId id) const { return At(id).state.prefill_tokens_per_s; }
   int block_tokens(GroupId id) const { return At(id).facts.block_tokens; }
@@ -101,6 +103,7 @@ class GroupTable {
     PrefixMirror mirror{0};
     int64_t own = 0;                     // sequences of this router
     int64_t others = 0;                  // and of other routers, as of the last state
+    std::optional<int64_t> slots;        // sequences that it runs at most, once that is known
     int64_t submits = 0;                 // in this session
     std::optional<uint64_t> last_epoch;  // survives the session
     std::deque<int64_t> unseen;          // tokens of the latest submits, which no state counts yet
@@ -108,6 +111,9 @@ class GroupTable {
 
     bool takes_requests() const { return up && !state.draining; }
     int64_t credit() const { return state.credit_tokens - unseen_tokens; }
+    int64_t load() const { return own + others; }
+    bool has_room() const { return credit() > 0 && (!slots || load() < *slots); }
+    void LearnSlots();
     int64_t pending_prompt_tokens() const { return state.pending_prompt_tokens + unseen_tokens; }
   };
   Group& At(GroupId id);
