@@ -136,7 +136,8 @@ absl::Status Run(const ShutdownSignal& shutdown) {
                          RouterServer::Start(options, *registry));
   std::unique_ptr<MetricsListener> metrics;
   if (const int port = absl::GetFlag(FLAGS_metrics_port); port >= 0) {
-    const MetricsListenerOptions listener{.address = absl::GetFlag(FLAGS_metrics_address)};
+    const MetricsListenerOptions listener{.address = absl::GetFlag(FLAGS_metrics_address),
+                                          .age = [&router] { return router->Age(); }};
     FACET_ASSIGN_OR_RETURN(metrics, MetricsListener::Start(port, registry, listener));
     spdlog::info("metrics on port {}", metrics->port());
   }

@@ -1,5 +1,6 @@
 #include "serving/metrics_listener.h"
 
+#include <fmt/format.h>
 #include <prometheus/text_serializer.h>
 
 #include <boost/asio/io_context.hpp>
@@ -35,7 +36,15 @@ struct Answer {
   std::string body;
 };
 
-Answer Respond(http::verb method, std::string_view target, prometheus::Registry& registry) {
+Answer Health(const MetricsListenerOptions& options) {
+  const std::chrono::milliseconds age = options.age ? options.age() : std::chrono::milliseconds(0);
+  if (age <= options.stuck_after) return {http::status::ok, "text/plain", "ok\n"};
+  return {http::status::service_unavailable, "text/plain",
+          fmt::format("has not moved for {} ms\n", age.count())};
+}
+
+Answer Respond(http::verb method, std::string_view target, prometheus::Registry& registry,
+               const MetricsListenerOptions& options) {
   const std::string_view path = target.substr(0, target.find('?'));
   if (path != "/metrics" && path != "/healthz") {
     return {http::status::not_found, "text/plain", "not found; try /metrics or /healthz\n"};
@@ -43,7 +52,7 @@ Answer Respond(http::verb method, std::string_view target, prometheus::Registry&
   if (method != http::verb::get && method != http::verb::head) {
     return {http::status::method_not_allowed, "text/plain", "only GET and HEAD\n"};
   }
-  if (path == "/healthz") return {http::status::ok, "text/plain", "ok\n"};
+  if (path == "/healthz") return Health(options);
   return {http::status::ok, "text/plain; version=0.0.4; charset=utf-8",
           prometheus::TextSerializer().Serialize(registry.Collect())};
 }
@@ -89,7 +98,7 @@ class Session : public std::enable_shared_from_this<Session> {
     if (error) return;  // gone or idle for too long
     const auto& request = parser_->get();
     const std::string_view target(request.target().data(), request.target().size());
-    Answer answer = Respond(request.method(), target, registry_);
+    Answer answer = Respond(request.method(), target, registry_, options_);
     Write(std::move(answer), request.keep_alive(), request.method() == http::verb::head);
   }
 

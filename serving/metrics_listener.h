@@ -4,6 +4,7 @@
 #include <prometheus/registry.h>
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,11 +19,16 @@ struct MetricsListenerOptions {
   int header_bytes_max = 8192;
   // For a whole request to arrive and for an answer to be taken; also between two requests.
   std::chrono::milliseconds idle_timeout{10000};
+  // How long ago the thread that matters last moved (Pulse::Age), asked on the listener's thread;
+  // empty: nobody is watched. Beyond `stuck_after` /healthz answers 503.
+  std::function<std::chrono::milliseconds()> age;
+  std::chrono::milliseconds stuck_after{2000};
 };
 
 // Serves a process's metrics over HTTP/1.1 on one thread of its own:
 //   GET /metrics  the registry in Prometheus' text format
-//   GET /healthz  200 while the process lives (readiness is gRPC health's business)
+//   GET /healthz  200 while the process moves, else 503: kill it (readiness is gRPC health's
+//                 business)
 // HEAD works too; other paths are 404, other methods 405.
 class MetricsListener {
  public:

@@ -21,6 +21,7 @@
 #include "serving/log.h"
 #include "serving/metrics_listener.h"
 #include "serving/progress.h"
+#include "serving/pulse.h"
 #include "serving/shutdown.h"
 #include "shard_worker/runtime/rank.h"
 #include "shard_worker/service/follower.h"
@@ -61,7 +62,12 @@ ABSL_FLAG(std::string, model_name, "",
           "What requests call the model; empty: the file's name without its extension.");
 ABSL_FLAG(bool, allow_logits_digest, false,
           "Allow requests that hash every logit: slow, for tests.");
-ABSL_FLAG(double, join_s, 300, "How long the leader waits for the other ranks.");
+ABSL_FLAG(double, join_s, 300, "How long the leader waits for the other ranks at first.");
+ABSL_FLAG(double, rejoin_s, 30,
+          "How long the leader waits for ranks that were lost, and a rank for a leader that does "
+          "not answer.");
+ABSL_FLAG(int, steps_max, 2,
+          "Steps under way at a time: 2 prepares a step while the one before runs, 1 does not.");
 ABSL_FLAG(double, drain_s, 30, "After SIGTERM, how long running sequences may go on.");
 ABSL_FLAG(bool, quiet, false, "Log warnings and errors only, and draw no progress.");
 
@@ -81,7 +87,8 @@ routers; the others name it with --leader. Options that decide what is computed 
   facet-worker --model=gemma.gguf --world=2 --rank=1 --leader=unix:/tmp/group.sock
 
 SIGTERM or SIGINT: the leader takes nothing new, finishes what runs (--drain_s) and lets the other
-ranks go. When a rank dies, its whole group ends with exit code 1; start it again.
+ranks go. When a rank dies or hangs, its group's requests end with UNAVAILABLE; the other ranks keep
+their weights and wait for it (--rejoin_s), so start it again. If it stays away they exit with 1.
 Exit codes: 0 stopped, 1 failed, 2 misused.)";
 
 constexpr int kFailed = 1;
@@ -139,6 +146,12 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   }
   options.allow_logits_digest = absl::GetFlag(FLAGS_allow_logits_digest);
   FACET_ASSIGN_OR_RETURN(options.join, Duration("join_s", absl::GetFlag(FLAGS_join_s)));
+  FACET_ASSIGN_OR_RETURN(options.rejoin, Duration("rejoin_s", absl::GetFlag(FLAGS_rejoin_s)));
+  options.link.patience = options.rejoin;
+  options.steps_max = absl::GetFlag(FLAGS_steps_max);
+  if (options.steps_max < 1 || options.steps_max > 2) {
+    return InvalidArgument("--steps_max: {} is neither 1 nor 2", options.steps_max);
+  }
   FACET_ASSIGN_OR_RETURN(options.drain, Duration("drain_s", absl::GetFlag(FLAGS_drain_s)));
   if (options.rank.rank > 0 && options.link.leader.empty()) {
     return InvalidArgument("--leader is required with --rank={}", options.rank.rank);
@@ -147,11 +160,12 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
 }
 
 absl::StatusOr<std::unique_ptr<MetricsListener>> StartMetrics(
-    std::shared_ptr<prometheus::Registry> registry) {
+    std::shared_ptr<prometheus::Registry> registry, const Pulse* pulse) {
   const int port = absl::GetFlag(FLAGS_metrics_port);
   if (port < 0) return nullptr;
   MetricsListenerOptions options;
   options.address = absl::GetFlag(FLAGS_metrics_address);
+  options.age = [pulse] { return pulse->Age(); };
   FACET_ASSIGN_OR_RETURN(std::unique_ptr<MetricsListener> listener,
                          MetricsListener::Start(port, std::move(registry), options));
   spdlog::info("metrics on port {}", listener->port());
@@ -171,23 +185,29 @@ absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options) {
   return rank;
 }
 
-absl::Status Lead(const WorkerOptions& options, WorkerMetrics* metrics, std::stop_token stop) {
-  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Leader> leader, Leader::Start(options, metrics));
+absl::Status Lead(const WorkerOptions& options, WorkerMetrics* metrics, Pulse* pulse,
+                  std::stop_token stop) {
+  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Leader> leader,
+                         Leader::Start(options, metrics, pulse));
   return leader->Serve([&] { return LoadRank(options.rank); }, stop);
 }
 
-absl::Status Follow(const WorkerOptions& options, WorkerMetrics* metrics, std::stop_token stop) {
+absl::Status Follow(const WorkerOptions& options, WorkerMetrics* metrics, Pulse* pulse,
+                    std::stop_token stop) {
   FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Rank> rank, LoadRank(options.rank));
-  return RunFollower(options, rank.get(), metrics, stop);
+  return RunFollower(options, rank.get(), metrics, pulse, stop);
 }
 
 absl::Status Work(const WorkerOptions& options, const ShutdownSignal& shutdown,
                   std::stop_source stop) {
   const auto registry = std::make_shared<prometheus::Registry>();
   WorkerMetrics metrics(registry.get());
-  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsListener> listener, StartMetrics(registry));
-  const absl::Status status = options.rank.rank == 0 ? Lead(options, &metrics, stop.get_token())
-                                                     : Follow(options, &metrics, stop.get_token());
+  Pulse pulse;
+  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsListener> listener,
+                         StartMetrics(registry, &pulse));
+  const absl::Status status = options.rank.rank == 0
+                                  ? Lead(options, &metrics, &pulse, stop.get_token())
+                                  : Follow(options, &metrics, &pulse, stop.get_token());
   // Asked to stop before the group stood: nothing is lost.
   if (absl::IsCancelled(status) && shutdown.Requested()) return absl::OkStatus();
   return status;

@@ -32,6 +32,9 @@ struct EngineOptions {
   int prefill_chunk_max = 512;  // tokens of one sequence per step
   int logprobs_max = 64;        // alternatives with each token
   int stop_token_ids_max = 1024;
+  int steps_max = 2;        // planned and not complete; 1: the next is planned after the last
+  int preemptions_max = 4;  // of one sequence
+  bool prefix_cache = true;
 };
 
 // kStopToken: the last token is one of stop_token_ids; it is among the delta's tokens.
@@ -48,9 +51,11 @@ struct EngineRequest {
   int max_tokens = 0;  // output in all, tokens beyond prompt_length included
   std::vector<TokenId> stop_token_ids;
   int logprobs = -1;
+  // These two want something of every prompt position: they use no cached prefix.
   bool prompt_logprobs = false;
   bool logits_digest = false;
   std::optional<TimeUs> deadline;
+  uint64_t cache_salt = 0;  // only sequences of equal salt share cached prefixes
 };
 
 // News of one sequence after a step or an event.
@@ -63,8 +68,8 @@ struct EngineDelta {
   std::optional<EngineFinish> finish;
   std::string error;  // with kError
   // With finish:
-  SlotId slot;  // that the sequence ran in, or -1 if it never ran
-  int cached_tokens = 0;
+  int cached_tokens = 0;      // of the prompt, that were not computed thanks to the prefix cache
+  std::string logits_sha256;  // with kStopToken or kLength, if the request asked for a digest
   TimeUs queue_us = 0, prefill_us = 0, decode_us = 0;
 };
 
@@ -72,11 +77,23 @@ struct EngineStats {
   int running = 0;
   int waiting = 0;
   int64_t waiting_tokens = 0;  // of the waiting sequences
-  std::array<int, kBlockPools> blocks_used = {0, 0};
+  // Tokens of all sequences that are known and not yet in a step, but for the last of each decode.
+  int64_t pending_prompt_tokens = 0;
+  std::array<int, kBlockPools> blocks_used = {0, 0};    // by sequences
+  std::array<int, kBlockPools> blocks_cached = {0, 0};  // by nobody, but their keys may be reused
   std::array<int, kBlockPools> blocks_total = {0, 0};
   int64_t prompt_tokens_done = 0;  // computed for the first time
+  int64_t cached_tokens = 0;       // of prompts, not computed thanks to the prefix cache
   int64_t output_tokens_done = 0;
   int64_t preemptions = 0;
+  int64_t expired_waiting = 0;  // sequences past their deadline that held no blocks
+  int64_t expired_running = 0;
+};
+
+// Changes of the prefix cache, as links of base/prefix_hash.h: a prefix of whole blocks that ends
+// with a stored link could be reused now; one that ends with an evicted link no longer.
+struct CacheNews {
+  std::vector<uint64_t> stored, evicted;
 };
 
 class Engine {
@@ -92,23 +109,35 @@ class Engine {
   // pool, an id outside the vocabulary, a parameter out of its range; the message names the field.
   // Nothing changed then. REQUIRES: the id is new.
   absl::Status Submit(EngineRequest request, TimeUs now);
-  // Unknown ids are ignored: the sequence may have ended on its own.
+  // Its blocks and its slot are free at once, and results that outstanding steps bring for it are
+  // discarded. Unknown ids are ignored: the sequence may have ended on its own.
   void Cancel(SequenceId id, TimeUs now);
 
-  // The next step, or nothing if there is nothing to compute. Ends what is past its deadline.
-  // REQUIRES: no step is outstanding.
+  // The next step, or nothing if nothing can be computed before an outstanding step completes.
+  // Ends what is past its deadline. REQUIRES: outstanding() < steps_max.
   std::optional<StepPlan> Plan(TimeUs now);
   // A plan without segments, for a group that idles; it needs no Complete().
   // REQUIRES: no step is outstanding.
   StepPlan PlanIdle();
-  // REQUIRES: `result` answers the outstanding plan.
+  // REQUIRES: `result` answers the oldest outstanding plan.
   void Complete(const StepResult& result, TimeUs now);
+
+  // Plans that were not completed.
+  int outstanding() const;
 
   // Deltas since the last call, in order per sequence.
   std::vector<EngineDelta> TakeDeltas();
   // When the earliest deadline passes, if any sequence has one: call Plan() then.
   std::optional<TimeUs> NextDeadline() const;
   EngineStats stats() const;
+
+  // What the prefix cache gained and lost since the last call, net per link, in order.
+  CacheNews TakeCacheNews();
+  // All links that were told as stored and not as evicted, or are about to be.
+  std::vector<uint64_t> CachedLinks() const;
+
+  // For tests and simulation: Internal, with a sentence about the first invariant that is broken.
+  absl::Status Check() const;
 
  private:
   struct Impl;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "shard_worker/engine/block_manager.h"
 #include "shard_worker/engine/engine.h"
@@ -14,22 +15,40 @@ namespace facet {
 struct Sequence {
   EngineRequest request;  // request.tokens grows with the output
 
-  SlotId slot{-1};       // while running
-  bool started = false;  // the executor knows the slot's sequence
-  int64_t computed = 0;  // leading tokens whose keys are stored
-  int planned = 0;       // tokens after those in the step being made or outstanding
+  uint64_t arrival = 0;       // smaller is older
+  SlotId slot{-1};            // while running
+  int64_t computed = 0;       // leading tokens whose keys are stored
+  int64_t in_flight = 0;      // tokens after those in outstanding steps
+  int samples_in_flight = 0;  // tokens that outstanding steps choose: known when they complete
+  int planned = 0;            // tokens after those in the step being made
   BlockTable table;
+  std::vector<uint64_t> links;  // of the whole blocks of request.tokens, as far as needed
+  Sequence* leader = nullptr;   // an older running sequence that computes a shared prefix
+  int expected = 0;             // blocks of that prefix
+  bool follows = false;         // waits for the leader in the step being made
+  int preemptions = 0;
+  int output_when_preempted = 0;
+  int64_t prompt_seen = 0;    // leading prompt tokens that were computed or cached once
+  int64_t cached_tokens = 0;  // of them, those that were cached
 
-  SlotId last_slot{-1};        // that it ran in
-  int prompt_scored = 1;       // first prompt position whose log-probability was not yet reported
-  int64_t prompt_counted = 0;  // prompt tokens in EngineStats::prompt_tokens_done
-  std::optional<EngineFinish> ending;  // decided while a step was outstanding
+  bool started = false;   // the executor knows the slot's sequence
+  int prompt_scored = 1;  // first prompt position whose log-probability was not yet reported
   TimeUs submitted = 0;
   std::optional<TimeUs> first_planned, first_token;
 
   int64_t size() const { return static_cast<int64_t>(request.tokens.size()); }
   int output() const { return static_cast<int>(size()) - request.prompt_length; }
-  int64_t pending() const { return size() - computed; }
+  // Where the step being made goes on.
+  int64_t next() const { return computed + in_flight; }
+  // Tokens that it has to compute, those included that are only being sampled.
+  int64_t pending() const { return size() + samples_in_flight - next(); }
+  // The step being made computes the last pending token and more output is wanted.
+  bool samples() const {
+    return planned == pending() && output() + samples_in_flight < request.max_tokens;
+  }
+  PrefixKey key() const {
+    return {request.cache_salt, request.tokens, links, request.prompt_length};
+  }
 };
 
 }  // namespace facet

@@ -19,6 +19,10 @@ namespace facet {
 // the sliding window's.
 inline constexpr int kBlockPools = 2;
 
+// Stands in a Segment for the token that the preceding step sampled in its slot: a step is planned
+// before the one before it has come back. Every rank keeps the token.
+inline constexpr TokenId kSampledToken = -1;
+
 // How a token is chosen; see SamplingParams in protos/facet/v1/types.proto for the semantics.
 struct SamplingParams {
   float temperature = 1;
@@ -48,7 +52,7 @@ struct SequenceStart {
 struct Segment {
   SlotId slot;
   int64_t first_position = 0;
-  std::vector<TokenId> tokens;
+  std::vector<TokenId> tokens;  // or {kSampledToken}
   // Block ids by position / block size; -1 where a window has left them behind.
   std::array<std::vector<int32_t>, kBlockPools> blocks;
   bool sample = false;        // choose the token after the last one
@@ -76,6 +80,9 @@ struct SegmentResult {
   // With score_prompt: the tokens at first_position + 1, +2, ... and next_prompt_token.
   std::vector<ScoredToken> prompt;
   bool finite = true;  // false: the logits were not numbers; nothing was sampled
+  // For a SequenceStart with logits_digest: the SHA-256 of the raw float32 logits of every position
+  // of the sequence so far, in order.
+  std::string logits_sha256;
 };
 
 struct StepResult {

@@ -99,8 +99,10 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
   for (int layer = 0; layer < layers; ++layer) {
     const LayerWeights& weights = weights_.layers[layer];
     FACET_RETURN_IF_ERROR(RunAttention(layer, layout.rows, communicator));
+    progress_();
     AddResidual(layout.rows, weights.attention_post_norm, weights.ffn_norm);
     FACET_RETURN_IF_ERROR(RunFfn(layer, layout.rows, communicator));
+    progress_();
     AddResidual(layout.rows, weights.ffn_post_norm,
                 layer + 1 < layers ? weights_.layers[layer + 1].attention_norm
                                    : weights_.output_norm);

@@ -6,8 +6,10 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -32,6 +34,9 @@ class Forward {
                                                          const ShardPlan& plan, int rank,
                                                          const Weights& weights, Device* device,
                                                          int rows_max);
+
+  // `progress` is called twice a layer from then on, on the thread of Run().
+  void OnProgress(std::function<void()> progress) { progress_ = std::move(progress); }
 
   // The KV pools that the attention layers of this rank need, without their block counts.
   std::array<KvPoolSpec, kKvPools> pools() const { return pools_; }
@@ -71,6 +76,7 @@ class Forward {
   const int rank_;
   const Weights& weights_;
   Device* const device_;
+  std::function<void()> progress_ = [] {};
   std::vector<Layer> layers_;
   std::array<KvPoolSpec, kKvPools> pools_;
   int64_t vocabulary_rows_ = 0;

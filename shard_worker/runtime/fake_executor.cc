@@ -81,19 +81,17 @@ std::string FakeExecutor::DigestOf(std::span<const TokenId> tokens, int64_t posi
   return DigestBytes(digest);
 }
 
-std::string FakeExecutor::LogitsDigest(SlotId slot) const {
-  return DigestBytes(slots_.at(slot).digest);
-}
-
 absl::StatusOr<StepResult> FakeExecutor::Run(const StepPlan& plan) {
   FACET_CHECK(plan.step > last_step_, "step {} after step {}", plan.step, last_step_);
   last_step_ = plan.step;
   ApplyEndsAndStarts(plan);
   // All keys of the step are stored before any is read, as in a layer of a model.
-  for (const Segment& segment : plan.segments) Store(segment);
+  std::vector<Segment> segments;
+  for (const Segment& segment : plan.segments) segments.push_back(Resolve(segment));
+  for (const Segment& segment : segments) Store(segment);
   StepResult result;
   result.step = plan.step;
-  for (const Segment& segment : plan.segments) result.segments.push_back(Compute(segment));
+  for (const Segment& segment : segments) result.segments.push_back(Compute(segment));
   return result;
 }
 
@@ -109,6 +107,20 @@ void FakeExecutor::ApplyEndsAndStarts(const StepPlan& plan) {
   }
 }
 
+Segment FakeExecutor::Resolve(Segment segment) const {
+  const auto slot = slots_.find(segment.slot);
+  FACET_CHECK(slot != slots_.end(), "slot {} was not started", segment.slot.value);
+  for (TokenId& token : segment.tokens) {
+    if (token != kSampledToken) continue;
+    FACET_CHECK(segment.tokens.size() == 1 && slot->second.last_sampled.has_value(),
+                "slot {}: no token was sampled before", segment.slot.value);
+    FACET_CHECK(!slot->second.start.logits_digest, "slot {}: a digest and overlapped steps",
+                segment.slot.value);
+    token = *slot->second.last_sampled;
+  }
+  return segment;
+}
+
 size_t FakeExecutor::Index(const Segment& segment, int pool, int64_t position) const {
   const int64_t entry = position / options_.block_tokens;
   const std::vector<int32_t>& blocks = segment.blocks[pool];
@@ -120,17 +132,21 @@ size_t FakeExecutor::Index(const Segment& segment, int pool, int64_t position) c
 }
 
 void FakeExecutor::Store(const Segment& segment) {
-  const auto slot = slots_.find(segment.slot);
-  FACET_CHECK(slot != slots_.end(), "slot {} was not started", segment.slot.value);
+  Slot& slot = slots_.at(segment.slot);
   FACET_CHECK(!segment.tokens.empty());
-  FACET_CHECK(segment.first_position == slot->second.next_position, "position {} after {}",
-              segment.first_position, slot->second.next_position);
+  // It goes on where it was, or over whole blocks that somebody else has computed.
+  const bool over_blocks = segment.first_position > slot.next_position &&
+                           segment.first_position % options_.block_tokens == 0 &&
+                           slot.next_position % options_.block_tokens == 0;
+  FACET_CHECK(segment.first_position == slot.next_position || over_blocks, "position {} after {}",
+              segment.first_position, slot.next_position);
+  slot.next_position = segment.first_position;
   for (int pool = 0; pool < kBlockPools; ++pool) {
     if (options_.blocks[pool] == 0) continue;
     int64_t position = segment.first_position;
     for (TokenId token : segment.tokens) kv_[pool][Index(segment, pool, position++)] = token;
   }
-  slot->second.next_position += static_cast<int64_t>(segment.tokens.size());
+  slot.next_position += static_cast<int64_t>(segment.tokens.size());
 }
 
 std::vector<TokenId> FakeExecutor::Read(const Segment& segment, int pool, int64_t first,
@@ -168,6 +184,7 @@ SegmentResult FakeExecutor::Compute(const Segment& segment) {
     }
     if (sample) result.sampled = Choose(logits, options_, slot.start.seed, position + 1, logprobs);
   }
+  if (result.sampled) slot.last_sampled = result.sampled->id;
   std::vector<TokenId>& history = slot.start.history;
   if (result.sampled && !history.empty()) {
     FACET_CHECK(static_cast<int64_t>(history.size()) == slot.next_position,
@@ -175,6 +192,7 @@ SegmentResult FakeExecutor::Compute(const Segment& segment) {
     history.push_back(result.sampled->id);
   }
   if (!result.finite) result.sampled.reset();
+  if (slot.start.logits_digest) result.logits_sha256 = DigestBytes(slot.digest);
   return result;
 }
 

@@ -17,7 +17,8 @@ namespace facet {
 // An executor without a model, for tests and simulation. Its KV blocks hold token ids, and a row's
 // "logits" are a hash of the history read back through the block tables: of all of it from pool 0
 // and of the window's from pool 1. So a wrong block, a lost chunk or a doubled token changes the
-// output. It checks the plan's contract as a rank would, and stops the process at a breach.
+// output. It remembers no token but the last one that each slot sampled (and what SequenceStart
+// brings). It checks the plan's contract as a rank would, and stops the process at a breach.
 class FakeExecutor : public Executor {
  public:
   // Uses the block, window and vocabulary fields. Rows whose token is `poison` have logits that
@@ -25,7 +26,6 @@ class FakeExecutor : public Executor {
   explicit FakeExecutor(const EngineOptions& options, std::optional<TokenId> poison = {});
 
   absl::StatusOr<StepResult> Run(const StepPlan& plan) override;
-  std::string LogitsDigest(SlotId slot) const override;
 
   // The same computed naively from plain tokens: the "logits" after `history`, ...
   static uint64_t LogitsAfter(std::span<const TokenId> history, const EngineOptions& options);
@@ -44,9 +44,12 @@ class FakeExecutor : public Executor {
     SequenceStart start;  // its history grows with the output
     int64_t next_position = 0;
     uint64_t digest = 0;
+    std::optional<TokenId> last_sampled;
   };
 
   void ApplyEndsAndStarts(const StepPlan& plan);
+  // Puts the token that kSampledToken stands for in its place.
+  Segment Resolve(Segment segment) const;
   void Store(const Segment& segment);
   SegmentResult Compute(const Segment& segment);
   // Positions [first, end) of the segment's sequence as `pool` holds them.

@@ -1,6 +1,7 @@
 #include "shard_worker/runtime/rank.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -82,7 +83,6 @@ class GroupExecutor : public Executor {
  public:
   explicit GroupExecutor(RankImpl* rank) : rank_(rank) {}
   absl::StatusOr<StepResult> Run(const StepPlan& plan) override;
-  std::string LogitsDigest(SlotId slot) const override;
 
  private:
   RankImpl* const rank_;
@@ -102,6 +102,7 @@ class RankImpl : public Rank {
     FACET_ASSIGN_OR_RETURN(forward_,
                            Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
                                            options_.step_tokens_max));
+    forward_->OnProgress([this] { ++moved_; });
     FACET_RETURN_IF_ERROR(AllocateKv());
     sampler_.emplace(device_.get(), plan_.Slices(options_.rank), spec_.vocabulary);
     SetFacts();
@@ -143,8 +144,15 @@ class RankImpl : public Rank {
   void Attach(std::unique_ptr<Communicator> communicator) override {
     FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
     communicator->SetTimeout(options_.step_timeout);
+    slots_ = SequenceSlots(options_.sequences_max);
     const std::lock_guard lock(abort_mutex_);
+    FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
     communicator_ = std::move(communicator);
+  }
+
+  void Detach() override {
+    const std::lock_guard lock(abort_mutex_);
+    communicator_.reset();
   }
 
   std::unique_ptr<Executor> MakeExecutor() override {
@@ -159,6 +167,7 @@ class RankImpl : public Rank {
       FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
       FACET_ASSIGN_OR_RETURN(const StepPlan plan, DecodePlan(message));
       if (plan.step == kStopStep) return absl::OkStatus();
+      const InStep in_step(this);
       FACET_RETURN_IF_ERROR(RunStep(plan).status());
     }
   }
@@ -176,12 +185,15 @@ class RankImpl : public Rank {
     if (communicator_ != nullptr) communicator_->Abort();
   }
 
+  RankProgress progress() const override { return {moved_, in_step_}; }
+
   StepTimes TakeTimes() override {
     const std::lock_guard lock(times_mutex_);
     return std::exchange(times_, StepTimes());
   }
 
   absl::StatusOr<StepResult> LeadStep(const StepPlan& plan) {
+    const InStep in_step(this);
     if (options_.world > 1) {
       std::vector<std::byte> message = EncodePlan(plan);
       FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
@@ -189,9 +201,20 @@ class RankImpl : public Rank {
     return RunStep(plan);
   }
 
-  std::string LogitsDigest(SlotId slot) const { return slots_[slot].digest().Digest(); }
-
  private:
+  // While it lives, the rank is in a step.
+  class InStep {
+   public:
+    explicit InStep(RankImpl* rank) : rank_(rank) {
+      ++rank_->moved_;
+      rank_->in_step_ = true;
+    }
+    ~InStep() { rank_->in_step_ = false; }
+
+   private:
+    RankImpl* const rank_;
+  };
+
   // A row of the step whose logits somebody needs.
   struct LogitRow {
     int32_t row;
@@ -265,7 +288,9 @@ class RankImpl : public Rank {
       for (int pool = 0; pool < kKvPools; ++pool) run.blocks[pool] = segment.blocks[pool];
       runs.push_back(run);
       AddLogitRows(segment, i, run.first_row, &logit_rows);
-      tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
+      for (const TokenId token : segment.tokens) {
+        tokens.push_back(token == kSampledToken ? slots_[segment.slot].last_sampled() : token);
+      }
     }
     const StepLayout layout{static_cast<int>(tokens.size()), runs};
     FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
@@ -275,6 +300,11 @@ class RankImpl : public Rank {
       const size_t count = std::min<size_t>(kLogitRowsMax, logit_rows.size() - first);
       FACET_RETURN_IF_ERROR(
           ComputeLogits(plan, std::span(logit_rows).subspan(first, count), &results));
+      ++moved_;
+    }
+    for (size_t i = 0; i < results.size(); ++i) {
+      const SequenceState& state = slots_[plan.segments[i].slot];
+      if (state.logits_digest()) results[i].logits_sha256 = state.digest().Digest();
     }
     return results;
   }
@@ -368,6 +398,8 @@ class RankImpl : public Rank {
   SequenceSlots slots_;
   std::mutex abort_mutex_;  // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;
+  std::atomic<uint64_t> moved_ = 0;
+  std::atomic<bool> in_step_ = false;
   std::mutex times_mutex_;
   StepTimes times_;
 };
@@ -375,8 +407,6 @@ class RankImpl : public Rank {
 absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {
   return rank_->LeadStep(plan);
 }
-
-std::string GroupExecutor::LogitsDigest(SlotId slot) const { return rank_->LogitsDigest(slot); }
 
 }  // namespace
 

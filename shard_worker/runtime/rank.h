@@ -2,8 +2,8 @@
 #define FACET_SHARD_WORKER_RUNTIME_RANK_H_
 
 // One rank of a group: its slice of the model on its device, its KV pools, and its end of the
-// communicator. The service layer loads it, attaches the communicator once all ranks are ready,
-// and then either makes the leader's executor or follows.
+// communicator. The service layer loads it once and then, for every epoch of its group, attaches the
+// communicator when all ranks are ready, makes the leader's executor or follows, and detaches.
 
 #include <chrono>
 #include <cstdint>
@@ -32,8 +32,9 @@ struct RankOptions {
   int step_tokens_max = 512;
   int prefill_chunk_max = 0;    // of one sequence per step; 0: step_tokens_max
   int sequences_max = 64;
-  std::chrono::milliseconds step_timeout{10000};  // of each collective; a leader that idles runs
-                                                  // an empty plan well within it
+  // Of each collective. A leader that idles runs an empty plan well within it, and a rank that does
+  // not move for 2 s inside a step is given up anyhow: this is what holds if nobody watches.
+  std::chrono::milliseconds step_timeout{2500};
   // Makes the device instead of `device`; for tests.
   std::function<std::unique_ptr<Device>()> make_device;
   // Called from Load() with bytes done of bytes in all; may be empty.
@@ -54,6 +55,12 @@ struct RankMemory {
   int64_t weight_bytes = 0;  // packed, of this rank's slice: what a step reads
   int64_t slice_bytes = 0;   // the same slice in the model file
   int64_t kv_bytes = 0;
+};
+
+// Whether a rank moves.
+struct RankProgress {
+  uint64_t moved = 0;    // grows with every part of a layer, and with every step
+  bool in_step = false;  // it should move soon
 };
 
 // Seconds since the last look.
@@ -79,8 +86,11 @@ class Rank {
   // Options of an engine that schedules for this group.
   virtual EngineOptions engine_options() const = 0;
 
-  // Gives the rank its communicator. REQUIRES: of the options' rank and world.
+  // Begins an epoch with its communicator: all that was known of sequences is forgotten, the
+  // weights stay. REQUIRES: of the options' rank and world; none is attached.
   virtual void Attach(std::unique_ptr<Communicator> communicator) = 0;
+  // Ends it. REQUIRES: no step runs and Follow() has returned. Repeating is harmless.
+  virtual void Detach() = 0;
 
   // On rank 0. The executor borrows the rank.
   virtual std::unique_ptr<Executor> MakeExecutor() = 0;
@@ -92,6 +102,8 @@ class Rank {
   virtual void Abort() = 0;
   // Any thread.
   virtual StepTimes TakeTimes() = 0;
+  // Any thread.
+  virtual RankProgress progress() const = 0;
 };
 
 }  // namespace facet

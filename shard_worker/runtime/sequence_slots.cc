@@ -28,8 +28,8 @@ std::string Sha256::Digest() const {
   Context copy;
   FACET_CHECK(EVP_MD_CTX_copy_ex(copy.evp, context_->evp) == 1);
   std::string digest(32, '\0');
-  FACET_CHECK(EVP_DigestFinal_ex(copy.evp, reinterpret_cast<unsigned char*>(digest.data()),
-                                 nullptr) == 1);
+  FACET_CHECK(
+      EVP_DigestFinal_ex(copy.evp, reinterpret_cast<unsigned char*>(digest.data()), nullptr) == 1);
   return digest;
 }
 
@@ -52,7 +52,13 @@ void SequenceState::Count(TokenId token, bool output) {
 }
 
 void SequenceState::Append(TokenId token) {
+  last_sampled_ = token;
   if (penalises()) Count(token, true);
+}
+
+TokenId SequenceState::last_sampled() const {
+  FACET_CHECK(last_sampled_.has_value(), "slot {} has sampled nothing yet", start_.slot.value);
+  return *last_sampled_;
 }
 
 std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows) const {
@@ -64,8 +70,8 @@ std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows) cons
     edit.row = it->first - first_id;
     edit.repetition = p.repetition_penalty;
     if (it->second.output > 0) {
-      edit.subtract = p.presence_penalty +
-                      p.frequency_penalty * static_cast<float>(it->second.output);
+      edit.subtract =
+          p.presence_penalty + p.frequency_penalty * static_cast<float>(it->second.output);
     }
     edits.push_back(edit);
   }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,8 +43,10 @@ class SequenceState {
   Sha256& digest() { return digest_; }
   const Sha256& digest() const { return digest_; }
 
-  // Counts a token just sampled.
+  // Counts a token just sampled, and remembers it for the next step.
   void Append(TokenId token);
+  // What kSampledToken stands for. REQUIRES: a token was sampled.
+  TokenId last_sampled() const;
 
   // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row.
   std::vector<LogitEdit> Edits(int32_t first_id, int64_t rows) const;
@@ -54,10 +57,11 @@ class SequenceState {
 
   SequenceStart start_;
   struct Counts {
-    int all = 0;     // in prompt and output
+    int all = 0;  // in prompt and output
     int output = 0;
   };
   std::map<TokenId, Counts> counts_;  // ordered: edits come out by row
+  std::optional<TokenId> last_sampled_;
   Sha256 digest_;
 };
 

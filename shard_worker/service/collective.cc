@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <random>
 #include <string>
 #include <string_view>
@@ -14,6 +15,8 @@ namespace facet {
 namespace {
 
 constexpr std::string_view kShm = "shm:";
+// All ranks are ready when they are told to attach: who is not here soon has died.
+constexpr std::chrono::milliseconds kAttachTimeout{2000};
 
 }  // namespace
 
@@ -36,6 +39,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMe
   const std::string_view name = collective.substr(kShm.size());
   ShmOptions options;
   options.nonce = start.nonce();
+  options.attach_timeout = kAttachTimeout;
   return rank == 0 ? CreateShmGroup(name, world, options)
                    : AttachShmGroup(name, rank, world, options);
 }

@@ -54,26 +54,6 @@ void AddToken(const ScoredToken& token,
   }
 }
 
-}  // namespace
-
-EngineRequest ToRequest(const v1::Submit& submit, SequenceId id, TimeUs received) {
-  EngineRequest request;
-  request.id = id;
-  request.tokens.assign(submit.tokens().begin(), submit.tokens().end());
-  request.prompt_length = submit.prompt_length();
-  request.sampling = ToSampling(submit.sampling());
-  request.seed = submit.seed();
-  request.max_tokens = submit.max_tokens();
-  request.stop_token_ids.assign(submit.stop_token_ids().begin(), submit.stop_token_ids().end());
-  if (submit.has_logprobs()) request.logprobs = submit.logprobs();
-  request.prompt_logprobs = submit.prompt_logprobs();
-  request.logits_digest = submit.logits_digest();
-  if (submit.remaining_us() != 0) {
-    request.deadline = received + std::clamp<int64_t>(submit.remaining_us(), 0, kRemainingMaxUs);
-  }
-  return request;
-}
-
 v1::SequenceDelta ToProto(const EngineDelta& delta, uint64_t sequence) {
   v1::SequenceDelta proto;
   proto.set_sequence(sequence);
@@ -87,6 +67,7 @@ v1::SequenceDelta ToProto(const EngineDelta& delta, uint64_t sequence) {
   proto.set_queue_us(delta.queue_us);
   proto.set_prefill_us(delta.prefill_us);
   proto.set_decode_us(delta.decode_us);
+  proto.set_logits_sha256(delta.logits_sha256);
   if (delta.finish == EngineFinish::kError) {
     proto.set_error(delta.error);
     proto.set_error_code(static_cast<int>(absl::StatusCode::kInternal));
@@ -94,6 +75,7 @@ v1::SequenceDelta ToProto(const EngineDelta& delta, uint64_t sequence) {
   return proto;
 }
 
+// The end of a sequence that was never taken in.
 v1::SequenceDelta RefusalDelta(uint64_t sequence, const absl::Status& status) {
   v1::SequenceDelta proto;
   proto.set_sequence(sequence);
@@ -101,6 +83,64 @@ v1::SequenceDelta RefusalDelta(uint64_t sequence, const absl::Status& status) {
   proto.set_error(MessageOf(status));
   proto.set_error_code(static_cast<int>(status.code()));  // absl's codes are gRPC's
   return proto;
+}
+
+v1::LeaderState ToProto(const LeaderState& state) {
+  v1::LeaderState proto;
+  proto.set_running(state.running);
+  proto.set_waiting(state.waiting);
+  proto.set_kv_tokens_used(state.kv_tokens_used);
+  proto.set_kv_tokens_total(state.kv_tokens_total);
+  proto.set_credit_tokens(state.credit_tokens);
+  proto.set_submits_received(state.submits_received);
+  proto.set_prompt_tokens_done(state.prompt_tokens_done);
+  proto.set_output_tokens_done(state.output_tokens_done);
+  proto.set_draining(state.draining);
+  proto.set_pending_prompt_tokens(state.pending_prompt_tokens);
+  proto.set_prefill_tokens_per_s(state.prefill_tokens_per_s);
+  proto.set_block_tokens(state.block_tokens);
+  proto.set_epoch(state.epoch);
+  return proto;
+}
+
+v1::CacheNews ToProto(const CachePart& part) {
+  v1::CacheNews proto;
+  proto.set_reset(part.reset);
+  proto.mutable_stored()->Add(part.stored.begin(), part.stored.end());
+  proto.mutable_evicted()->Add(part.evicted.begin(), part.evicted.end());
+  return proto;
+}
+
+}  // namespace
+
+EngineRequest ToRequest(const v1::Submit& submit, TimeUs received) {
+  EngineRequest request;
+  request.tokens.assign(submit.tokens().begin(), submit.tokens().end());
+  request.prompt_length = submit.prompt_length();
+  request.sampling = ToSampling(submit.sampling());
+  request.seed = submit.seed();
+  request.max_tokens = submit.max_tokens();
+  request.stop_token_ids.assign(submit.stop_token_ids().begin(), submit.stop_token_ids().end());
+  if (submit.has_logprobs()) request.logprobs = submit.logprobs();
+  request.prompt_logprobs = submit.prompt_logprobs();
+  request.logits_digest = submit.logits_digest();
+  request.cache_salt = submit.cache_salt();
+  request.cache_salt = submit.cache_salt();
+  if (submit.remaining_us() != 0) {
+    request.deadline = received + std::clamp<int64_t>(submit.remaining_us(), 0, kRemainingMaxUs);
+  }
+  return request;
+}
+
+v1::LeaderMessage ToProto(const SessionNews& news) {
+  v1::LeaderMessage message;
+  for (const SequenceNews& sequence : news.sequences) {
+    *message.add_deltas() = sequence.refusal.ok() ? ToProto(sequence.delta, sequence.number)
+                                                  : RefusalDelta(sequence.number, sequence.refusal);
+  }
+  *message.mutable_state() = ToProto(news.state);
+  if (news.cache) *message.mutable_cache() = ToProto(*news.cache);
+  return message;
 }
 
 void MergeDelta(v1::SequenceDelta* into, v1::SequenceDelta&& next) {

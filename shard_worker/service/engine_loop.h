@@ -1,54 +1,68 @@
 #ifndef FACET_SHARD_WORKER_SERVICE_ENGINE_LOOP_H_
 #define FACET_SHARD_WORKER_SERVICE_ENGINE_LOOP_H_
 
-// The engine thread of a leader: owns the engine, drives the executor, and carries messages
-// between them and the routers' streams.
+// The engine thread of a leader for one epoch: carries events and results to the leader's core, its
+// plans to the step thread, and its news to the routers' streams. Decides nothing.
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "facet/v1/shard.pb.h"
-#include "shard_worker/engine/engine.h"
-#include "shard_worker/runtime/executor.h"
+#include "serving/pulse.h"
+#include "shard_worker/engine/leader_core.h"
 #include "shard_worker/runtime/rank.h"
+#include "shard_worker/service/clock.h"
+#include "shard_worker/service/peer_watch.h"
 #include "shard_worker/service/router_stream.h"
+#include "shard_worker/service/step_pipeline.h"
 #include "shard_worker/service/worker_metrics.h"
 
 namespace facet {
 
 struct EngineLoopOptions {
-  EngineOptions engine;
+  LeaderCoreOptions core;
   v1::ModelInfo model;  // its context is replaced by what the engine can hold
   int ranks = 1;
   std::string device;
-  bool allow_logits_digest = false;
-  int streams_max = 64;  // routers at a time
-  std::chrono::milliseconds drain{30000};
-  std::chrono::milliseconds keep_alive{500};     // an idle group runs an empty plan this often
-  std::chrono::milliseconds state_period{1000};  // a silent stream gets the state this often
+  int streams_max = 64;       // routers at a time
+  TimeUs wait_max = 250'000;  // the engine thread shows that it lives at least this often
+};
+
+// How an epoch ended.
+struct EpochEnd {
+  absl::Status status;                         // OK: drained
+  BreakCause cause = BreakCause::kStepFailed;  // if it broke
+  bool condemned = false;                      // it broke because the group computes wrong tokens
 };
 
 class EngineLoop {
  public:
-  // Borrows `executor` and `metrics`. `take_times`: seconds of the executor's steps since the last
-  // call, for the metrics.
-  EngineLoop(const EngineLoopOptions& options, Executor* executor,
-             std::function<StepTimes()> take_times, WorkerMetrics* metrics);
+  // Borrows `rank`, `metrics` and `pulse`, which must outlive Run(). `canary`: see LeaderCore.
+  // `on_ready`: called on the engine thread when ready_until() is set for the first time, and with
+  // false at the end, before anything waits.
+  EngineLoop(const EngineLoopOptions& options, std::optional<CanaryAnswer> canary, Rank* rank,
+             WorkerMetrics* metrics, Pulse* pulse, std::function<void(bool)> on_ready);
   ~EngineLoop();
 
-  // The thread that calls this becomes the engine thread. Returns OK once Drain() was called and
-  // the last sequence has ended or the drain time has passed; an error if the group broke. All
-  // streams have been told to end then, and later ones end at once.
-  absl::Status Run();
+  // The thread that calls this becomes the engine thread. Returns once Drain() was called and the
+  // last sequence has ended or the drain time has passed, or once the group has broken. All
+  // streams have been told to end then, later ones end at once, and no step runs.
+  EpochEnd Run();
+
+  // After Run(): what the next epoch's canaries must answer.
+  const std::optional<CanaryAnswer>& canary_answer() const { return core_.canary_answer(); }
 
   // --- Any thread. These return at once.
 
@@ -60,8 +74,10 @@ class EngineLoop {
   void Close(std::shared_ptr<RouterStream> stream);
   // No new sequences from now on.
   void Drain();
-  // The group has broken: Run() returns `status`.
-  void Fail(const absl::Status& status);
+  // The group has broken. The first one counts.
+  void Fail(const Break& failure);
+  // See LeaderCore::ready_until(); 0 while draining and after the end.
+  TimeUs ready_until() const { return ready_until_; }
 
  private:
   struct Event {
@@ -71,66 +87,54 @@ class EngineLoop {
     TimeUs received = 0;
     int64_t bytes = 0;
   };
-  struct Stream {
-    std::shared_ptr<RouterStream> stream;
-    std::unordered_map<uint64_t, SequenceId> sequences;  // by the router's number
-    int64_t submits_received = 0;
-    v1::LeaderMessage outgoing;  // filled between two flushes
-    TimeUs last_sent = 0;
-  };
-  struct Running {
-    Stream* stream;
-    uint64_t number;  // the router's
-    bool logits_digest;
+  // What has come in since the last look.
+  struct Incoming {
+    std::deque<Event> events;
+    std::deque<StepDone> steps;  // at most steps_max
+    bool drain = false;
+    std::optional<Break> failure;
   };
 
-  // Waits for an event, at most until `until`, and takes all there are.
-  std::deque<Event> TakeEvents(TimeUs until) ABSL_LOCKS_EXCLUDED(mutex_);
-
-  absl::Status Failure() const ABSL_LOCKS_EXCLUDED(mutex_);
+  void Add(Event event) ABSL_LOCKS_EXCLUDED(mutex_);
+  void AddStep(StepDone done) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits for something, at most until `until`.
+  Incoming Take(TimeUs until) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The rest is the engine thread's.
-  absl::Status Turn();
-  absl::Status RunPlan(const StepPlan& plan);
-  TimeUs IdleUntil() const;
-  bool Finished(TimeUs now);
+  std::optional<EpochEnd> Turn();
   void Handle(Event& event);
   // An error is the router's fault and ends its stream.
-  absl::Status HandleMessage(Stream* stream, const v1::RouterMessage& message, TimeUs received);
-  absl::Status Submit(Stream* stream, const v1::Submit& submit, TimeUs received);
-  void CloseStream(RouterStream* key);
-  void CollectDeltas();
-  void Flush(TimeUs now);
-  void SetState(const Stream& stream, v1::LeaderState* state) const;
-  int64_t Credit() const;
+  absl::Status HandleMessage(SessionId session, const v1::RouterMessage& message, TimeUs received);
+  void CloseSession(RouterStream* key);
+  absl::Status Complete(StepDone& done);
+  void PlanSteps();
+  void NoteMovement();
+  void SendNews();
+  void PublishReadiness();
   void EndStreams(const absl::Status& status);
 
   const EngineLoopOptions options_;
-  Executor* const executor_;
-  const std::function<StepTimes()> take_times_;
+  Rank* const rank_;
   WorkerMetrics* const metrics_;
+  Pulse* const pulse_;
+  const std::function<void(bool)> on_ready_;
 
   mutable absl::Mutex mutex_;
-  std::deque<Event> events_ ABSL_GUARDED_BY(mutex_);
+  Incoming incoming_ ABSL_GUARDED_BY(mutex_);
   int streams_open_ ABSL_GUARDED_BY(mutex_) = 0;  // opened and not closed
-  bool wake_ ABSL_GUARDED_BY(mutex_) = false;     // something below or above has changed
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;   // Run() is over
-  bool drain_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+  bool wake_ ABSL_GUARDED_BY(mutex_) = false;     // something has come in
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status closed_ ABSL_GUARDED_BY(mutex_);  // Run() is over, and what streams are told
+  std::atomic<TimeUs> ready_until_ = 0;
 
-  Engine engine_;
-  EngineStats stats_;  // after the last turn
-  std::unordered_map<RouterStream*, Stream> streams_;
-  std::unordered_map<SequenceId, Running> running_;
-  uint64_t next_sequence_ = 1;
-  std::optional<TimeUs> drain_until_;  // while draining
-  bool drain_announced_ = false;
-  bool busy_ = false;  // the last turn computed something
-  TimeUs last_plan_ = 0;
+  LeaderCore core_;
+  std::map<SessionId, std::shared_ptr<RouterStream>> streams_;
+  std::unordered_map<RouterStream*, SessionId> sessions_;
+  uint64_t next_session_ = 1;
+  uint64_t moved_ = 0;  // the rank's progress at the last look
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<StepPipeline> pipeline_;  // while Run() runs
 };
-
-// Microseconds of the steady clock.
-TimeUs SteadyNow();
 
 }  // namespace facet
 

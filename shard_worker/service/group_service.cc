@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "shard_worker/service/clock.h"
 #include "shard_worker/service/stream_reactor.h"
 
 namespace facet {
@@ -37,6 +38,13 @@ class RankStream : public StreamReactor<v1::RankMessage, v1::GroupMessage> {
     outbox_.push_back(std::move(message));
     Pump();
   }
+  // Unless something waits to be written: that says as much.
+  void SendBeat(const v1::GroupMessage& beat) {
+    const absl::MutexLock lock(&mutex_);
+    if (!live() || !outbox_.empty()) return;
+    outbox_.push_back(beat);
+    Pump();
+  }
 
  private:
   bool Refill(v1::GroupMessage* out) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -50,7 +58,7 @@ class RankStream : public StreamReactor<v1::RankMessage, v1::GroupMessage> {
     if (message.has_hello() && !std::exchange(said_hello_, true)) {
       service_->OnHello(std::static_pointer_cast<RankStream>(shared_from_this()), message.hello());
     } else if (message.has_state() && said_hello_) {
-      if (message.state().ready()) service_->OnReady(this);
+      service_->OnState(this, message.state());
     } else {
       Finish(InvalidArgument("a rank says hello first, once, and then its state"));
       return false;
@@ -66,11 +74,16 @@ class RankStream : public StreamReactor<v1::RankMessage, v1::GroupMessage> {
   GroupService* const service_;
   const std::string peer_;
   bool said_hello_ = false;                                      // of the reading thread
-  std::deque<v1::GroupMessage> outbox_ ABSL_GUARDED_BY(mutex_);  // two messages, at most
+  std::deque<v1::GroupMessage> outbox_ ABSL_GUARDED_BY(mutex_);  // three, at most
 };
 
-GroupService::GroupService(int world)
-    : world_(world), epoch_(RandomEpoch()), members_(static_cast<size_t>(world)) {}
+GroupService::GroupService(int world, const BeatOptions& beat)
+    : world_(world),
+      beat_(beat),
+      members_(static_cast<size_t>(world)),
+      self_(beat, SteadyNow()),
+      last_tick_(SteadyNow()),
+      epoch_(RandomEpoch()) {}
 
 GroupService::~GroupService() = default;
 
@@ -88,13 +101,18 @@ void GroupService::Expect(const v1::RankMessage::Hello& mine) {
   for (Member& member : std::exchange(early_, {})) Admit(std::move(member));
 }
 
+GroupService::Member GroupService::NewMember(std::shared_ptr<RankStream> stream,
+                                             const v1::RankMessage::Hello& hello) const {
+  return {std::move(stream), hello, false, PeerWatch(beat_, SteadyNow())};
+}
+
 void GroupService::OnHello(std::shared_ptr<RankStream> stream,
                            const v1::RankMessage::Hello& hello) {
   const absl::MutexLock lock(&mutex_);
   if (expecting_) {
-    Admit({std::move(stream), hello, false});
+    Admit(NewMember(std::move(stream), hello));
   } else if (static_cast<int>(early_.size()) < world_) {
-    early_.push_back({std::move(stream), hello, false});
+    early_.push_back(NewMember(std::move(stream), hello));
   } else {
     stream->Finish(ResourceExhausted("more ranks have come than the group's {}", world_));
   }
@@ -120,9 +138,9 @@ absl::Status GroupService::Check(const v1::RankMessage::Hello& hello) const {
         "--step_tokens and --sequences must be the same on all ranks",
         hello.rank(), hello.plan_hash(), mine_.plan_hash());
   }
-  if (const auto& taken = members_[static_cast<size_t>(hello.rank())].stream) {
-    return FailedPrecondition("rank: {} is already in the group, from {}", hello.rank(),
-                              taken->peer());
+  const auto& taken = members_[static_cast<size_t>(hello.rank())].stream;
+  if (taken != nullptr && started_) {  // it may have died and not be missed yet
+    return Unavailable("rank: {} is in the epoch that runs, from {}", hello.rank(), taken->peer());
   }
   return absl::OkStatus();
 }
@@ -133,25 +151,31 @@ void GroupService::Admit(Member member) {
     member.stream->Finish(status);
     return;
   }
+  Member& place = members_[static_cast<size_t>(member.hello.rank())];
+  if (place.stream != nullptr) {  // a rank that was started anew, and its old stream lingers
+    place.stream->Finish(FailedPrecondition("rank: {} has come anew, from {}", member.hello.rank(),
+                                            member.stream->peer()));
+  }
   v1::GroupMessage welcome;
   welcome.mutable_welcome()->set_epoch(epoch_);
   member.stream->Send(std::move(welcome));
-  const auto rank = static_cast<size_t>(member.hello.rank());
-  members_[rank] = std::move(member);
+  place = std::move(member);
 }
 
-void GroupService::OnReady(const RankStream* stream) {
+void GroupService::OnState(const RankStream* stream, const v1::RankMessage::RankState& state) {
   const absl::MutexLock lock(&mutex_);
   for (std::vector<Member>* members : {&early_, &members_}) {
     for (Member& member : *members) {
-      if (member.stream.get() == stream) member.ready = true;
+      if (member.stream.get() != stream) continue;
+      member.ready = state.ready();
+      member.watch->Beat({state.progress(), state.in_step()}, SteadyNow());
     }
   }
 }
 
 void GroupService::OnGone(const RankStream* stream) {
-  std::function<void(const absl::Status&)> on_lost;
-  absl::Status lost;
+  std::function<void(const Break&)> on_lost;
+  Break loss{BreakCause::kPeerGone, absl::OkStatus()};
   {
     const absl::MutexLock lock(&mutex_);
     std::erase_if(early_, [&](const Member& member) { return member.stream.get() == stream; });
@@ -159,13 +183,17 @@ void GroupService::OnGone(const RankStream* stream) {
       return member.stream.get() == stream;
     });
     if (member == members_.end()) return;
-    lost = Unavailable("rank {} has gone ({})", member->hello.rank(), stream->peer());
+    loss.status = Unavailable("rank {} has gone ({})", member->hello.rank(), stream->peer());
     *member = Member();
-    if (!started_ || !lost_.ok()) return;
-    lost_ = lost;
-    on_lost = std::exchange(on_lost_, nullptr);
+    on_lost = Lose(loss);
   }
-  if (on_lost) on_lost(lost);
+  if (on_lost) on_lost(loss);
+}
+
+std::function<void(const Break&)> GroupService::Lose(const Break& loss) {
+  if (!started_ || lost_) return nullptr;
+  lost_ = loss;
+  return std::exchange(on_lost_, nullptr);
 }
 
 bool GroupService::AllReady() const {
@@ -179,6 +207,7 @@ bool GroupService::AllGone() const {
 }
 
 std::string GroupService::Missing() const {
+  const absl::MutexLock lock(&mutex_);
   std::vector<int> ranks;
   for (int rank = 1; rank < world_; ++rank) {
     if (!members_[static_cast<size_t>(rank)].ready) ranks.push_back(rank);
@@ -197,13 +226,12 @@ absl::Status GroupService::AwaitRanks(std::chrono::milliseconds timeout, std::st
   mutex_.AwaitWithTimeout(absl::Condition(&settled), absl::FromChrono(timeout));
   if (AllReady()) return absl::OkStatus();
   if (stop_) return MakeStatus(absl::StatusCode::kCancelled, "stopped while ranks were missing");
-  return DeadlineExceeded("ranks that have not joined in {} s: {}", timeout.count() / 1000,
-                          Missing());
+  return DeadlineExceeded("ranks are missing");
 }
 
-absl::Status GroupService::Start(const v1::GroupMessage::Start& start) {
+absl::StatusOr<uint64_t> GroupService::Start(const v1::GroupMessage::Start& start) {
   const absl::MutexLock lock(&mutex_);
-  if (!AllReady()) return Unavailable("ranks that have gone before the start: {}", Missing());
+  if (!AllReady()) return Unavailable("a rank has gone before the start");
   started_ = true;
   v1::GroupMessage message;
   *message.mutable_start() = start;
@@ -211,17 +239,81 @@ absl::Status GroupService::Start(const v1::GroupMessage::Start& start) {
   for (const Member& member : members_) {
     if (member.stream != nullptr) member.stream->Send(message);
   }
-  return absl::OkStatus();
+  return epoch_;
 }
 
-void GroupService::OnLost(std::function<void(const absl::Status&)> on_lost) {
-  absl::Status lost;
+void GroupService::OnLost(std::function<void(const Break&)> on_lost) {
+  std::optional<Break> lost;
   {
     const absl::MutexLock lock(&mutex_);
     lost = lost_;
-    on_lost_ = lost.ok() ? on_lost : nullptr;
+    on_lost_ = lost ? nullptr : on_lost;
   }
-  if (!lost.ok() && on_lost) on_lost(lost);
+  if (lost && on_lost) on_lost(*lost);
+}
+
+void GroupService::EndEpoch(const absl::Status& status) {
+  std::vector<Member> members(static_cast<size_t>(world_));
+  {
+    const absl::MutexLock lock(&mutex_);
+    members.swap(members_);
+    epoch_ = RandomEpoch();
+    started_ = false;
+    lost_.reset();
+    on_lost_ = nullptr;
+  }
+  for (const Member& member : members) {
+    if (member.stream != nullptr) member.stream->Finish(status);
+  }
+}
+
+// A process that was stopped, or starved, has heard nobody meanwhile and must not blame others.
+void GroupService::Excuse(TimeUs now) {
+  const TimeUs pause = now - std::exchange(last_tick_, now) - beat_.period;
+  if (pause < 2 * beat_.period) return;
+  self_.Excuse(pause);
+  for (Member& member : members_) {
+    if (member.watch) member.watch->Excuse(pause);
+  }
+}
+
+// Others before this rank, which may stand still only because it waits for them.
+std::optional<Break> GroupService::FindDead(TimeUs now) {
+  for (int rank = 1; rank < world_; ++rank) {
+    Member& member = members_[static_cast<size_t>(rank)];
+    if (!member.watch) continue;
+    std::optional<Break> dead = member.watch->Dead(fmt::format("rank {}", rank), now);
+    if (!dead) continue;
+    if (started_) return dead;
+    member.stream->Finish(dead->status);  // not one to begin an epoch with
+    member = Member();
+  }
+  return started_ ? self_.Dead("rank 0", now) : std::nullopt;
+}
+
+std::vector<TimeUs> GroupService::Tick(const RankProgress& mine, TimeUs now) {
+  v1::GroupMessage beat;
+  beat.mutable_beat()->set_progress(mine.moved);
+  beat.mutable_beat()->set_in_step(mine.in_step);
+  std::vector<TimeUs> ages;
+  std::optional<Break> dead;
+  std::function<void(const Break&)> on_lost;
+  {
+    const absl::MutexLock lock(&mutex_);
+    Excuse(now);
+    self_.Beat(mine, now);
+    ages.push_back(self_.Age(now));
+    for (const Member& member : early_) member.stream->SendBeat(beat);
+    for (size_t rank = 1; rank < members_.size(); ++rank) {
+      const Member& member = members_[rank];
+      ages.push_back(member.watch ? member.watch->Age(now) : 0);
+      if (member.stream != nullptr) member.stream->SendBeat(beat);
+    }
+    dead = FindDead(now);
+    if (dead) on_lost = Lose(*dead);
+  }
+  if (on_lost) on_lost(*dead);
+  return ages;
 }
 
 void GroupService::AwaitEnds(std::chrono::milliseconds timeout) {

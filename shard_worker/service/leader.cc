@@ -3,13 +3,14 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "shard_worker/service/collective.h"
 #include "shard_worker/service/convert.h"
-#include "shard_worker/service/engine_loop.h"
 
 namespace facet {
 namespace {
@@ -18,6 +19,8 @@ constexpr char kServiceName[] = "facet.v1.Leader";
 // For followers to leave after the word to stop, and for streams to write their last.
 constexpr std::chrono::milliseconds kFollowersLeave{5000};
 constexpr std::chrono::milliseconds kStreamsEnd{500};
+// The engine thread shows that it lives this often while it waits for ranks.
+constexpr std::chrono::milliseconds kWaitSlice{250};
 
 double SecondsSince(TimeUs start) { return static_cast<double>(SteadyNow() - start) * 1e-6; }
 
@@ -29,105 +32,192 @@ v1::RankMessage::Hello HelloOf(const Rank& rank, int world) {
   return hello;
 }
 
-EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank) {
+EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, uint64_t epoch) {
   EngineLoopOptions loop;
-  loop.engine = rank.engine_options();
+  loop.core.engine = rank.engine_options();
+  loop.core.engine.steps_max = options.steps_max;
+  loop.core.canary = options.canary;
+  loop.core.epoch = epoch;
+  loop.core.allow_logits_digest = options.allow_logits_digest;
+  loop.core.drain = options.drain.count() * 1000;
   loop.model = ToProto(rank.facts());
   loop.model.set_name(options.model_name);
   loop.ranks = options.rank.world;
   loop.device = rank.device_name();
-  loop.allow_logits_digest = options.allow_logits_digest;
   loop.streams_max = options.routers_max;
-  loop.drain = options.drain;
   return loop;
 }
 
 }  // namespace
 
-Leader::Leader(const WorkerOptions& options, WorkerMetrics* metrics)
+Leader::Leader(const WorkerOptions& options, WorkerMetrics* metrics, Pulse* pulse)
     : options_(options),
       metrics_(metrics),
-      group_(options.rank.world),
+      pulse_(pulse),
+      group_(options.rank.world, options.beat),
       sessions_(options.session) {}
 
 absl::StatusOr<std::unique_ptr<Leader>> Leader::Start(const WorkerOptions& options,
-                                                      WorkerMetrics* metrics) {
-  std::unique_ptr<Leader> leader(new Leader(options, metrics));
+                                                      WorkerMetrics* metrics, Pulse* pulse) {
+  std::unique_ptr<Leader> leader(new Leader(options, metrics, pulse));
   grpc::ServerBuilder builder;
   builder.RegisterService(&leader->group_);
   builder.RegisterService(&leader->sessions_);
   FACET_ASSIGN_OR_RETURN(leader->running_, StartGrpcServer(builder, options.server));
-  leader->SetServing(false);  // else health calls the service unknown
+  // Else health calls the service unknown.
+  leader->running_.server->GetHealthCheckService()->SetServingStatus(kServiceName, false);
+  leader->beat_.emplace("beat", options.beat.period, [leader = leader.get()] { leader->Tick(); });
   return leader;
 }
 
 Leader::~Leader() {
+  beat_.reset();
   if (running_.server == nullptr) return;
   group_.EndAll(Unavailable("the leader has gone"));
   ShutDown(*running_.server, kStreamsEnd);
 }
 
 absl::Status Leader::Serve(const LoadRank& load, std::stop_token stop) {
-  const TimeUs start = SteadyNow();
-  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Rank> rank, load());
-  metrics_->SetStartUpPhase("load", SecondsSince(start));
-  metrics_->SetRank(0, options_.rank.world, rank->device_name(), rank->memory());
-  const TimeUs loaded = SteadyNow();
-  FACET_RETURN_IF_ERROR(FormGroup(rank.get(), stop));
-  metrics_->SetStartUpPhase("join", SecondsSince(loaded));
-
-  const std::unique_ptr<Executor> executor = rank->MakeExecutor();
-  EngineLoop loop(
-      LoopOptions(options_, *rank), executor.get(), [&rank] { return rank->TakeTimes(); },
-      metrics_);
-  const absl::Status status = RunLoop(rank.get(), &loop, stop);
-  // Streams refer to the loop until the server is down.
+  FACET_RETURN_IF_ERROR(Load(load));
+  const absl::Status status = ServeEpochs(stop);
+  pulse_->Rest();
   group_.EndAll(status);
   ShutDown(*running_.server, kStreamsEnd);
   return status;
 }
 
-absl::Status Leader::FormGroup(Rank* rank, std::stop_token stop) {
-  group_.Expect(HelloOf(*rank, options_.rank.world));
-  FACET_RETURN_IF_ERROR(group_.AwaitRanks(options_.join, stop));
-  const v1::GroupMessage::Start start = NewCollective();
-  FACET_RETURN_IF_ERROR(group_.Start(start));
-  FACET_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator,
-                         AttachCollective(start, 0, options_.rank.world));
-  rank->Attach(std::move(communicator));
+absl::Status Leader::Load(const LoadRank& load) {
+  const TimeUs start = SteadyNow();
+  FACET_ASSIGN_OR_RETURN(rank_, load());
+  loaded_ = rank_.get();
+  metrics_->SetStartUpPhase("load", SecondsSince(start));
+  metrics_->SetRank(0, options_.rank.world, rank_->device_name(), rank_->memory());
+  group_.Expect(HelloOf(*rank_, options_.rank.world));
   return absl::OkStatus();
 }
 
-absl::Status Leader::RunLoop(Rank* rank, EngineLoop* loop, std::stop_token stop) {
-  group_.OnLost([rank, loop](const absl::Status& status) {
-    loop->Fail(status);  // before the collective fails for it
-    rank->Abort();
+absl::Status Leader::ServeEpochs(std::stop_token stop) {
+  const TimeUs loaded = SteadyNow();
+  TimeUs give_up = loaded + options_.join.count() * 1000;
+  for (bool first = true;; first = false) {
+    FACET_ASSIGN_OR_RETURN(const uint64_t epoch, FormEpoch(give_up, stop));
+    if (first) metrics_->SetStartUpPhase("join", SecondsSince(loaded));
+    const EpochEnd end = ServeEpoch(epoch, stop);
+    if (end.status.ok()) return LetFollowersGo();
+    spdlog::error("{}", MessageOf(end.status));
+    group_.EndEpoch(end.status);
+    rank_->Detach();
+    metrics_->AddBreak(end.cause);
+    if (end.condemned || stop.stop_requested()) return end.status;
+    // An epoch that never was ready gives no new time: it may be the reason itself that nothing
+    // comes to stand.
+    if (!broke_) {
+      broke_ = SteadyNow();
+      give_up = *broke_ + options_.rejoin.count() * 1000;
+    }
+  }
+}
+
+absl::StatusOr<uint64_t> Leader::FormEpoch(TimeUs give_up, std::stop_token stop) {
+  while (true) {
+    FACET_RETURN_IF_ERROR(AwaitRanks(give_up, stop));
+    absl::StatusOr<uint64_t> epoch = TryAttach();
+    if (epoch.ok() || SteadyNow() >= give_up) return epoch;
+    spdlog::warn("the group could not be formed: {}", MessageOf(epoch.status()));
+    group_.EndEpoch(epoch.status());
+  }
+}
+
+absl::Status Leader::AwaitRanks(TimeUs give_up, std::stop_token stop) {
+  while (true) {
+    pulse_->Beat();
+    const TimeUs left = std::max<TimeUs>(0, give_up - SteadyNow());
+    const std::chrono::milliseconds slice(std::min<TimeUs>(left / 1000, kWaitSlice.count()));
+    const absl::Status status = group_.AwaitRanks(slice, stop);
+    if (!absl::IsDeadlineExceeded(status)) return status;
+    if (SteadyNow() < give_up) continue;
+    return DeadlineExceeded("ranks that have not {} in {} s: {}", stood_ ? "come back" : "joined",
+                            (stood_ ? options_.rejoin : options_.join).count() / 1000,
+                            group_.Missing());
+  }
+}
+
+absl::StatusOr<uint64_t> Leader::TryAttach() {
+  const v1::GroupMessage::Start start = NewCollective();
+  FACET_ASSIGN_OR_RETURN(const uint64_t epoch, group_.Start(start));
+  pulse_->Rest();  // the attempt has a timeout of its own
+  absl::StatusOr<std::unique_ptr<Communicator>> communicator =
+      AttachCollective(start, 0, options_.rank.world);
+  pulse_->Beat();
+  FACET_RETURN_IF_ERROR(communicator.status());
+  rank_->Attach(*std::move(communicator));
+  return epoch;
+}
+
+EpochEnd Leader::ServeEpoch(uint64_t epoch, std::stop_token stop) {
+  const auto loop =
+      std::make_shared<EngineLoop>(LoopOptions(options_, *rank_, epoch), canary_, rank_.get(),
+                                   metrics_, pulse_, [this](bool ready) { OnReady(ready); });
+  // Weak: the callback may outlive the epoch that it was made for.
+  group_.OnLost([weak = std::weak_ptr(loop)](const Break& loss) {
+    if (const auto loop = weak.lock()) loop->Fail(loss);
   });
+  SetLoop(loop);
   sessions_.Attach(loop);
-  SetServing(true);
-  spdlog::info("the group is up: {} rank(s), {}", options_.rank.world, rank->device_name());
-  absl::Status status;
+  EpochEnd end;
   {
     const std::stop_callback on_stop(stop, [this, loop] {
       spdlog::info("draining for up to {} s", options_.drain.count() / 1000);
-      SetServing(false);
       loop->Drain();
+      UpdateHealth();
     });
-    status = loop->Run();
+    end = loop->Run();
   }
-  SetServing(false);
-  sessions_.Detach();
+  canary_ = loop->canary_answer();
+  sessions_.Attach(nullptr);
+  SetLoop(nullptr);
   group_.OnLost(nullptr);
-  if (!status.ok()) {
-    rank->Abort();
-    return status;
-  }
-  FACET_RETURN_IF_ERROR(rank->StopFollowers());
+  return end;
+}
+
+absl::Status Leader::LetFollowersGo() {
+  pulse_->Rest();  // both have timeouts of their own
+  FACET_RETURN_IF_ERROR(rank_->StopFollowers());
   group_.AwaitEnds(kFollowersLeave);
   return absl::OkStatus();
 }
 
-void Leader::SetServing(bool serving) {
+// On the engine thread.
+void Leader::OnReady(bool ready) {
+  UpdateHealth();
+  if (!ready) return;
+  stood_ = true;
+  if (broke_) metrics_->AddRecovery(SecondsSince(*broke_));
+  broke_.reset();
+  spdlog::info("the group is up: {} rank(s), {}", options_.rank.world, rank_->device_name());
+}
+
+// On the thread of the beats.
+void Leader::Tick() {
+  Rank* const rank = loaded_;
+  const std::vector<TimeUs> ages =
+      group_.Tick(rank != nullptr ? rank->progress() : RankProgress(), SteadyNow());
+  metrics_->SetStepAges(ages);
+  UpdateHealth();
+}
+
+void Leader::SetLoop(std::shared_ptr<EngineLoop> loop) {
+  {
+    const absl::MutexLock lock(&health_mutex_);
+    loop_ = std::move(loop);
+  }
+  UpdateHealth();
+}
+
+void Leader::UpdateHealth() {
+  const absl::MutexLock lock(&health_mutex_);
+  const bool serving = loop_ != nullptr && SteadyNow() < loop_->ready_until();
+  if (std::exchange(serving_, serving) == serving) return;
   grpc::HealthCheckServiceInterface* health = running_.server->GetHealthCheckService();
   health->SetServingStatus("", serving);
   health->SetServingStatus(kServiceName, serving);

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -27,8 +28,8 @@ class SessionReactor : public StreamReactor<v1::RouterMessage, v1::LeaderMessage
                        public RouterStream {
  public:
   SessionReactor(const SessionOptions& options, grpc::CallbackServerContext* context,
-                 EngineLoop* loop)
-      : options_(options), context_(context), peer_(context->peer()), loop_(loop) {}
+                 std::shared_ptr<EngineLoop> loop)
+      : options_(options), context_(context), peer_(context->peer()), loop_(std::move(loop)) {}
 
   absl::Status Open() { return loop_->Open(Self()); }
 
@@ -87,15 +88,20 @@ class SessionReactor : public StreamReactor<v1::RouterMessage, v1::LeaderMessage
   }
 
   bool Refill(v1::LeaderMessage* out) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (pending_.deltas_size() == 0 && !pending_.has_state()) return false;
+    if (pending_.deltas_size() == 0 && !pending_.has_state() && cache_.empty()) return false;
     out->Clear();
     out->Swap(&pending_);
+    if (!cache_.empty()) {
+      out->mutable_cache()->Swap(&cache_.front());
+      cache_.pop_front();
+    }
     place_.clear();
-    unread_bytes_ = 0;
+    if (cache_.empty()) unread_bytes_ = 0;
     return true;
   }
 
-  // One delta per sequence and the last state are all that waits.
+  // One delta per sequence, the last state, and news of the cache, each in its own message, are all
+  // that waits.
   void Merge(v1::LeaderMessage message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     for (v1::SequenceDelta& delta : *message.mutable_deltas()) {
       const auto [place, is_new] = place_.emplace(delta.sequence(), pending_.deltas_size());
@@ -105,6 +111,7 @@ class SessionReactor : public StreamReactor<v1::RouterMessage, v1::LeaderMessage
         MergeDelta(pending_.mutable_deltas(place->second), std::move(delta));
       }
     }
+    if (message.has_cache()) cache_.push_back(std::move(*message.mutable_cache()));
     if (!message.has_state()) return;
     if (pending_.state().has_model()) {  // it is told once
       message.mutable_state()->mutable_model()->Swap(pending_.mutable_state()->mutable_model());
@@ -115,11 +122,13 @@ class SessionReactor : public StreamReactor<v1::RouterMessage, v1::LeaderMessage
   const SessionOptions options_;
   grpc::CallbackServerContext* const context_;
   const std::string peer_;
-  EngineLoop* const loop_;
+  const std::shared_ptr<EngineLoop> loop_;
 
-  v1::LeaderMessage pending_ ABSL_GUARDED_BY(mutex_);
+  v1::LeaderMessage pending_ ABSL_GUARDED_BY(mutex_);  // without news of the cache
+  std::deque<v1::CacheNews> cache_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, int> place_ ABSL_GUARDED_BY(mutex_);  // in pending_, by sequence
-  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;                 // of pending_, at most
+  // Of all that waits, at most.
+  int64_t unread_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int posted_messages_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t posted_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool paused_ ABSL_GUARDED_BY(mutex_) = false;
@@ -127,9 +136,9 @@ class SessionReactor : public StreamReactor<v1::RouterMessage, v1::LeaderMessage
 
 }  // namespace
 
-void LeaderService::Attach(EngineLoop* loop) {
+void LeaderService::Attach(std::shared_ptr<EngineLoop> loop) {
   const absl::MutexLock lock(&mutex_);
-  loop_ = loop;
+  loop_ = std::move(loop);
 }
 
 void LeaderService::Detach() { Attach(nullptr); }

@@ -2,6 +2,7 @@
 #define FACET_SHARD_WORKER_SERVICE_LEADER_SERVICE_H_
 
 #include <cstdint>
+#include <memory>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -24,8 +25,8 @@ class LeaderService : public v1::Leader::CallbackService {
  public:
   explicit LeaderService(const SessionOptions& options) : options_(options) {}
 
-  // From now on sessions are taken. `loop` must live until the server has shut down.
-  void Attach(EngineLoop* loop);
+  // From now on sessions are taken. Those that were taken keep their loop.
+  void Attach(std::shared_ptr<EngineLoop> loop);
   // Later sessions are refused with UNAVAILABLE, as before Attach().
   void Detach();
 
@@ -35,7 +36,7 @@ class LeaderService : public v1::Leader::CallbackService {
 
   const SessionOptions options_;
   absl::Mutex mutex_;
-  EngineLoop* loop_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::shared_ptr<EngineLoop> loop_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace facet

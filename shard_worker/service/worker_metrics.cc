@@ -28,23 +28,28 @@ const Histogram::BucketBoundaries kSecondBuckets = {0.0005, 0.001, 0.002, 0.005,
                                                     0.1,    0.2,   0.5,   1,     2,    5,    10};
 const Histogram::BucketBoundaries kRowBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048};
 
+const Histogram::BucketBoundaries kRecoveryBuckets = {0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 10, 30};
+
 constexpr const char* kPoolNames[kBlockPools] = {"full", "window"};
 constexpr const char* kPartNames[3] = {"compute", "collective", "wait"};
 
-const char* FinishName(EngineFinish finish) {
-  switch (finish) {
-    case EngineFinish::kStopToken:
-      return "stop";
-    case EngineFinish::kLength:
-      return "length";
-    case EngineFinish::kCancelled:
-      return "cancelled";
-    case EngineFinish::kDeadline:
-      return "deadline";
-    case EngineFinish::kError:
-      return "error";
-  }
-  return "error";
+// In the order of their enums.
+constexpr std::array<const char*, kEngineFinishes> kFinishNames = {"stop", "length", "cancelled",
+                                                                   "deadline", "error"};
+constexpr std::array<const char*, kLeaderRefusals> kRefusalNames = {"invalid", "unsupported",
+                                                                    "queue_full", "draining"};
+constexpr std::array<const char*, kBreakCauses> kBreakNames = {"peer_gone", "peer_silent",
+                                                               "peer_stuck", "step_failed"};
+constexpr std::array<const char*, 2> kStageNames = {"waiting", "running"};
+constexpr std::array<const char*, 2> kResultNames = {"right", "wrong"};
+
+// One counter per value of a label, all there from the start, so that rates have a beginning.
+template <size_t kCount>
+std::array<Counter*, kCount> Labelled(Family<Counter>& family, const char* label,
+                                      const std::array<const char*, kCount>& values) {
+  std::array<Counter*, kCount> counters;
+  for (size_t i = 0; i < kCount; ++i) counters[i] = &family.Add({{label, values[i]}});
+  return counters;
 }
 
 }  // namespace
@@ -76,20 +81,52 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
                          .Add({})),
       output_tokens_(
           Counters(registry, "facet_worker_output_tokens_total", "Tokens sampled.").Add({})),
+      cached_tokens_(Counters(registry, "facet_worker_cached_prompt_tokens_total",
+                              "Prompt tokens not computed thanks to the prefix cache.")
+                         .Add({})),
+      pending_tokens_(Gauges(registry, "facet_worker_pending_prompt_tokens",
+                             "Prompt tokens taken in and not computed.")
+                          .Add({})),
       preemptions_(Counters(registry, "facet_worker_preemptions_total",
                             "Sequences that lost their KV blocks to older ones.")
                        .Add({})),
-      sequences_(Counters(registry, "facet_worker_sequences_total",
-                          "Sequences that ended, by how they ended.")) {
+      sequences_(Labelled(Counters(registry, "facet_worker_sequences_total",
+                                   "Sequences that ended, by how they ended."),
+                          "finish", kFinishNames)),
+      refusals_(Labelled(Counters(registry, "facet_worker_refusals_total",
+                                  "Sequences that were not taken in, by why."),
+                         "reason", kRefusalNames)),
+      breaks_(Labelled(
+          Counters(registry, "facet_worker_epoch_breaks_total", "Epochs that broke, by why."),
+          "cause", kBreakNames)),
+      recovery_seconds_(OneHistogram(registry, "facet_worker_recovery_seconds",
+                                     "From a broken epoch until the next one stands; on the "
+                                     "leader, until it is ready.",
+                                     kRecoveryBuckets)),
+      step_age_seconds_(Gauges(registry, "facet_worker_step_age_seconds",
+                               "How long each rank has stood still in a step, as the leader "
+                               "hears.")),
+      canaries_(Labelled(
+          Counters(registry, "facet_worker_canaries_total", "Canaries that were answered, by how."),
+          "result", kResultNames)),
+      canary_seconds_(
+          Gauges(registry, "facet_worker_canary_seconds", "How long the last canary took.")
+              .Add({})) {
   auto& parts = Counters(registry, "facet_worker_step_part_seconds_total",
                          "Time of this rank's steps: computing, moving and adding partial results, "
                          "and waiting for other ranks.");
+  expired_ = Labelled(Counters(registry, "facet_worker_expired_total",
+                               "Sequences whose deadline passed, by what they did then."),
+                      "stage", kStageNames);
   for (int part = 0; part < 3; ++part)
     part_seconds_[part] = &parts.Add({{"part", kPartNames[part]}});
   auto& used = Gauges(registry, "facet_worker_kv_blocks_used", "KV blocks that sequences hold.");
+  auto& cached = Gauges(registry, "facet_worker_kv_blocks_cached",
+                        "KV blocks that no sequence holds and the prefix cache keeps.");
   auto& total = Gauges(registry, "facet_worker_kv_blocks", "KV blocks there are.");
   for (int pool = 0; pool < kBlockPools; ++pool) {
     kv_blocks_used_[pool] = &used.Add({{"pool", kPoolNames[pool]}});
+    kv_blocks_cached_[pool] = &cached.Add({{"pool", kPoolNames[pool]}});
     kv_blocks_total_[pool] = &total.Add({{"pool", kPoolNames[pool]}});
   }
 }
@@ -121,27 +158,50 @@ void WorkerMetrics::AddStep(double seconds, int64_t rows) {
   step_rows_.Observe(static_cast<double>(rows));
 }
 
-void WorkerMetrics::SetEngineStats(const EngineStats& stats) {
-  for (int pool = 0; pool < kBlockPools; ++pool) {
-    kv_blocks_used_[pool]->Set(stats.blocks_used[pool]);
-    kv_blocks_total_[pool]->Set(stats.blocks_total[pool]);
+void WorkerMetrics::AddBreak(BreakCause cause) { breaks_[static_cast<size_t>(cause)]->Increment(); }
+
+void WorkerMetrics::AddRecovery(double seconds) { recovery_seconds_.Observe(seconds); }
+
+void WorkerMetrics::SetStepAges(const std::vector<TimeUs>& ages) {
+  for (size_t rank = 0; rank < ages.size(); ++rank) {
+    step_age_seconds_.Add({{"rank", std::to_string(rank)}})
+        .Set(static_cast<double>(ages[rank]) * 1e-6);
   }
-  running_.Set(stats.running);
-  waiting_.Set(stats.waiting);
-  prompt_tokens_.Increment(
-      static_cast<double>(stats.prompt_tokens_done - last_.prompt_tokens_done));
-  output_tokens_.Increment(
-      static_cast<double>(stats.output_tokens_done - last_.output_tokens_done));
-  preemptions_.Increment(static_cast<double>(stats.preemptions - last_.preemptions));
+}
+
+void WorkerMetrics::BeginEpoch() { last_ = LeaderStats(); }
+
+void WorkerMetrics::SetStats(const LeaderStats& stats) {
+  const auto add = [](Counter& counter, int64_t now, int64_t before) {
+    if (now > before) counter.Increment(static_cast<double>(now - before));
+  };
+  const EngineStats& engine = stats.engine;
+  for (int pool = 0; pool < kBlockPools; ++pool) {
+    kv_blocks_used_[pool]->Set(engine.blocks_used[pool]);
+    kv_blocks_cached_[pool]->Set(engine.blocks_cached[pool]);
+    kv_blocks_total_[pool]->Set(engine.blocks_total[pool]);
+  }
+  running_.Set(engine.running);
+  waiting_.Set(engine.waiting);
+  streams_.Set(stats.sessions);
+  pending_tokens_.Set(static_cast<double>(engine.pending_prompt_tokens));
+  add(prompt_tokens_, stats.prompt_tokens_done, last_.prompt_tokens_done);
+  add(output_tokens_, stats.output_tokens_done, last_.output_tokens_done);
+  add(cached_tokens_, engine.cached_tokens, last_.engine.cached_tokens);
+  add(preemptions_, engine.preemptions, last_.engine.preemptions);
+  add(*expired_[0], engine.expired_waiting, last_.engine.expired_waiting);
+  add(*expired_[1], engine.expired_running, last_.engine.expired_running);
+  for (size_t i = 0; i < kEngineFinishes; ++i) {
+    add(*sequences_[i], stats.finishes[i], last_.finishes[i]);
+  }
+  for (size_t i = 0; i < kLeaderRefusals; ++i) {
+    add(*refusals_[i], stats.refusals[i], last_.refusals[i]);
+  }
+  const auto right = [](const CanaryStats& canary) { return canary.runs - canary.failures; };
+  add(*canaries_[0], right(stats.canary), right(last_.canary));
+  add(*canaries_[1], stats.canary.failures, last_.canary.failures);
+  canary_seconds_.Set(static_cast<double>(stats.canary.duration_us) * 1e-6);
   last_ = stats;
 }
-
-void WorkerMetrics::AddFinish(EngineFinish finish) {
-  sequences_.Add({{"finish", FinishName(finish)}}).Increment();
-}
-
-void WorkerMetrics::AddRefusal() { sequences_.Add({{"finish", "refused"}}).Increment(); }
-
-void WorkerMetrics::SetStreams(int streams) { streams_.Set(streams); }
 
 }  // namespace facet

@@ -9,14 +9,16 @@
 
 #include <array>
 #include <string_view>
+#include <vector>
 
-#include "shard_worker/engine/engine.h"
+#include "shard_worker/engine/leader_core.h"
 #include "shard_worker/runtime/rank.h"
+#include "shard_worker/service/peer_watch.h"
 
 namespace facet {
 
 // What a worker tells Prometheus: facet_worker_*. The registry outlives it. Thread-safe except
-// for SetEngineStats(), which belongs to the engine thread.
+// for BeginEpoch() and SetStats(), which belong to the engine thread.
 class WorkerMetrics {
  public:
   explicit WorkerMetrics(prometheus::Registry* registry);
@@ -25,12 +27,16 @@ class WorkerMetrics {
   // `phase`: "load", "join".
   void SetStartUpPhase(std::string_view phase, double seconds);
   void AddTimes(const StepTimes& times);
+  void AddBreak(BreakCause cause);
+  // From a broken epoch until the next one stands: on the leader, until it is ready.
+  void AddRecovery(double seconds);
   // The leader only.
   void AddStep(double seconds, int64_t rows);
-  void SetEngineStats(const EngineStats& stats);
-  void AddFinish(EngineFinish finish);
-  void AddRefusal();
-  void SetStreams(int streams);
+  // How long ago each rank moved.
+  void SetStepAges(const std::vector<TimeUs>& ages);
+  // Counters of the stats begin anew.
+  void BeginEpoch();
+  void SetStats(const LeaderStats& stats);
 
  private:
   prometheus::Family<prometheus::Gauge>& info_;
@@ -49,9 +55,19 @@ class WorkerMetrics {
   prometheus::Gauge& streams_;
   prometheus::Counter& prompt_tokens_;
   prometheus::Counter& output_tokens_;
+  prometheus::Counter& cached_tokens_;
+  prometheus::Gauge& pending_tokens_;
   prometheus::Counter& preemptions_;
-  prometheus::Family<prometheus::Counter>& sequences_;
-  EngineStats last_;
+  std::array<prometheus::Gauge*, kBlockPools> kv_blocks_cached_;
+  std::array<prometheus::Counter*, 2> expired_;  // waiting, running
+  std::array<prometheus::Counter*, kEngineFinishes> sequences_;
+  std::array<prometheus::Counter*, kLeaderRefusals> refusals_;
+  std::array<prometheus::Counter*, kBreakCauses> breaks_;
+  prometheus::Histogram& recovery_seconds_;
+  prometheus::Family<prometheus::Gauge>& step_age_seconds_;
+  std::array<prometheus::Counter*, 2> canaries_;  // right, wrong
+  prometheus::Gauge& canary_seconds_;
+  LeaderStats last_;
 };
 
 }  // namespace facet

@@ -21,7 +21,11 @@ struct WorkerOptions {
   std::string model_name;  // what requests call the model
   bool allow_logits_digest = false;
   int routers_max = 64;
-  std::chrono::milliseconds join{300000};  // for the other ranks to come
+  int steps_max = 2;  // outstanding at a time; 1: the next is planned after the last
+  std::chrono::milliseconds join{300000};   // for the other ranks to come at first, ...
+  std::chrono::milliseconds rejoin{30000};  // ... and after an epoch that broke
+  CanaryOptions canary;
+  BeatOptions beat;
   // Of the other ranks:
   GroupLinkOptions link;
   // Of all:

@@ -19,10 +19,10 @@ TEST(BlockManager, GrowsBothPoolsAndReleasesAll) {
   blocks.Grow(&table, 9);
   EXPECT_EQ(Held(table, 0), 3);
   EXPECT_EQ(Held(table, 1), 3);
-  EXPECT_EQ(blocks.used(0), 3);
+  EXPECT_EQ(blocks.pool(0).referenced(), 3);
   blocks.Release(&table);
-  EXPECT_EQ(blocks.used(0), 0);
-  EXPECT_EQ(blocks.used(1), 0);
+  EXPECT_EQ(blocks.pool(0).referenced(), 0);
+  EXPECT_EQ(blocks.pool(1).referenced(), 0);
   EXPECT_TRUE(table.blocks[0].empty());
 }
 
@@ -62,7 +62,7 @@ TEST(BlockManager, WindowBlockIsFreedWhenTheWindowHasPassedIt) {
         }
       }
       blocks.Release(&table);
-      EXPECT_EQ(blocks.used(1), 0);
+      EXPECT_EQ(blocks.pool(1).referenced(), 0);
     }
   }
 }

@@ -1,10 +1,12 @@
-// Random workloads on random small engines. Whatever the scheduler does (chunks, preemptions,
-// windows, cancels, deadlines), every sequence must print what a naive loop over plain tokens
-// prints, every pool must come back whole, and everybody must finish.
+// Random workloads on random small engines. Whatever the scheduler does (chunks, shared prefixes,
+// preemptions, windows, overlapped steps, cancels, deadlines), every sequence must print what a
+// naive loop over plain tokens prints, every pool must come back whole, everybody must finish, and
+// the engine's invariants hold after every event.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <random>
 #include <set>
@@ -32,13 +34,16 @@ EngineOptions RandomOptions(Dice* dice) {
   EngineOptions options;
   options.block_tokens = dice->In(1, 5);
   options.window = dice->In(1, 20);
-  options.blocks = {dice->In(4, 24), dice->In(2, 24)};
+  options.blocks = {dice->In(4, 30), dice->In(2, 30)};
   if (dice->OneIn(4)) options.blocks[dice->In(0, 1)] = 0;
   options.context_tokens = dice->In(8, 60);
   options.vocabulary_size = 400;
   options.step_tokens_max = dice->In(1, 24);
   options.sequences_max = dice->In(1, 8);
   options.prefill_chunk_max = dice->In(1, 16);
+  options.steps_max = dice->In(1, 3);
+  options.preemptions_max = dice->In(1, 4);
+  options.prefix_cache = !dice->OneIn(5);
   return options;
 }
 
@@ -107,12 +112,16 @@ struct Case {
   std::vector<ScoredToken> output;
   std::vector<ScoredToken> prompt;
   std::optional<EngineFinish> finish;
+  std::vector<size_t> starts;  // output at each: the first, and after preemptions
 };
 
 // What the runs of all seeds have reached, so that a generator gone tame is noticed.
 struct Coverage {
   std::map<EngineFinish, int> finishes;
   int64_t preemptions = 0;
+  int64_t cached_tokens = 0;
+  int64_t evicted = 0;
+  int overlapped = 0;
   int resumed = 0;
   int cancelled_in_step = 0;
 };
@@ -125,7 +134,7 @@ class RandomRun {
         engine_(options_),
         executor_(options_, kPoison),
         coverage_(coverage) {
-    const int cases = dice_.In(1, 12);
+    const int cases = dice_.In(1, kCasesMax);
     for (int i = 0; i < cases; ++i) cases_.push_back(RandomCase(i));
   }
 
@@ -143,11 +152,13 @@ class RandomRun {
     EXPECT_EQ(stats.blocks_used[1], 0);
     EXPECT_EQ(engine_.NextDeadline(), std::nullopt);
     coverage_->preemptions += stats.preemptions;
+    coverage_->cached_tokens += stats.cached_tokens;
     for (const Case& c : cases_) CheckCase(c);
   }
 
  private:
   static constexpr TokenId kPoison = 399;
+  static constexpr int kCasesMax = 20;
 
   Case RandomCase(int index) {
     Case c;
@@ -156,15 +167,23 @@ class RandomRun {
     const int context = engine_.context_tokens();
     request.max_tokens = dice_.OneIn(8) ? 0 : dice_.In(1, 30);
     const int prompt_max = request.max_tokens > 0 ? context - 1 : context;
-    const int prompt_wish = dice_.OneIn(3) ? 60 : 3;  // short ones run together, and grow
+    const int prompt_wish = dice_.OneIn(2) ? 60 : 3;  // short ones run together, and grow
     request.prompt_length =
         dice_.OneIn(8) ? prompt_max : std::min(prompt_max, dice_.In(1, prompt_wish));
-    for (int i = 0; i < request.prompt_length; ++i) request.tokens.push_back(dice_.In(0, 398));
+    // Prompts begin alike, and part somewhere.
+    const int shared =
+        dice_.OneIn(4) ? 0 : dice_.In(request.prompt_length / 2, request.prompt_length);
+    const uint64_t family = static_cast<uint64_t>(dice_.In(0, 1));
+    for (int i = 0; i < request.prompt_length; ++i) {
+      request.tokens.push_back(i < shared ? static_cast<TokenId>(Mix64(family, i) % 399)
+                                          : dice_.In(0, 398));
+    }
+    request.cache_salt = dice_.OneIn(4) ? 1 : 0;
     if (dice_.OneIn(20)) request.tokens[dice_.In(0, request.prompt_length - 1)] = kPoison;
-    request.seed = static_cast<uint64_t>(dice_.In(0, 1000));
+    request.seed = static_cast<uint64_t>(dice_.In(0, 1000) * kCasesMax + index);
     request.logprobs = dice_.In(-1, 2);
-    request.prompt_logprobs = dice_.OneIn(3);
-    request.logits_digest = dice_.OneIn(3);
+    request.prompt_logprobs = dice_.OneIn(6);
+    request.logits_digest = dice_.OneIn(6);
     if (dice_.OneIn(3)) request.sampling.frequency_penalty = 1;
     for (int i = dice_.OneIn(2) ? 20 : 0; i > 0; --i) {
       request.stop_token_ids.push_back(dice_.In(0, 398));
@@ -195,44 +214,81 @@ class RandomRun {
       if (c.cancel == step) engine_.Cancel(c.request.id, step);
       if (c.arrival != step) continue;
       ASSERT_TRUE(engine_.Submit(c.request, step).ok());
+      ASSERT_NO_FATAL_FAILURE(Look());
     }
-    const std::optional<StepPlan> plan = engine_.Plan(step);
-    TakeDeltas();
-    if (!plan) {
-      if (dice_.OneIn(2)) return;
-      ASSERT_TRUE(executor_.Run(engine_.PlanIdle()).ok());
-      return;
+    bool planned = false;
+    if (engine_.outstanding() < options_.steps_max) {
+      std::optional<StepPlan> plan = engine_.Plan(step);
+      planned = plan.has_value();
+      ASSERT_NO_FATAL_FAILURE(Look());
+      if (planned) {
+        ASSERT_NO_FATAL_FAILURE(CheckPlan(*plan));
+        coverage_->overlapped += !plans_.empty();
+        plans_.push_back(std::move(*plan));
+      } else if (plans_.empty()) {
+        const EngineStats stats = engine_.stats();
+        ASSERT_EQ(stats.running + stats.waiting, 0) << "nobody can move";
+        if (dice_.OneIn(2)) {
+          ASSERT_TRUE(executor_.Run(engine_.PlanIdle()).ok());
+        }
+      }
     }
-    ASSERT_NO_FATAL_FAILURE(CheckPlan(*plan));
-    const absl::StatusOr<StepResult> result = executor_.Run(*plan);
+    if (step < 100 && dice_.OneIn(40)) CancelDuringStep(step);
+    if (plans_.empty() || (planned && dice_.OneIn(2))) return;
+    const absl::StatusOr<StepResult> result = executor_.Run(plans_.front());
     ASSERT_TRUE(result.ok());
-    if (dice_.OneIn(40)) CancelDuringStep(step);
+    plans_.pop_front();
     engine_.Complete(*result, step);
-    TakeDeltas();
+    ASSERT_NO_FATAL_FAILURE(Look());
   }
 
   void CancelDuringStep(int step) {
     Case& c = cases_[static_cast<size_t>(dice_.In(0, static_cast<int>(cases_.size()) - 1))];
     if (c.finish || c.arrival > step) return;
     c.cancel = step;
+    coverage_->cancelled_in_step += engine_.outstanding() > 0;
     engine_.Cancel(c.request.id, step);
-    ++coverage_->cancelled_in_step;
+    Look();
+  }
+
+  void Look() {
+    const absl::Status status = engine_.Check();
+    ASSERT_TRUE(status.ok()) << status;
+    TakeDeltas();
+    const CacheNews news = engine_.TakeCacheNews();
+    for (const uint64_t link : news.stored) ASSERT_TRUE(links_.insert(link).second);
+    for (const uint64_t link : news.evicted) ASSERT_EQ(links_.erase(link), 1u);
+    coverage_->evicted += static_cast<int64_t>(news.evicted.size());
+    const std::vector<uint64_t> links = engine_.CachedLinks();
+    ASSERT_EQ(std::set<uint64_t>(links.begin(), links.end()), links_);
   }
 
   void CheckPlan(const StepPlan& plan) {
     int tokens = 0;
     std::set<SlotId> slots;
-    std::set<std::pair<int, int32_t>> owned;
+    std::map<std::pair<int, int32_t>, int> users;
     for (const Segment& segment : plan.segments) {
       ASSERT_TRUE(slots.insert(segment.slot).second) << "two segments of one slot";
       ASSERT_LE(static_cast<int>(segment.tokens.size()), options_.prefill_chunk_max);
       tokens += static_cast<int>(segment.tokens.size());
       for (int pool = 0; pool < kBlockPools; ++pool) {
-        for (int32_t id : segment.blocks[pool]) {
-          if (id < 0) continue;
-          ASSERT_TRUE(owned.emplace(pool, id).second) << "a block of two";
+        for (int32_t id : segment.blocks[pool]) ++users[{pool, id}];
+      }
+    }
+    for (const Segment& segment : plan.segments) {
+      const auto first = static_cast<size_t>(segment.first_position / options_.block_tokens);
+      for (int pool = 0; pool < kBlockPools; ++pool) {
+        for (size_t i = first; i < segment.blocks[pool].size(); ++i) {
+          ASSERT_EQ((users[{pool, segment.blocks[pool][i]}]), 1) << "a written block of two";
         }
       }
+    }
+    for (const SequenceStart& start : plan.starts) {
+      Case& c = cases_[start.seed % kCasesMax];
+      c.starts.push_back(c.output.size());
+      ASSERT_LE(static_cast<int>(c.starts.size()), 1 + options_.preemptions_max);
+      const size_t count = c.starts.size();
+      ASSERT_TRUE(count <= 2 || c.starts[count - 1] > c.starts[count - 2]) << "no progress";
     }
     ASSERT_GT(tokens, 0);
     ASSERT_LE(tokens, options_.step_tokens_max);
@@ -254,7 +310,7 @@ class RandomRun {
       const bool natural =
           delta.finish == EngineFinish::kStopToken || delta.finish == EngineFinish::kLength;
       if (natural && c.request.logits_digest && !c.expected.digest.empty()) {
-        ASSERT_EQ(executor_.LogitsDigest(delta.slot), c.expected.digest);
+        ASSERT_EQ(delta.logits_sha256, c.expected.digest);
       }
     }
   }
@@ -288,6 +344,8 @@ class RandomRun {
   FakeExecutor executor_;
   Coverage* const coverage_;
   std::vector<Case> cases_;
+  std::deque<StepPlan> plans_;  // outstanding
+  std::set<uint64_t> links_;    // as the cache news tell
 };
 
 TEST(EngineRandom, EverySequencePrintsWhatItPrintsAlone) {
@@ -299,6 +357,9 @@ TEST(EngineRandom, EverySequencePrintsWhatItPrintsAlone) {
   }
   EXPECT_EQ(coverage.finishes.size(), 5u);
   EXPECT_GT(coverage.preemptions, 500);
+  EXPECT_GT(coverage.cached_tokens, 5000);
+  EXPECT_GT(coverage.evicted, 5000);
+  EXPECT_GT(coverage.overlapped, 5000);
   EXPECT_GT(coverage.resumed, 1000);
   EXPECT_GT(coverage.cancelled_in_step, 100);
 }

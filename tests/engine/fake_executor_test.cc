@@ -61,6 +61,49 @@ TEST(FakeExecutor, AWrongBlockChangesTheAnswer) {
   }
 }
 
+// The step that continues OnePlan({10, 11, 12, 13}) with `tokens` at `position`.
+StepPlan NextPlan(std::vector<TokenId> tokens, int64_t position) {
+  StepPlan plan = OnePlan(std::move(tokens));
+  plan.step = 2;
+  plan.starts.clear();
+  plan.segments[0].first_position = position;
+  return plan;
+}
+
+TEST(FakeExecutor, SampledTokenIsTheOneOfTheStepBefore) {
+  const EngineOptions options = SmallOptions();
+  FakeExecutor executor(options);
+  const TokenId first = executor.Run(OnePlan({10, 11, 12, 13}))->segments[0].sampled->id;
+  const auto result = executor.Run(NextPlan({kSampledToken}, 4));
+  const std::vector<TokenId> history = {10, 11, 12, 13, first};
+  EXPECT_EQ(result->segments[0].sampled->id,
+            FakeExecutor::Choose(FakeExecutor::LogitsAfter(history, options), options, 7, 5, 0).id);
+}
+
+// A sequence may begin, or go on, after whole blocks that others have computed.
+TEST(FakeExecutor, CachedPrefixIsReadFromItsBlocks) {
+  const EngineOptions options = SmallOptions();
+  FakeExecutor executor(options);
+  ASSERT_TRUE(executor.Run(OnePlan({10, 11, 12, 13})).ok());
+  StepPlan plan = NextPlan({14}, 4);
+  plan.starts = OnePlan({}).starts;
+  plan.starts[0].slot = plan.segments[0].slot = SlotId{1};
+  const auto result = executor.Run(plan);
+  const std::vector<TokenId> history = {10, 11, 12, 13, 14};
+  EXPECT_EQ(result->segments[0].sampled->id,
+            FakeExecutor::Choose(FakeExecutor::LogitsAfter(history, options), options, 7, 5, 0).id);
+}
+
+TEST(FakeExecutorDeathTest, StopsAtAPlanThatSkipsPositions) {
+  FakeExecutor executor(SmallOptions());
+  ASSERT_TRUE(executor.Run(OnePlan({10, 11, 12})).ok());
+  EXPECT_DEATH(executor.Run(NextPlan({14}, 4)).IgnoreError(), "position 4 after 3");
+  StepPlan fresh = OnePlan({kSampledToken});
+  fresh.step = 2;
+  fresh.starts[0].slot = fresh.segments[0].slot = SlotId{1};
+  EXPECT_DEATH(executor.Run(fresh).IgnoreError(), "no token was sampled before");
+}
+
 TEST(FakeExecutorDeathTest, StopsAtABrokenPlan) {
   FakeExecutor executor(SmallOptions());
   StepPlan plan = OnePlan({10, 11});

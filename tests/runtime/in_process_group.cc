@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/collectives/local.h"
@@ -14,8 +16,7 @@ std::vector<TokenId> Output::ids() const {
   return ids;
 }
 
-absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(
-    const GroupOptions& options) {
+absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const GroupOptions& options) {
   std::unique_ptr<InProcessGroup> group(new InProcessGroup);
   std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalGroup(options.world);
   for (int rank = 0; rank < options.world; ++rank) {
@@ -33,7 +34,11 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(
     });
   }
   group->executor_ = group->ranks_[0]->MakeExecutor();
-  group->engine_ = std::make_unique<Engine>(group->ranks_[0]->engine_options());
+  EngineOptions engine = group->ranks_[0]->engine_options();
+  engine.steps_max = options.steps_max;
+  engine.prefix_cache = options.prefix_cache;
+  group->engine_ = std::make_unique<Engine>(engine);
+  group->steps_max_ = options.steps_max;
   return group;
 }
 
@@ -46,20 +51,16 @@ std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
   const uint64_t first_id = next_id_;
   next_id_ += requests.size();
   std::vector<Output> outputs(requests.size());
-  std::vector<bool> hashed(requests.size());
+  std::vector<uint64_t> seeds;
   size_t open = requests.size();
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].id = SequenceId{first_id + i};
-    hashed[i] = requests[i].logits_digest;
+    seeds.push_back(requests[i].seed);
     const absl::Status status = engine_->Submit(std::move(requests[i]), 0);
     FACET_CHECK(status.ok(), "{}", MessageOf(status));
   }
-  while (open > 0) {
-    std::optional<StepPlan> plan = engine_->Plan(0);
-    FACET_CHECK(plan.has_value(), "{} requests are open and the engine has no plan", open);
-    absl::StatusOr<StepResult> result = executor_->Run(*plan);
-    FACET_CHECK(result.ok(), "{}", MessageOf(result.status()));
-    engine_->Complete(*result, 0);
+  while (open > 0 || engine_->outstanding() > 0) {
+    Step(seeds, &outputs);
     for (EngineDelta& delta : engine_->TakeDeltas()) {
       Output& output = outputs[delta.id.value - first_id];
       FACET_CHECK(delta.offset == static_cast<int>(output.tokens.size()));
@@ -68,11 +69,31 @@ std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
       if (!delta.finish) continue;
       output.finish = *delta.finish;
       output.error = delta.error;
-      if (hashed[delta.id.value - first_id]) output.logits_sha256 = Hex(executor_->LogitsDigest(delta.slot));
+      output.logits_sha256 = Hex(delta.logits_sha256);
+      output.cached_tokens = delta.cached_tokens;
       --open;
     }
   }
   return outputs;
+}
+
+void InProcessGroup::Step(const std::vector<uint64_t>& seeds, std::vector<Output>* outputs) {
+  while (engine_->outstanding() < steps_max_) {
+    std::optional<StepPlan> plan = engine_->Plan(0);
+    if (!plan) break;
+    for (const SequenceStart& start : plan->starts) {
+      const auto index = std::find(seeds.begin(), seeds.end(), start.seed) - seeds.begin();
+      Output& output = (*outputs)[static_cast<size_t>(index)];
+      output.starts.push_back(static_cast<int>(output.tokens.size()));
+    }
+    plans_.push_back(std::move(*plan));
+  }
+  FACET_CHECK(!plans_.empty(), "requests are open and the engine has no plan");
+  absl::StatusOr<StepResult> result = executor_->Run(plans_.front());
+  FACET_CHECK(result.ok(), "{}", MessageOf(result.status()));
+  plans_.pop_front();
+  engine_->Complete(*result, 0);
+  FACET_CHECK(engine_->Check().ok(), "{}", MessageOf(engine_->Check()));
 }
 
 EngineRequest GreedyRequest(std::vector<TokenId> prompt, int max_tokens) {

@@ -4,6 +4,7 @@
 // A whole group in one process: a rank per thread over the `local` communicator, an engine on
 // rank 0. Runs requests to their end and returns what they produced.
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,6 +19,8 @@ namespace facet::testing {
 struct GroupOptions {
   RankOptions rank;  // its rank and world are set by the group
   int world = 1;
+  int steps_max = 2;  // of the engine
+  bool prefix_cache = true;
 };
 
 struct Output {
@@ -25,7 +28,11 @@ struct Output {
   std::vector<ScoredToken> prompt;
   EngineFinish finish = EngineFinish::kError;
   std::string error;
-  std::string logits_sha256;    // hex, where the request asked for it
+  std::string logits_sha256;  // hex, where the request asked for it
+  int cached_tokens = 0;
+  // Output tokens at each start, the first and those after preemptions, if no other request of the
+  // run has the same seed.
+  std::vector<int> starts;
 
   std::vector<TokenId> ids() const;
 };
@@ -41,11 +48,15 @@ class InProcessGroup {
 
  private:
   InProcessGroup() = default;
+  // Plans as far as the engine goes, then runs the oldest plan.
+  void Step(const std::vector<uint64_t>& seeds, std::vector<Output>* outputs);
 
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<std::thread> followers_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Engine> engine_;
+  int steps_max_ = 0;
+  std::deque<StepPlan> plans_;  // outstanding
   uint64_t next_id_ = 0;
 };
 

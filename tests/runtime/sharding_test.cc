@@ -1,6 +1,7 @@
 // Promise 1 of the design: the same request gives the same bits at every tensor-parallel degree,
-// batch, chunking, thread count and device. Compares one SHA-256 over the raw logits of every
-// prompt and output position. (The same through processes and gRPC: tests/cluster.)
+// batch, chunking, thread count and device, after a cached prefix and after preemptions. Compares
+// one SHA-256 over the raw logits of every prompt and output position. (The same through processes
+// and gRPC: tests/cluster.)
 
 #include <gtest/gtest.h>
 
@@ -137,6 +138,91 @@ TEST_P(ShardingTest, AfterPreemption) {
   GroupOptions options = Options(GetParam(), 2);
   options.rank.kv_tokens = 256;
   ExpectSame(options, 8);
+}
+
+// A request whose tokens and log-probabilities are compared: a digest would keep it off the cache.
+EngineRequest ScoredRequest(std::vector<TokenId> prompt, uint64_t seed) {
+  EngineRequest request = GreedyRequest(std::move(prompt), 12);
+  request.logits_digest = false;
+  request.logprobs = 3;
+  request.seed = seed;
+  if (seed % 2 == 1) request.sampling.temperature = 1.1f;
+  return request;
+}
+
+std::unique_ptr<InProcessGroup> StartWith(const char* model, int world, int steps_max,
+                                          bool prefix_cache, int64_t kv_tokens) {
+  GroupOptions options = Options(model, world);
+  options.rank.kv_tokens = kv_tokens;
+  options.steps_max = steps_max;
+  options.prefix_cache = prefix_cache;
+  auto group = InProcessGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  return *std::move(group);
+}
+
+// Blocks have 32 tokens: hits of none, one and two blocks, at both sides of their borders.
+TEST_P(ShardingTest, AfterEveryCachedPrefix) {
+  auto cold = StartWith(GetParam(), 1, 1, false, 2048);
+  for (const int world : {1, 2}) {
+    for (const int steps_max : {1, 2}) {
+      auto group = StartWith(GetParam(), world, steps_max, true, 2048);
+      uint64_t family = 100;
+      for (const int shared : {0, 31, 32, 33, 64}) {
+        SCOPED_TRACE(shared);
+        family += 2;
+        std::vector<TokenId> prompt = Prompt(90, family);
+        group->Run({ScoredRequest(prompt, family)});
+        const std::vector<TokenId> own = Prompt(90, family + 1);
+        std::copy(own.begin() + shared, own.end(), prompt.begin() + shared);
+        const Output output = group->Run({ScoredRequest(prompt, family + 1)}).front();
+        EXPECT_EQ(output.cached_tokens, shared / 32 * 32);
+        EXPECT_EQ(output.tokens, cold->Run({ScoredRequest(prompt, family + 1)}).front().tokens);
+      }
+    }
+  }
+}
+
+// Two prompts fill a pool of four blocks. After `tokens` tokens the older sequence needs a fifth:
+// the younger gives way, and goes on from what is left of its blocks in the cache.
+TEST_P(ShardingTest, AfterAPreemptionAtEveryToken) {
+  auto cold = StartWith(GetParam(), 1, 1, false, 2048);
+  for (const int world : {1, 2}) {
+    for (const int steps_max : {1, 2}) {
+      auto group = StartWith(GetParam(), world, steps_max, true, 4 * 32);
+      for (int tokens = 1; tokens <= 12; ++tokens) {
+        SCOPED_TRACE(tokens);
+        const uint64_t family = 200 + 4 * static_cast<uint64_t>(tokens);
+        EngineRequest older = ScoredRequest(Prompt(65 - tokens, family), family);
+        EngineRequest younger = ScoredRequest(Prompt(40, family + 1), family + 1);
+        older.max_tokens = younger.max_tokens = 15;
+        const std::vector<Output> outputs = group->Run({older, younger});
+        ASSERT_EQ(outputs[1].starts.size(), 2u);
+        if (steps_max == 1) {
+          EXPECT_EQ(outputs[1].starts[1], tokens);
+        }
+        EXPECT_EQ(outputs[0].tokens, cold->Run({older}).front().tokens);
+        EXPECT_EQ(outputs[1].tokens, cold->Run({younger}).front().tokens);
+      }
+    }
+  }
+}
+
+// Step n + 1 is planned before the token of step n is known.
+TEST_P(ShardingTest, WithAndWithoutOverlap) {
+  std::vector<EngineRequest> requests;
+  for (uint64_t i = 0; i < 6; ++i) {
+    requests.push_back(ScoredRequest(Prompt(20 + 9 * static_cast<int>(i), i), i));
+    if (i % 3 == 0) requests.back().sampling.repetition_penalty = 1.2f;
+  }
+  const std::vector<Output> outputs = StartWith(GetParam(), 1, 1, false, 2048)->Run(requests);
+  for (const int world : {1, 2}) {
+    const std::vector<Output> overlapped =
+        StartWith(GetParam(), world, 2, true, 2048)->Run(requests);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      EXPECT_EQ(overlapped[i].tokens, outputs[i].tokens);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ShardingTest,

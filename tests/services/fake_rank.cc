@@ -1,5 +1,6 @@
 #include "tests/services/fake_rank.h"
 
+#include <cmath>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -54,17 +55,21 @@ class FakeRank::GroupExecutor : public Executor {
     std::vector<std::byte> message = Encode(plan.step);
     FACET_RETURN_IF_ERROR(rank_->communicator_->Broadcast(&message));
     FACET_RETURN_IF_ERROR(rank_->Meet(plan.step));
-    return rank_->executor_.Run(plan);
-  }
-  std::string LogitsDigest(SlotId slot) const override {
-    return rank_->executor_.LogitsDigest(slot);
+    absl::StatusOr<StepResult> result = rank_->executor_->Run(plan);
+    if (rank_->options_.lies == nullptr || !*rank_->options_.lies) return result;
+    for (SegmentResult& segment : result->segments) {
+      if (segment.sampled)
+        segment.sampled->logprob = std::nextafter(segment.sampled->logprob, 1.0f);
+    }
+    return result;
   }
 
  private:
   FakeRank* const rank_;
 };
 
-FakeRank::FakeRank(const FakeRankOptions& options) : options_(options), executor_(options.engine) {
+FakeRank::FakeRank(const FakeRankOptions& options)
+    : options_(options), breaks_at_(options.breaks_at) {
   facts_.architecture = "fake";
   facts_.description = "A fake model";
   facts_.parameters = 123;
@@ -76,15 +81,34 @@ FakeRank::FakeRank(const FakeRankOptions& options) : options_(options), executor
 
 void FakeRank::Attach(std::unique_ptr<Communicator> communicator) {
   FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
+  executor_.emplace(options_.engine);
   const std::lock_guard lock(mutex_);
+  FACET_CHECK(communicator_ == nullptr);
   communicator_ = std::move(communicator);
+}
+
+void FakeRank::Detach() {
+  const std::lock_guard lock(mutex_);
+  communicator_.reset();
 }
 
 std::unique_ptr<Executor> FakeRank::MakeExecutor() { return std::make_unique<GroupExecutor>(this); }
 
 absl::Status FakeRank::Meet(uint64_t step) {
+  ++moved_;
+  in_step_ = true;
+  const absl::Status status = Compute(step);
+  in_step_ = false;
+  return status;
+}
+
+absl::Status FakeRank::Compute(uint64_t step) {
   communicator_->SetStep(step);
-  if (options_.breaks_at == step) return Internal("rank {} broke", options_.rank);
+  if (options_.stuck != nullptr) options_.stuck->Pass();
+  if (breaks_at_ == step) {
+    breaks_at_.reset();
+    return Internal("rank {} broke", options_.rank);
+  }
   return communicator_->Barrier();
 }
 

@@ -4,6 +4,7 @@
 // A rank without a model, for tests of the services: it takes part in the group's collectives as a
 // real one does, and rank 0 computes plans with a FakeExecutor.
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -37,8 +38,12 @@ struct FakeRankOptions {
   uint64_t digest = 1;
   uint64_t plan_hash = 2;
   StepGate* gate = nullptr;
-  // This rank breaks in the step of this number.
+  // This rank breaks in the step of this number, once.
   std::optional<uint64_t> breaks_at;
+  // Steps wait here, inside the step, and the rank does not move.
+  StepGate* stuck = nullptr;
+  // While true, its answers are wrong by a hair.
+  const std::atomic<bool>* lies = nullptr;
 };
 
 class FakeRank : public Rank {
@@ -55,16 +60,22 @@ class FakeRank : public Rank {
   absl::Status Follow() override;
   absl::Status StopFollowers() override;
   void Abort() override;
+  void Detach() override;
+  RankProgress progress() const override { return {moved_, in_step_}; }
   StepTimes TakeTimes() override { return {1, 0.5, 0.25, 0.125}; }
 
  private:
   class GroupExecutor;
   // One step of the group, on any rank: all meet.
   absl::Status Meet(uint64_t step);
+  absl::Status Compute(uint64_t step);
 
   const FakeRankOptions options_;
   ModelFacts facts_;
-  FakeExecutor executor_;
+  std::optional<FakeExecutor> executor_;  // of the epoch
+  std::optional<uint64_t> breaks_at_;
+  std::atomic<uint64_t> moved_ = 0;
+  std::atomic<bool> in_step_ = false;
   std::mutex mutex_;  // Abort() comes from any thread
   std::unique_ptr<Communicator> communicator_;
 };

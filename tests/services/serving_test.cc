@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -193,6 +194,16 @@ TEST_F(MetricsListenerTest, ServesTheRegistry) {
                               "facet_apples_total{colour=\"red\"} 3\n")));
   EXPECT_THAT(Ask("GET /metrics?name=x"), StartsWith("HTTP/1.1 200 OK\r\n"));
   EXPECT_THAT(Ask("GET /healthz"), StartsWith("HTTP/1.1 200 OK\r\n"));
+}
+
+TEST_F(MetricsListenerTest, HealthEndsWithTheMovement) {
+  std::atomic<int> age_ms = 2000;
+  Start({.address = "127.0.0.1", .age = [&] { return std::chrono::milliseconds(age_ms); }});
+  EXPECT_THAT(Ask("GET /healthz"), StartsWith("HTTP/1.1 200 OK\r\n"));
+  age_ms = 2001;
+  EXPECT_THAT(Ask("GET /healthz"), AllOf(StartsWith("HTTP/1.1 503 "),
+                                         HasSubstr("has not moved for 2001 ms\n")));
+  EXPECT_THAT(Ask("GET /metrics"), StartsWith("HTTP/1.1 200 OK\r\n"));
 }
 
 TEST_F(MetricsListenerTest, HeadSendsTheHeadersOnly) {

@@ -1,0 +1,283 @@
+// What a group does when one of its ranks is lost.
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "shard_worker/service/collective.h"
+#include "tests/services/worker_fixture.h"
+
+namespace facet::testing {
+namespace {
+
+// A rank that joins and attaches by hand, and then does nothing more.
+class MuteRank {
+ public:
+  MuteRank(const std::string& leader, int rank, int world)
+      : stub_(v1::Group::NewStub(MakeChannel(leader))), stream_(stub_->Join(&context_)) {
+    v1::RankMessage message;
+    message.mutable_hello()->set_rank(rank);
+    message.mutable_hello()->set_world(world);
+    message.mutable_hello()->set_model_digest(1);
+    message.mutable_hello()->set_plan_hash(2);
+    stream_->Write(message);
+    message.mutable_state()->set_ready(true);
+    stream_->Write(message);
+    v1::GroupMessage answer;
+    while (stream_->Read(&answer) && !answer.has_start()) {
+    }
+    absl::StatusOr<std::unique_ptr<Communicator>> communicator =
+        AttachCollective(answer.start(), rank, world);
+    EXPECT_TRUE(communicator.ok()) << communicator.status();
+    communicator_ = *std::move(communicator);
+  }
+  // Until the leader ends it.
+  grpc::Status AwaitEnd() {
+    v1::GroupMessage message;
+    while (stream_->Read(&message)) {
+    }
+    return stream_->Finish();
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<v1::Group::Stub> stub_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::RankMessage, v1::GroupMessage>> stream_;
+  std::unique_ptr<Communicator> communicator_;
+};
+
+// A leader that takes every rank in, may start it, and never says anything again.
+class MuteLeader : public v1::Group::Service {
+ public:
+  explicit MuteLeader(bool starts) : starts_(starts) {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(this);
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    server_ = builder.BuildAndStart();
+    address_ = fmt::format("127.0.0.1:{}", port);
+  }
+  ~MuteLeader() override { server_->Shutdown(); }
+
+  const std::string& address() const { return address_; }
+  int joined() const { return joined_; }
+
+ private:
+  grpc::Status Join(grpc::ServerContext*,
+                    grpc::ServerReaderWriter<v1::GroupMessage, v1::RankMessage>* stream) override {
+    ++joined_;
+    v1::GroupMessage message;
+    message.mutable_welcome()->set_epoch(1);
+    stream->Write(message);
+    message.mutable_start()->set_epoch(1);
+    if (starts_) stream->Write(message);
+    v1::RankMessage ignored;
+    while (stream->Read(&ignored)) {
+    }
+    return grpc::Status::OK;
+  }
+
+  const bool starts_;
+  std::atomic<int> joined_ = 0;
+  std::string address_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+class WorkerEpoch : public WorkerService {
+ protected:
+  WorkerEpoch() {
+    options_.beat.period = 10'000;
+    options_.link.beat.period = 10'000;
+  }
+  // A stream that the leader ends with the epoch.
+  std::string EndOfSession(Router* router) {
+    const grpc::Status status = router->AwaitEnd();
+    EXPECT_EQ(status.error_code(), grpc::UNAVAILABLE);
+    return status.error_message();
+  }
+  // The group gives right answers, though it may still be about to stand.
+  void ExpectServing() {
+    AwaitUp();
+    Router router(address());
+    router.First();
+    const v1::Submit submit = Submit(3, 40, 20);
+    router.Send({submit});
+    router.ReadUntilFinished({3});
+    EXPECT_EQ(router.answers[3].tokens, Expected(submit, rank_.engine));
+  }
+};
+
+TEST_F(WorkerEpoch, LostRankEndsTheSessionsAndTheGroupStandsAgain) {
+  options_.rank.world = 3;
+  StartLeader();
+  std::array<absl::Status, 3> followed;
+  FakeRankOptions breaking = FollowerRank(2);
+  breaking.breaks_at = 4;
+  std::thread a([&] { followed[1] = Follow(FollowerRank(1)); });
+  std::thread b([&] { followed[2] = Follow(breaking); });
+  AwaitUp();
+  Router router(address());
+  const uint64_t epoch = router.First().epoch();
+  router.Send({Submit(1, 5, 900)});
+  EXPECT_THAT(EndOfSession(&router), HasSubstr(fmt::format("epoch {:016x} broke: ", epoch)));
+  ExpectServing();
+  Router again(address());
+  EXPECT_NE(again.First().epoch(), epoch);
+  EXPECT_THAT(MetricsText(), HasSubstr("facet_worker_recovery_seconds_count 1"));
+  EXPECT_TRUE(Stop().ok());
+  a.join();
+  b.join();
+  EXPECT_TRUE(followed[1].ok()) << followed[1];
+  EXPECT_TRUE(followed[2].ok()) << followed[2];
+}
+
+TEST_F(WorkerEpoch, LeaderThatBreaksStandsAgainWithItsFollowers) {
+  options_.rank.world = 2;
+  rank_.breaks_at = 3;
+  StartLeader();
+  absl::Status followed;
+  std::thread follower([&] {
+    FakeRankOptions options = FollowerRank(1);
+    options.breaks_at.reset();
+    followed = Follow(options);
+  });
+  AwaitUp();
+  Router router(address());
+  router.First();
+  router.Send({Submit(1, 5, 900)});
+  EXPECT_THAT(EndOfSession(&router), HasSubstr("rank 0 broke"));
+  ExpectServing();
+  EXPECT_THAT(MetricsText(),
+              HasSubstr("facet_worker_epoch_breaks_total{cause=\"step_failed\"} 1\n"));
+  EXPECT_TRUE(Stop().ok());
+  follower.join();
+  EXPECT_TRUE(followed.ok()) << followed;
+}
+
+TEST_F(WorkerEpoch, RankThatGoesIsWaitedForAndAnotherProcessMayTakeItsPlace) {
+  options_.rank.world = 2;
+  StartLeader();
+  std::optional<MuteRank> first;
+  first.emplace(address(), 1, 2);
+  AwaitUp();
+  Router router(address());
+  router.First();
+  first.reset();
+  EXPECT_THAT(EndOfSession(&router), HasSubstr("rank 1 has gone"));
+  AwaitHealth(kNotServing);
+  Router refused(address());
+  EXPECT_THAT(refused.AwaitEnd().error_message(), HasSubstr("not up"));
+  std::thread follower([&] { EXPECT_TRUE(Follow(FollowerRank(1)).ok()); });
+  ExpectServing();
+  EXPECT_TRUE(Stop().ok());
+  follower.join();
+}
+
+TEST_F(WorkerEpoch, RankThatStaysAwayEndsTheProcess) {
+  options_.rank.world = 2;
+  options_.rejoin = milliseconds(1);
+  StartLeader();
+  std::optional<MuteRank> rank;
+  rank.emplace(address(), 1, 2);
+  AwaitUp();
+  rank.reset();
+  const absl::Status status = AwaitServed();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(MessageOf(status), HasSubstr("have not come back in 0 s: 1"));
+}
+
+TEST_F(WorkerEpoch, SilentRankIsGivenUp) {
+  options_.rank.world = 2;
+  options_.beat.silent = 300'000;
+  StartLeader();
+  MuteRank mute(address(), 1, 2);
+  AwaitUp();
+  Router router(address());
+  router.First();
+  EXPECT_THAT(EndOfSession(&router), HasSubstr("rank 1 has been silent for 0."));
+  EXPECT_EQ(mute.AwaitEnd().error_code(), grpc::UNAVAILABLE);
+  std::thread follower([&] { EXPECT_TRUE(Follow(FollowerRank(1)).ok()); });
+  ExpectServing();
+  EXPECT_THAT(MetricsText(),
+              HasSubstr("facet_worker_epoch_breaks_total{cause=\"peer_silent\"} 1\n"));
+  EXPECT_TRUE(Stop().ok());
+  follower.join();
+}
+
+TEST_F(WorkerEpoch, RankThatStandsStillIsGivenUpThoughItSpeaks) {
+  options_.rank.world = 2;
+  options_.beat.stuck = 300'000;
+  StartLeader();
+  StepGate stuck;
+  std::thread follower([&] {
+    FakeRankOptions options = FollowerRank(1);
+    options.stuck = &stuck;
+    EXPECT_TRUE(Follow(options).ok());
+  });
+  AwaitUp();
+  Router router(address());
+  router.First();
+  stuck.Allow(3);
+  router.Send({Submit(1, 5, 900)});
+  EXPECT_THAT(EndOfSession(&router), HasSubstr("rank 1 has stood still in a step for 0."));
+  stuck.Open();
+  ExpectServing();
+  EXPECT_TRUE(Stop().ok());
+  follower.join();
+}
+
+TEST_F(WorkerEpoch, LeaderThatStandsStillEndsItsSessionsMeanwhile) {
+  options_.beat.stuck = 300'000;
+  StepGate stuck;
+  rank_.stuck = &stuck;
+  StartAlone();
+  Router router(address());
+  router.First();
+  stuck.Allow(3);
+  router.Send({Submit(1, 5, 900)});
+  EXPECT_THAT(EndOfSession(&router), HasSubstr("rank 0 has stood still in a step for 0."));
+  EXPECT_EQ(HealthOf(address(), ""), kNotServing);
+  stuck.Open();
+  ExpectServing();
+}
+
+TEST_F(WorkerEpoch, FollowerGivesASilentLeaderUp) {
+  MuteLeader leader(/*starts=*/true);
+  options_.link.leader = leader.address();
+  options_.link.beat.silent = 200'000;
+  const absl::StatusOr<std::unique_ptr<GroupLink>> link = GroupLink::Join(
+      options_.link, {}, [] { return RankProgress(); }, [] {}, {});
+  ASSERT_TRUE(link.ok()) << link.status();
+  absl::Notification ended;
+  Break end;
+  (*link)->OnEnd([&](const Break& how) {
+    end = how;
+    ended.Notify();
+  });
+  ended.WaitForNotification();
+  EXPECT_EQ(end.cause, BreakCause::kPeerSilent);
+  EXPECT_THAT(MessageOf(end.status), HasSubstr("the leader has been silent for 0.2 s"));
+}
+
+TEST_F(WorkerEpoch, FollowerTriesAgainWhereNobodyGoesOn) {
+  MuteLeader leader(/*starts=*/false);
+  options_.link.leader = leader.address();
+  options_.link.beat.silent = 50'000;
+  std::stop_source stop;
+  const absl::Status status = GroupLink::Join(
+                                  options_.link, {}, [] { return RankProgress(); },
+                                  [&] {
+                                    if (leader.joined() >= 3) stop.request_stop();
+                                  },
+                                  stop.get_token())
+                                  .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+  EXPECT_GE(leader.joined(), 3);
+}
+
+}  // namespace
+}  // namespace facet::testing
