@@ -39,6 +39,21 @@ absl::Status BlockManager::CheckTable(const BlockTable& table,
   return absl::OkStatus();
 }
 
+// A secured table can always get what it may still need.
+absl::Status BlockManager::CheckQuota(const BlockTable& table) const {
+  for (int pool = 0; pool < kBlockPools; ++pool) {
+    const auto size = static_cast<int64_t>(table.blocks[pool].size());
+    const int64_t needed = table.secured_tokens > 0 && uses(pool)
+                               ? Beyond(pool, size, table.secured_tokens, Own(pool, table))
+                               : 0;
+    if (table.quota[pool] != needed) {
+      return Internal("pool {}: a table has {} blocks reserved and needs {}", pool,
+                      table.quota[pool], needed);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status BlockManager::Check(std::span<const BlockTable* const> tables) const {
   FACET_RETURN_IF_ERROR(tree_.Check());
   std::array<std::vector<int>, kBlockPools> users;
@@ -48,6 +63,7 @@ absl::Status BlockManager::Check(std::span<const BlockTable* const> tables) cons
   }
   for (const BlockTable* table : tables) {
     FACET_RETURN_IF_ERROR(CheckTable(*table, &users));
+    FACET_RETURN_IF_ERROR(CheckQuota(*table));
     for (int pool = 0; pool < kBlockPools; ++pool) quota[pool] += table->quota[pool];
   }
   for (int pool = 0; pool < kBlockPools; ++pool) {

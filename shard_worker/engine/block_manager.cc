@@ -297,16 +297,26 @@ int64_t BlockManager::OnlyHere(const BlockTable& table, int64_t computed) const 
     shared = std::partition_point(blocks.begin(), blocks.end(),
                                   [this](int32_t id) { return pools_[kFull].references(id) > 1; }) -
              blocks.begin();
-  } else if (Frees(kWindow, table) == 0) {
+  } else if (!Frees(kWindow, table)) {
     shared = static_cast<int64_t>(table.blocks[kWindow].size());
   }
   return std::max<int64_t>(0, computed - shared * block_tokens_);
 }
 
-int BlockManager::Frees(int pool, const BlockTable& table) const {
-  const std::vector<int32_t>& blocks = table.blocks[pool];
-  const auto mine = [&](int32_t id) { return id >= 0 && pools_[pool].references(id) == 1; };
-  return table.quota[pool] + static_cast<int>(std::count_if(blocks.begin(), blocks.end(), mine));
+bool BlockManager::Frees(int pool, const BlockTable& table) const {
+  const auto& blocks = table.blocks[pool];
+  return table.quota[pool] > 0 || std::any_of(blocks.begin(), blocks.end(), [&](int32_t id) {
+           return id >= 0 && pools_[pool].references(id) == 1;
+         });
+}
+
+bool BlockManager::Holds(int pool, const BlockTable& table, const BlockTable& other) const {
+  const std::vector<int32_t>& mine = table.blocks[pool];
+  const std::vector<int32_t>& theirs = other.blocks[pool];
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (mine[i] >= 0 && (i >= theirs.size() || mine[i] != theirs[i])) return true;
+  }
+  return false;
 }
 
 }  // namespace facet

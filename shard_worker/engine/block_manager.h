@@ -104,8 +104,10 @@ class BlockManager {
   // Of `computed` positions, those in blocks that no other table holds: what had to be computed
   // again if this one's blocks were taken.
   int64_t OnlyHere(const BlockTable& table, int64_t computed) const;
-  // Blocks of `pool` that Release(table) would make available.
-  int Frees(int pool, const BlockTable& table) const;
+  // Whether Release(table) would make a block of `pool` available.
+  bool Frees(int pool, const BlockTable& table) const;
+  // Whether `table` has a block of `pool` that `other` does not have.
+  bool Holds(int pool, const BlockTable& table, const BlockTable& other) const;
 
   const KvPool& pool(int pool) const { return pools_[pool]; }
   PrefixTree& tree() { return tree_; }
@@ -129,6 +131,7 @@ class BlockManager {
   void KeepPromptEnd(PrefixNode* last, int prompt_length);
   void SetQuota(BlockTable* table);
   int Own(int pool, const BlockTable& table) const;
+  absl::Status CheckQuota(const BlockTable& table) const;
   absl::Status CheckTable(const BlockTable& table,
                           std::array<std::vector<int>, kBlockPools>* users) const;
 

@@ -263,21 +263,24 @@ bool Scheduler::MayBePreempted(const Sequence& sequence) const {
 }
 
 // Whoever has the fewest tokens to compute again, the youngest of equals; the needy one too may be
-// it. Only who has what is short is worth the trouble.
+// it. Only who has what is short is worth the trouble: at once, or, if nobody has, together with
+// those it shares it with.
 Sequence* Scheduler::ChooseVictim(const Sequence& needy) const {
-  const auto gives = [&](const Sequence& other) {
-    for (int pool = 0; pool < kBlockPools; ++pool) {
-      if (blocks_.IsShort(pool, needy.table, needy.next() + 1) &&
-          blocks_.Frees(pool, other.table) > 0) {
-        return true;
-      }
-    }
-    return false;
+  Sequence* victim = ChooseVictim(needy, /*at_once=*/true);
+  return victim != nullptr ? victim : ChooseVictim(needy, /*at_once=*/false);
+}
+
+Sequence* Scheduler::ChooseVictim(const Sequence& needy, bool at_once) const {
+  const auto gives = [&](int pool, const Sequence& other) {
+    return blocks_.IsShort(pool, needy.table, needy.next() + 1) &&
+           (at_once ? blocks_.Frees(pool, other.table)
+                    : blocks_.Holds(pool, other.table, needy.table));
   };
   Sequence* victim = nullptr;
   int64_t least = 0;
   for (Sequence* other : running_) {
-    if (!MayBePreempted(*other) || (other != &needy && !gives(*other))) continue;
+    if (!MayBePreempted(*other)) continue;
+    if (other != &needy && !gives(0, *other) && !gives(1, *other)) continue;
     const int64_t lost = blocks_.OnlyHere(other->table, other->computed);
     if (victim != nullptr && lost > least) continue;
     victim = other;

@@ -77,6 +77,7 @@ class Scheduler {
   // --- Preemption.
   bool MayBePreempted(const Sequence& sequence) const;
   Sequence* ChooseVictim(const Sequence& needy) const;
+  Sequence* ChooseVictim(const Sequence& needy, bool at_once) const;
   void Preempt(Sequence* victim);
   void LeaveSlot(Sequence* sequence);
 

@@ -77,6 +77,21 @@ TEST(Overlap, DigestIsTakenInTheOrderOfCompleteSteps) {
   EXPECT_EQ(group.End(1)->logits_sha256, FakeExecutor::DigestOf(all, 15, group.options));
 }
 
+// The engine knows two of the three ends in advance.
+TEST(Overlap, KnownEndsWasteNoRow) {
+  EngineGroup group;
+  group.Submit(Request(1, 5, 4));
+  group.RunAll();
+  EXPECT_EQ(group.tokens_computed, 5 + 3);
+  EngineOptions options = SmallOptions();
+  options.context_tokens = 10;
+  EngineGroup full(options);
+  full.Submit(Request(1, 5, 40));
+  full.RunAll();
+  EXPECT_EQ(full.outputs[1].size(), 5u);
+  EXPECT_EQ(full.tokens_computed, 5 + 4);
+}
+
 // Two need each other's blocks: the pipeline runs dry before one of them gives way.
 TEST(Overlap, NobodyIsPreemptedWhileAStepIsOutstanding) {
   EngineOptions options = SmallOptions();

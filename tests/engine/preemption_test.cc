@@ -61,6 +61,21 @@ TEST(Preemption, WorkInSharedBlocksIsNotLost) {
   }
 }
 
+// The two younger ones share all that they have: only both together can give way.
+TEST(Preemption, BlocksSharedByOthersCanBeHad) {
+  EngineOptions options = SmallOptions();
+  options.block_tokens = 1;
+  options.blocks = {14, 0};
+  options.prefill_chunk_max = 1;
+  PressedGroup group(options);
+  group.SubmitOf(1, Prompt(1, 1), 13);
+  group.SubmitOf(2, Prompt(12, 2), 2);
+  group.SubmitOf(3, Prompt(12, 2), 2);
+  group.RunAll();
+  EXPECT_EQ(group.starts[1].size(), 1u);
+  EXPECT_GT(group.engine.stats().preemptions, 0);
+}
+
 TEST(Preemption, AtMostFourTimesEachWithProgressAndNeverTheOldest) {
   EngineOptions options = FullPool(12);
   options.waiting_max = 16;
