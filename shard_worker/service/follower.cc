@@ -141,10 +141,8 @@ absl::Status RunFollower(const WorkerOptions& options, Rank* rank, WorkerMetrics
     if (!end) return absl::OkStatus();
     broke = SteadyNow();
     metrics->AddBreak(end->cause);
-    const absl::Status status =
-        Annotate(end->status, fmt::format("epoch {:016x} broke", link->start().epoch()));
-    if (stop.stop_requested()) return status;
-    spdlog::warn("{}", MessageOf(status));
+    spdlog::warn("left epoch {:016x}: {}", link->start().epoch(), MessageOf(end->status));
+    if (stop.stop_requested()) return end->status;
   }
 }
 
