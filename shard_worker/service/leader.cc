@@ -181,8 +181,8 @@ EpochEnd Leader::ServeEpoch(uint64_t epoch, std::stop_token stop) {
 }
 
 absl::Status Leader::LetFollowersGo() {
+  pulse_->Rest();  // both have timeouts of their own
   FACET_RETURN_IF_ERROR(rank_->StopFollowers());
-  pulse_->Rest();  // this has a timeout of its own
   group_.AwaitEnds(kFollowersLeave);
   return absl::OkStatus();
 }

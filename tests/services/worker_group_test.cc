@@ -44,8 +44,8 @@ TEST_F(WorkerService, DrainingEndsWithItsTime) {
   router.Send({Submit(1, 5, 1000)});
   while (router.answers[1].tokens.size() < 2) ASSERT_TRUE(router.Read());
   stop_.request_stop();
-  gate_.Allow(1);  // for the step that waits
-  const grpc::Status status = router.AwaitEnd();
+  const grpc::Status status = router.AwaitEnd();  // though a step waits
+  gate_.Open();
   EXPECT_EQ(status.error_code(), grpc::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("shutting down"));
   EXPECT_TRUE(AwaitServed().ok());
