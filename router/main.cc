@@ -12,6 +12,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/strings/numbers.h"
+#include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "router/service/router_server.h"
 #include "serving/flags.h"
@@ -135,7 +136,8 @@ absl::Status Run(const ShutdownSignal& shutdown) {
                          RouterServer::Start(options, *registry));
   std::unique_ptr<MetricsListener> metrics;
   if (const int port = absl::GetFlag(FLAGS_metrics_port); port >= 0) {
-    const MetricsListenerOptions listener{.address = absl::GetFlag(FLAGS_metrics_address)};
+    const MetricsListenerOptions listener{.address = absl::GetFlag(FLAGS_metrics_address),
+                                          .age = [&router] { return router->Age(); }};
     FACET_ASSIGN_OR_RETURN(metrics, MetricsListener::Start(port, registry, listener));
     spdlog::info("metrics on port {}", metrics->port());
   }
@@ -152,6 +154,8 @@ absl::Status Run(const ShutdownSignal& shutdown) {
 }  // namespace facet
 
 int main(int argc, char** argv) {
+  // Debian's Abseil looks for lock cycles at every lock, gRPC's included, under one global lock.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   facet::ParseFlagsOrExit(argc, argv, facet::kUsage, 0);
   const facet::ShutdownSignal shutdown;
   absl::Status status = facet::InitLog("facet-router", absl::GetFlag(FLAGS_log_level));

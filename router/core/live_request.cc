@@ -57,7 +57,7 @@ void MakeSequences(LiveRequest& request) {
     }
   }
   for (ResumePoint& point : asked.resume) {
-    Sequence& sequence =
+    RoutedSequence& sequence =
         request.sequences[request.index_of(point.prompt_index, point.choice_index)];
     sequence.emitted = std::move(point.tokens);
     sequence.resumed = static_cast<int>(sequence.emitted.size());
@@ -78,18 +78,18 @@ void MakeSequences(LiveRequest& request) {
 
 bool GoesOn(const LiveRequest& request) {
   return std::any_of(request.sequences.begin(), request.sequences.end(),
-                     [](const Sequence& sequence) { return sequence.resumed > 0; });
+                     [](const RoutedSequence& sequence) { return sequence.resumed > 0; });
 }
 
 int64_t BytesOf(const LiveRequest& request) {
   int64_t tokens = 0;
   for (const RouterPrompt& prompt : request.request.prompts) tokens += std::ssize(prompt.tokens);
   return static_cast<int64_t>(sizeof(LiveRequest)) +
-         static_cast<int64_t>(sizeof(Sequence)) * std::ssize(request.sequences) +
+         static_cast<int64_t>(sizeof(RoutedSequence)) * std::ssize(request.sequences) +
          static_cast<int64_t>(sizeof(TokenId)) * tokens + request.request.extra_bytes;
 }
 
-std::span<const uint64_t> LinksOf(LiveRequest& request, const Sequence& sequence,
+std::span<const uint64_t> LinksOf(LiveRequest& request, const RoutedSequence& sequence,
                                   int block_tokens) {
   request.links.resize(request.request.prompts.size());
   PromptLinks& known = request.links[sequence.prompt_index];
@@ -100,7 +100,7 @@ std::span<const uint64_t> LinksOf(LiveRequest& request, const Sequence& sequence
   return known.links;
 }
 
-Acceptance Accept(const LiveRequest& request, Sequence& sequence, LeaderDelta& delta,
+Acceptance Accept(const LiveRequest& request, RoutedSequence& sequence, LeaderDelta& delta,
                   ChoiceDelta& out, TimeUs now) {
   const int known = static_cast<int>(sequence.emitted.size());
   const int prompt_known = sequence.prompt_scored;
@@ -134,7 +134,7 @@ Acceptance Accept(const LiveRequest& request, Sequence& sequence, LeaderDelta& d
 }
 
 ChoiceDelta DeltaOf(const SequencePlace& place) {
-  const Sequence& sequence = place.sequence();
+  const RoutedSequence& sequence = place.sequence();
   return {.request = place.request->id,
           .prompt_index = sequence.prompt_index,
           .choice_index = sequence.choice_index,
@@ -142,7 +142,7 @@ ChoiceDelta DeltaOf(const SequencePlace& place) {
           .prompt_offset = sequence.prompt_scored};
 }
 
-ChoiceEnd MeasuredEnd(const LiveRequest& request, const Sequence& sequence, EndReason reason,
+ChoiceEnd MeasuredEnd(const LiveRequest& request, const RoutedSequence& sequence, EndReason reason,
                       absl::Status status, TimeUs now) {
   ChoiceEnd end{.reason = reason, .status = std::move(status)};
   const bool placed = sequence.submissions > 0;
@@ -153,7 +153,7 @@ ChoiceEnd MeasuredEnd(const LiveRequest& request, const Sequence& sequence, EndR
   return end;
 }
 
-SubmitAction SubmitOf(const LiveRequest& request, const Sequence& sequence) {
+SubmitAction SubmitOf(const LiveRequest& request, const RoutedSequence& sequence) {
   const RouterRequest& asked = request.request;
   const RouterPrompt& prompt = request.prompt(sequence);
   SubmitAction submit{

@@ -26,7 +26,7 @@ enum class Phase {
   kEnded,
 };
 
-struct Sequence {
+struct RoutedSequence {
   int prompt_index = 0;
   int choice_index = 0;
   Phase phase = Phase::kQueued;
@@ -62,7 +62,7 @@ struct LiveRequest {
   TenantSlot tenant = 0;
   RouterRequest request;
   TimeUs arrived_at = 0;
-  std::vector<Sequence> sequences;  // by prompt, then choice
+  std::vector<RoutedSequence> sequences;  // by prompt, then choice
   // The sequences in phase kQueued, the next one last.
   std::vector<size_t> waiting;
   bool paused = false;
@@ -71,11 +71,11 @@ struct LiveRequest {
   int64_t expected_output = 0;     // tokens of a choice, as its tenant's latest had
   std::vector<PromptLinks> links;  // by prompt; computed when a group could have some of them
 
-  const RouterPrompt& prompt(const Sequence& sequence) const {
+  const RouterPrompt& prompt(const RoutedSequence& sequence) const {
     return request.prompts[sequence.prompt_index];
   }
   // What a group has to be given: prompt and output so far.
-  int64_t known_tokens(const Sequence& sequence) const {
+  int64_t known_tokens(const RoutedSequence& sequence) const {
     return std::ssize(prompt(sequence).tokens) + std::ssize(sequence.emitted);
   }
   size_t index_of(int prompt_index, int choice_index) const {
@@ -87,7 +87,7 @@ struct LiveRequest {
 struct SequencePlace {
   LiveRequest* request;
   size_t index;
-  Sequence& sequence() const { return request->sequences[index]; }
+  RoutedSequence& sequence() const { return request->sequences[index]; }
 };
 
 // InvalidArgument, if the resume points contradict the request or each other.
@@ -100,7 +100,8 @@ bool GoesOn(const LiveRequest& request);
 // What the request takes of memory, about.
 int64_t BytesOf(const LiveRequest& request);
 // The links of the sequence's prompt.
-std::span<const uint64_t> LinksOf(LiveRequest& request, const Sequence& sequence, int block_tokens);
+std::span<const uint64_t> LinksOf(LiveRequest& request, const RoutedSequence& sequence,
+                                  int block_tokens);
 
 // What a leader's delta does to a sequence.
 struct Acceptance {
@@ -108,16 +109,16 @@ struct Acceptance {
   int64_t duplicates = 0;  // tokens that were known
 };
 // Moves what is new in `delta` to `out`.
-Acceptance Accept(const LiveRequest& request, Sequence& sequence, LeaderDelta& delta,
+Acceptance Accept(const LiveRequest& request, RoutedSequence& sequence, LeaderDelta& delta,
                   ChoiceDelta& out, TimeUs now);
 
 // A delta of the sequence from where it is, without news.
 ChoiceDelta DeltaOf(const SequencePlace& place);
 // An end with times as this router saw them.
-ChoiceEnd MeasuredEnd(const LiveRequest& request, const Sequence& sequence, EndReason reason,
+ChoiceEnd MeasuredEnd(const LiveRequest& request, const RoutedSequence& sequence, EndReason reason,
                       absl::Status status, TimeUs now);
 // The submit of a sequence that is now on sequence.group with sequence.number.
-SubmitAction SubmitOf(const LiveRequest& request, const Sequence& sequence);
+SubmitAction SubmitOf(const LiveRequest& request, const RoutedSequence& sequence);
 
 }  // namespace facet
 

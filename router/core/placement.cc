@@ -38,11 +38,14 @@ Placement::Candidate Placement::Assess(GroupId group, const PlacementWish& wish)
     const int64_t cached = int64_t{mirror.Match(wish.links(block_tokens))} * block_tokens;
     candidate.cached_tokens = std::min(cached, wish.tokens - 1);  // the last one is always computed
   }
-  const double rate = groups_.prefill_tokens_per_s(group);
-  const int64_t tokens =
-      groups_.pending_prompt_tokens(group) + wish.tokens - candidate.cached_tokens;
-  candidate.ttft = static_cast<TimeUs>(static_cast<double>(tokens) * 1e6 /
-                                       (rate > 0 ? rate : options_.prefill_tokens_per_s));
+  const double known_rate = groups_.prefill_tokens_per_s(group);
+  const double rate = known_rate > 0 ? known_rate : options_.prefill_tokens_per_s;
+  const auto time = [rate](int64_t tokens) {
+    return static_cast<TimeUs>(static_cast<double>(tokens) * 1e6 / rate);
+  };
+  candidate.saved = time(candidate.cached_tokens);
+  candidate.ttft =
+      time(groups_.pending_prompt_tokens(group) + wish.tokens - candidate.cached_tokens);
   return candidate;
 }
 
@@ -53,15 +56,23 @@ void Placement::KeepLongestPrefix() {
     least_load = std::min(least_load, candidate.load);
     least_ttft = std::min(least_ttft, candidate.ttft);
   }
-  const auto counted = [&](const Candidate& candidate) -> int64_t {
+  const auto counts = [&](const Candidate& candidate) {
     const bool crowded = candidate.load > least_load + options_.prefix_skew_max + least_load / 4;
     const bool late = candidate.ttft > least_ttft + options_.prefix_patience_us;
-    return crowded || late ? 0 : candidate.cached_tokens;
+    return !crowded && !late;
   };
   int64_t longest = 0;
-  for (const Candidate& candidate : candidates_) longest = std::max(longest, counted(candidate));
-  std::erase_if(candidates_,
-                [&](const Candidate& candidate) { return counted(candidate) < longest; });
+  for (Candidate& candidate : candidates_) {
+    if (counts(candidate)) {
+      longest = std::max(longest, candidate.cached_tokens);
+    } else {
+      candidate.ttft += candidate.saved;
+    }
+  }
+  if (longest == 0) return;
+  std::erase_if(candidates_, [&](const Candidate& candidate) {
+    return candidate.cached_tokens < longest || !counts(candidate);
+  });
 }
 
 const Placement::Candidate& Placement::Best() {

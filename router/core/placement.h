@@ -70,6 +70,7 @@ class Placement {
     int64_t load = 0;           // sequences
     int64_t cached_tokens = 0;  // of the sequence
     TimeUs ttft = 0;
+    TimeUs saved = 0;  // of ttft, by what is cached
   };
   void Collect(const PlacementWish& wish);
   Candidate Assess(GroupId group, const PlacementWish& wish) const;

@@ -159,9 +159,10 @@ void RouterCore::Enqueue(const LiveRequest& request, TimeUs now) {
     entry.tokens += request.known_tokens(request.sequences[i]);
     entry.cost += CostOf(request, request.sequences[i]);
   }
-  entry.started = std::any_of(
-      request.sequences.begin(), request.sequences.end(),
-      [](const Sequence& sequence) { return sequence.submissions > 0 || sequence.resumed > 0; });
+  entry.started = std::any_of(request.sequences.begin(), request.sequences.end(),
+                              [](const RoutedSequence& sequence) {
+                                return sequence.submissions > 0 || sequence.resumed > 0;
+                              });
   queue_.Push(entry);
 }
 
@@ -175,12 +176,12 @@ void RouterCore::Unqueue(Place place) {
   if (request.waiting.empty()) {
     queue_.Remove(request.id);
   } else {
-    const Sequence& sequence = place.sequence();
+    const RoutedSequence& sequence = place.sequence();
     queue_.Shrink(request.id, request.known_tokens(sequence), CostOf(request, sequence));
   }
 }
 
-int64_t RouterCore::CostOf(const LiveRequest& request, const Sequence& sequence) const {
+int64_t RouterCore::CostOf(const LiveRequest& request, const RoutedSequence& sequence) const {
   const RouterPrompt& prompt = request.prompt(sequence);
   const int64_t output = std::min<int64_t>(request.expected_output, prompt.max_tokens);
   const bool charged = sequence.submissions > 0;
@@ -198,7 +199,7 @@ void RouterCore::Stop(RequestId id, int prompt_index, int choice_index, TimeUs n
   LiveRequest* request = Find(id);
   if (request == nullptr) return;
   const Place place{request, request->index_of(prompt_index, choice_index)};
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   if (sequence.phase == Phase::kRunning) {
     actions_.cancels.push_back({sequence.group, sequence.number});
     sequence.phase = Phase::kStopping;
@@ -217,7 +218,7 @@ void RouterCore::Pause(RequestId id) {
   if (!request->waiting.empty()) queue_.Remove(id);
   for (size_t i = 0; i < request->sequences.size(); ++i) {
     const Place place{request, i};
-    Sequence& sequence = place.sequence();
+    RoutedSequence& sequence = place.sequence();
     if (sequence.phase == Phase::kRunning) {
       Recall(place);
     } else if (sequence.phase == Phase::kInterrupted) {
@@ -242,7 +243,7 @@ void RouterCore::Resume(RequestId id, TimeUs now) {
 
 void RouterCore::End(Place place, ChoiceEnd end, ChoiceDelta out) {
   LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   FACET_CHECK(sequence.phase != Phase::kEnded);
   if (end.reason == EndReason::kDeadline) CountExpired(sequence.phase);
   if (end.reason == EndReason::kStop || end.reason == EndReason::kLength) {
@@ -267,7 +268,7 @@ void RouterCore::EndRequest(RequestId id, EndReason reason, const absl::Status& 
   // The last sequence to end takes the request with it, so what is left is counted beforehand.
   for (size_t left = request->alive, i = 0; left > 0; ++i) {
     const Place place{request, i};
-    const Sequence& sequence = place.sequence();
+    const RoutedSequence& sequence = place.sequence();
     if (sequence.phase == Phase::kEnded) continue;
     --left;
     const bool complete = sequence.phase == Phase::kStopping;

@@ -41,7 +41,7 @@ struct FairnessOptions {
   // The tenant has more running sequences than the other, per weight, by more than this.
   double skew_max = 2;
   TimeUs interval_us = 20'000;  // between two such sequences
-  int preemptions_max = 2;       // of one sequence
+  int preemptions_max = 2;      // of one sequence
 };
 
 struct RouterCoreOptions {
@@ -177,7 +177,7 @@ class RouterCore {
   // A waiting sequence leaves the queue.
   void Unqueue(Place place);
   // Of a sequence that waits: what it will probably cost.
-  int64_t CostOf(const LiveRequest& request, const Sequence& sequence) const;
+  int64_t CostOf(const LiveRequest& request, const RoutedSequence& sequence) const;
   // Ends the sequence, and forgets the request with its last one: `place` is gone then.
   void End(Place place, ChoiceEnd end, ChoiceDelta out);
   void EndRequest(RequestId id, EndReason reason, const absl::Status& status, TimeUs now);

@@ -18,7 +18,7 @@ absl::Status RouterCore::Check() const {
     FACET_RETURN_IF_ERROR(CheckRequest(*request));
     queued += queue_.contains(id);
     deadlines += request->request.deadline != kNever;
-    for (const Sequence& sequence : request->sequences) {
+    for (const RoutedSequence& sequence : request->sequences) {
       const bool on_group = sequence.number.value != 0;
       placed += on_group;
       if (on_group) ++own[sequence.group.value];
@@ -50,7 +50,7 @@ absl::Status RouterCore::CheckRequest(const LiveRequest& request) const {
   int64_t tokens = 0, cost = 0;
   std::vector<size_t> waiting;
   for (size_t i = 0; i < request.sequences.size(); ++i) {
-    const Sequence& sequence = request.sequences[i];
+    const RoutedSequence& sequence = request.sequences[i];
     FACET_RETURN_IF_ERROR(CheckSequence(request, i));
     alive += sequence.phase != Phase::kEnded;
     if (sequence.phase != Phase::kQueued) continue;
@@ -82,7 +82,7 @@ absl::Status RouterCore::CheckRequest(const LiveRequest& request) const {
 }
 
 absl::Status RouterCore::CheckSequence(const LiveRequest& request, size_t index) const {
-  const Sequence& sequence = request.sequences[index];
+  const RoutedSequence& sequence = request.sequences[index];
   const auto wrong = [&](const char* what) {
     return Internal("sequence {} of request {} in phase {}: {}", index, request.id.value,
                     static_cast<int>(sequence.phase), what);
@@ -125,7 +125,7 @@ absl::Status RouterCore::CheckTenants() const {
   std::vector<int64_t> live(shares_.slots()), promised(shares_.slots()), running(shares_.slots());
   for (const auto& [id, request] : requests_) {
     ++live[request->tenant];
-    for (const Sequence& sequence : request->sequences) {
+    for (const RoutedSequence& sequence : request->sequences) {
       promised[request->tenant] += sequence.promised;
       running[request->tenant] += sequence.number.value != 0;
     }

@@ -18,7 +18,7 @@ bool GivesBack(const LeaderDelta& delta) {
 }
 
 // The fingerprint that a group must have.
-std::optional<std::string_view> BoundTo(const Sequence& sequence) {
+std::optional<std::string_view> BoundTo(const RoutedSequence& sequence) {
   if (sequence.fresh()) return std::nullopt;
   return sequence.fingerprint;
 }
@@ -58,7 +58,7 @@ void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
   const std::optional<Place> found = running_.Find(delta.sequence);
   if (!found || found->sequence().group != group) return;
   const Place place = *found;
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   ChoiceDelta out = DeltaOf(place);
   if (sequence.phase == Phase::kStopping) {
     if (delta.finish) Finish(place, delta, std::move(out), now);
@@ -89,7 +89,7 @@ void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
 
 void RouterCore::Finish(Place place, LeaderDelta& delta, ChoiceDelta out, TimeUs now) {
   const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   EndReason reason = *delta.finish;
   if (sequence.phase == Phase::kStopping) {
     reason = EndReason::kStop;
@@ -147,7 +147,7 @@ void RouterCore::PlaceQueued(TimeUs now) {
 }
 
 bool RouterCore::MoveFrontAside(Place place, TimeUs now) {
-  const Sequence& sequence = place.sequence();
+  const RoutedSequence& sequence = place.sequence();
   if (!sequence.fresh()) {
     // While its own groups are busy, others may serve those behind it.
     if (!groups_.any_room()) return false;
@@ -167,7 +167,7 @@ bool RouterCore::MoveFrontAside(Place place, TimeUs now) {
 
 std::optional<PlacementChoice> RouterCore::Choose(Place place) {
   LiveRequest& request = *place.request;
-  const Sequence& sequence = place.sequence();
+  const RoutedSequence& sequence = place.sequence();
   const auto links = [&](int block_tokens) -> std::span<const uint64_t> {
     // A prompt whose log-probabilities are wanted is computed whole.
     if (request.request.prompt_logprobs) return {};
@@ -182,7 +182,7 @@ std::optional<PlacementChoice> RouterCore::Choose(Place place) {
 
 void RouterCore::PlaceOn(const PlacementChoice& choice, Place place, bool chosen, TimeUs now) {
   const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   const int64_t to_compute = request.known_tokens(sequence) - choice.cached_tokens;
   counters_.prefix_tokens += choice.cached_tokens;
   if (sequence.phase == Phase::kQueued) {
@@ -243,7 +243,7 @@ std::optional<SequencePlace> RouterCore::FindVictim(Place front) const {
     if (share(slot) <= most || shares_.counter(slot) <= had) continue;
     for (const SequenceId number : running_.Of(slot)) {
       const Place place = *running_.Find(number);
-      const Sequence& sequence = place.sequence();
+      const RoutedSequence& sequence = place.sequence();
       if (sequence.phase != Phase::kRunning) continue;
       if (sequence.preemptions >= fairness.preemptions_max) continue;
       if (!groups_.Suits(sequence.group, tokens, fingerprint)) continue;
@@ -257,7 +257,7 @@ std::optional<SequencePlace> RouterCore::FindVictim(Place front) const {
 
 void RouterCore::TakeBack(Place victim, TimeUs now) {
   LiveRequest& request = *victim.request;
-  Sequence& sequence = victim.sequence();
+  RoutedSequence& sequence = victim.sequence();
   Recall(victim);
   ++sequence.preemptions;
   ++counters_.preemptions;
@@ -271,21 +271,21 @@ void RouterCore::TakeBack(Place victim, TimeUs now) {
 }
 
 void RouterCore::Detach(Place place) {
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   running_.Remove(place);
   sequence.number = SequenceId{};
   if (groups_.up(sequence.group)) groups_.End(sequence.group);
 }
 
 void RouterCore::Recall(Place place) {
-  const Sequence& sequence = place.sequence();
+  const RoutedSequence& sequence = place.sequence();
   actions_.cancels.push_back({sequence.group, sequence.number});
   Detach(place);
 }
 
 void RouterCore::Interrupt(Place place, TimeUs now) {
   const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   const auto end = [&](EndReason reason, absl::Status status) {
     End(place, MeasuredEnd(request, sequence, reason, std::move(status), now), DeltaOf(place));
   };
@@ -314,7 +314,7 @@ void RouterCore::Interrupt(Place place, TimeUs now) {
 
 void RouterCore::AwaitGroup(Place place, TimeUs now) {
   const LiveRequest& request = *place.request;
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   const int max_tokens = request.prompt(sequence).max_tokens;
   if (max_tokens > 0 && std::ssize(sequence.emitted) >= max_tokens) {
     return End(place, MeasuredEnd(request, sequence, EndReason::kLength, absl::OkStatus(), now),
@@ -338,7 +338,7 @@ void RouterCore::AwaitGroups(LiveRequest& request, TimeUs now) {
 }
 
 void RouterCore::SetWait(Place place, TimeUs give_up) {
-  Sequence& sequence = place.sequence();
+  RoutedSequence& sequence = place.sequence();
   if (sequence.give_up != kNever) {
     waits_.erase({sequence.give_up, place.request->id, place.index});
   }
@@ -364,7 +364,7 @@ void RouterCore::ExpireWaits(TimeUs now) {
   while (!waits_.empty() && std::get<TimeUs>(*waits_.begin()) <= now) {
     const auto [give_up, id, index] = *waits_.begin();
     const Place place{Find(id), index};
-    const Sequence& sequence = place.sequence();
+    const RoutedSequence& sequence = place.sequence();
     if (sequence.phase == Phase::kStopping) {
       End(place, MeasuredEnd(*place.request, sequence, EndReason::kStop, absl::OkStatus(), now),
           DeltaOf(place));

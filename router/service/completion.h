@@ -26,6 +26,7 @@ class Completion : public grpc::ServerUnaryReactor, public ResponseSink {
   void Expect(int prompts, int n);
 
   Room Write(v1::GenerateResponse part) override;
+  void Flush() override {}
   void Finish(const absl::Status& status) override;
   State Sweep(TimeUs now) override;
 

@@ -87,7 +87,7 @@ void Dispatcher::Admit(std::shared_ptr<Generation> generation) {
   if (!id.ok()) return generation->Refuse(id.status(), now);
   requests_of_sinks_.emplace(&generation->sink(), *id);
   generations_.emplace(*id, generation);
-  Follow(*id, generation->Begin(), now);
+  Follow(generation, *id, generation->Begin(), now);
 }
 
 void Dispatcher::Cancel(const ResponseSink* sink) {
@@ -150,6 +150,8 @@ void Dispatcher::CarryOut(TimeUs now) {
       }
     }
   }
+  for (const auto& generation : unflushed_) generation->Flush();
+  unflushed_.clear();
 }
 
 void Dispatcher::SendToLeaders(CoreActions& actions, TimeUs now) {
@@ -172,11 +174,13 @@ void Dispatcher::Deliver(ChoiceDelta delta, TimeUs now) {
   const bool done = delta.end && delta.end->request_done;
   const Generation::Advice advice = generation->OnDelta(std::move(delta), now);
   if (advice.stop) core_.Stop(id, prompt_index, choice_index, now);
-  Follow(id, advice, now);
+  Follow(generation, id, advice, now);
   if (done) Forget(id);
 }
 
-void Dispatcher::Follow(RequestId id, const Generation::Advice& advice, TimeUs now) {
+void Dispatcher::Follow(const std::shared_ptr<Generation>& generation, RequestId id,
+                        const Generation::Advice& advice, TimeUs now) {
+  if (advice.flush) unflushed_.push_back(generation);
   if (advice.pause) core_.Pause(id);
   if (advice.drop) core_.Cancel(id, now);
 }

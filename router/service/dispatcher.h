@@ -75,7 +75,8 @@ class Dispatcher : private LeaderSession::Listener {
   void CarryOut(TimeUs now);
   void SendToLeaders(CoreActions& actions, TimeUs now);
   void Deliver(ChoiceDelta delta, TimeUs now);
-  void Follow(RequestId id, const Generation::Advice& advice, TimeUs now);
+  void Follow(const std::shared_ptr<Generation>& generation, RequestId id,
+              const Generation::Advice& advice, TimeUs now);
   void Forget(RequestId id);
   void NoteClosed();
   void NoteGroups();
@@ -93,7 +94,8 @@ class Dispatcher : private LeaderSession::Listener {
   RouterCore core_;
   absl::flat_hash_map<RequestId, std::shared_ptr<Generation>> generations_;
   absl::flat_hash_map<const ResponseSink*, RequestId> requests_of_sinks_;
-  std::vector<std::shared_ptr<ResponseSink>> sinks_;  // of calls that are not over
+  std::vector<std::shared_ptr<Generation>> unflushed_;  // within a turn
+  std::vector<std::shared_ptr<ResponseSink>> sinks_;    // of calls that are not over
   bool ready_ = false;
   bool closing_ = false;
   TimeUs housekeep_at_ = 0;

@@ -137,11 +137,16 @@ Generation::Advice Generation::OnDelta(ChoiceDelta delta, TimeUs now) {
   const bool ended = message.has_finish();
   Send(Assemble(delta.prompt_index, std::move(message), ended), advice);
   if (delta.end && delta.end->request_done) {
-    Finish(now);
+    Finish(now);  // sends what was written, too
     return {};
   }
   advice.stop = stopped && !delta.end;
   return advice;
+}
+
+void Generation::Flush() {
+  unflushed_ = false;
+  sink_->Flush();
 }
 
 void Generation::Send(v1::GenerateResponse part, Advice& advice) {
@@ -152,6 +157,7 @@ void Generation::Send(v1::GenerateResponse part, Advice& advice) {
     room = Room::kTooBig;
   } else if (part.has_start() || !part.deltas().empty() || !part.echo().empty()) {
     room = sink_->Write(std::move(part));
+    advice.flush = !std::exchange(unflushed_, true);
   }
   advice.pause = room == Room::kFull;
   advice.drop = dropped_ = room == Room::kTooBig;
@@ -236,21 +242,23 @@ v1::GenerateResponse Generation::Assemble(int prompt_index, v1::Delta delta, boo
   Prompt& prompt = prompts_[prompt_index];
   v1::GenerateResponse part;
   const bool news = choice_ended || delta.tokens_size() > 0 || !delta.text().empty();
+  if (!prompt.echo_due) {
+    if (news) *part.add_deltas() = std::move(delta);
+    return part;
+  }
+  const bool first_choice_ended = choice_ended && delta.choice_index() == 0;
   if (news) {
-    if (prompt.echo_due) held_bytes_ += static_cast<int64_t>(delta.ByteSizeLong());
+    held_bytes_ += static_cast<int64_t>(delta.ByteSizeLong());
     prompt.held.push_back(std::move(delta));
   }
-  if (prompt.echo_due) {
-    // Log-probabilities come with the prompt's first choice; if it ends without them all, what
-    // there is has to do.
-    const bool scored = !prompt_logprobs_ || std::ssize(prompt.scored) >= prompt.tokens_count - 1;
-    const bool first_choice_ended = news && choice_ended && prompt.held.back().choice_index() == 0;
-    if (!scored && !first_choice_ended) return part;
-    *part.add_echo() = MakeEcho(prompt_index, prompt);
-    prompt.echo_due = false;
-    prompt.tokens = {};
-    prompt.scored = {};
-  }
+  // Log-probabilities come with the prompt's first choice; if it ends without them all, what there
+  // is has to do.
+  const bool scored = !prompt_logprobs_ || std::ssize(prompt.scored) >= prompt.tokens_count - 1;
+  if (!scored && !first_choice_ended) return part;
+  *part.add_echo() = MakeEcho(prompt_index, prompt);
+  prompt.echo_due = false;
+  prompt.tokens = {};
+  prompt.scored = {};
   for (v1::Delta& held : prompt.held) *part.add_deltas() = std::move(held);
   prompt.held.clear();
   return part;

@@ -41,12 +41,15 @@ class Generation {
     bool stop = false;   // a stop string has ended the choice
     bool pause = false;  // the client reads too slowly
     bool drop = false;   // the answer cannot be delivered: cancel the request
+    bool flush = false;  // something was written: Flush() when nothing more follows at once
   };
   // The core has accepted the request: sends the first message, with all that a client needs to
   // resume the stream, and what a resumed choice still lacked. Once, before any OnDelta().
   Advice Begin();
   // After a delta with request_done the call has been finished.
   Advice OnDelta(ChoiceDelta delta, TimeUs now);
+  // Sends what was written since the last time, in one message.
+  void Flush();
   // Every choice had ended before this stream began: finishes the call.
   void OnDone(TimeUs now) { Finish(now); }
 
@@ -95,6 +98,7 @@ class Generation {
   v1::GenerateResponse start_;   // until Begin()
   bool first_token_;             // it has yet to come, and its time counts
   bool dropped_ = false;         // nothing more is written
+  bool unflushed_ = false;       // something was written since the last Flush()
   int64_t held_bytes_ = 0;
   absl::Status status_;  // of the first choice that failed
 };

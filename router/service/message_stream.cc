@@ -15,16 +15,12 @@ std::shared_ptr<MessageStream> MessageStream::Start(grpc::CallbackServerContext*
 }
 
 ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
-  bool full = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    pending_bytes_ += static_cast<int64_t>(part.ByteSizeLong());
-    Merge(std::move(part));
-    // With nothing under way it goes at once, however long.
-    full = pending_bytes_ > options_.pending_bytes_max && writing_;
-    full_ = full_ || full;
-  }
-  Pump();
+  absl::MutexLock lock(&mutex_);
+  pending_bytes_ += static_cast<int64_t>(part.ByteSizeLong());
+  Merge(std::move(part));
+  // With nothing under way it goes with the next Flush(), however long.
+  const bool full = pending_bytes_ > options_.pending_bytes_max && writing_;
+  full_ = full_ || full;
   return full ? Room::kFull : Room::kMore;
 }
 

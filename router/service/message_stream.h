@@ -34,6 +34,7 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
                                               std::function<void()> on_done);
 
   Room Write(v1::GenerateResponse part) override;
+  void Flush() override { Pump(); }
   void Finish(const absl::Status& status) override;
   State Sweep(TimeUs now) override;
 

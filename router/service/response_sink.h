@@ -30,8 +30,10 @@ class ResponseSink {
     kFull,    // taken, but too much waits for its reader: the next part after on_drained, please
     kTooBig,  // dropped: no answer may be that big, and the call should end
   };
-  // The next part of the answer.
+  // The next part of the answer. It may wait for Flush(), so that what belongs together goes in one
+  // message.
   virtual Room Write(v1::GenerateResponse part) = 0;
+  virtual void Flush() = 0;
   // Ends the call once what was written has gone. Nothing follows.
   virtual void Finish(const absl::Status& status) = 0;
   enum class State {

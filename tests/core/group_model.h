@@ -144,8 +144,8 @@ class ClusterModel {
     RouterRequest request;
     request.client_id = std::to_string(++clients_);
     request.tenant = load.name;
-    request.prompts = {{std::vector<TokenId>(About(load.prompt_tokens), 1),
-                        About(load.output_tokens)}};
+    request.prompts = {
+        {std::vector<TokenId>(About(load.prompt_tokens), 1), About(load.output_tokens)}};
     TenantOutcome& outcome = outcomes_[load.name];
     outcome.asked += measuring_;
     const auto id = core_.Submit(std::move(request), now_);

@@ -124,7 +124,7 @@ TEST_F(RouterFlow, ASlowReaderPausesItsRequestAndMissesNothing) {
   request.set_logprobs(20);  // about 1 MB per choice
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, request);
-  EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() == 4; }));
+  EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() >= 4; }));
   EXPECT_TRUE(leader.WaitUntilIdle());
   EXPECT_EQ(Status().running_requests(), 1);
   v1::GenerateResponse response;
@@ -148,7 +148,7 @@ TEST_F(RouterFlow, AClientThatNeverReadsIsDropped) {
   request.set_logprobs(20);
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, request);
-  EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() == 4; }));
+  EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() >= 4; }));
   EXPECT_TRUE(WaitUntilQuiet());
   v1::GenerateResponse response;
   while (reader->Read(&response)) {
@@ -263,7 +263,7 @@ TEST_F(RouterFlow, ReadersThatNeverReadCostTheOthersNothing) {
     contexts.push_back(std::make_unique<grpc::ClientContext>());
     never.push_back(stub_->Generate(contexts.back().get(), request));
   }
-  EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() == 8; }));
+  EXPECT_TRUE(leader.Wait([](const FakeLeader& l) { return l.cancels_seen() >= 8; }));
   const auto other = v1::Inference::NewStub(
       grpc::CreateChannel(router_->address(), grpc::InsecureChannelCredentials()));
   for (int i = 0; i < 8; ++i) {
