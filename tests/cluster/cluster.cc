@@ -34,18 +34,25 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
 absl::Status Cluster::StartGroup(const ClusterOptions& options, int replica) {
   const std::string prefix = folder_.File(fmt::format("group{}", replica));
   const std::string leader = "unix:" + prefix + ".sock";
-  std::vector<std::unique_ptr<Process>>& ranks = workers_.emplace_back();
+  std::vector<Worker>& ranks = workers_.emplace_back();
   for (int rank = 0; rank < options.tensor_parallel; ++rank) {
     std::vector<std::string> command = {
         Binary("facet-worker"), "--model=" + options.model, fmt::format("--rank={}", rank),
         fmt::format("--world={}", options.tensor_parallel), "--metrics_port=0"};
     command.push_back((rank == 0 ? "--listen=" : "--leader=") + leader);
     command.insert(command.end(), options.worker_flags.begin(), options.worker_flags.end());
-    FACET_ASSIGN_OR_RETURN(Process process,
-                           Process::Spawn(command, fmt::format("{}-rank{}.log", prefix, rank)));
-    ranks.push_back(std::make_unique<Process>(std::move(process)));
+    ranks.push_back({.command = std::move(command),
+                     .log_path = fmt::format("{}-rank{}.log", prefix, rank)});
+    FACET_RETURN_IF_ERROR(Restart(replica, rank));
   }
   leaders_.push_back(leader);
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::Restart(int replica, int rank) {
+  Worker& worker = workers_[replica][rank];
+  FACET_ASSIGN_OR_RETURN(Process process, Process::Spawn(worker.command, worker.log_path));
+  worker.process = std::make_unique<Process>(std::move(process));
   return absl::OkStatus();
 }
 
@@ -87,8 +94,8 @@ absl::Status Cluster::AwaitServing() {
     if (status.ok() && ready == workers_.size()) return absl::OkStatus();
     last = status.ok() ? response.ShortDebugString() : status.error_message();
     for (const auto& ranks : workers_) {
-      for (const auto& rank : ranks) {
-        if (!rank->running()) return Unavailable("a worker ended at start:\n{}", Logs());
+      for (const Worker& rank : ranks) {
+        if (!rank.process->running()) return Unavailable("a worker ended at start:\n{}", Logs());
       }
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
@@ -99,7 +106,7 @@ absl::Status Cluster::AwaitServing() {
 std::string Cluster::Logs() const {
   std::string logs;
   for (const auto& ranks : workers_) {
-    for (const auto& rank : ranks) logs += rank->Log();
+    for (const Worker& rank : ranks) logs += rank.process->Log();
   }
   if (router_ != nullptr) logs += router_->Log();
   return logs;

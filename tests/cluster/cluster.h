@@ -35,18 +35,27 @@ class Cluster {
   v1::Inference::Stub& inference() { return *inference_; }
   v1::Status::Stub& status() { return *status_; }
   Process& router() { return *router_; }
-  Process& worker(int replica, int rank) { return *workers_[replica][rank]; }
+  Process& worker(int replica, int rank) { return *workers_[replica][rank].process; }
+  // Starts a rank that has ended again, with the same flags.
+  absl::Status Restart(int replica, int rank);
+  // Until the router sees every group ready. An error carries the logs.
+  absl::Status AwaitServing();
   std::string Logs() const;
 
  private:
   Cluster() = default;
   absl::Status StartGroup(const ClusterOptions& options, int replica);
   absl::Status StartRouter(const ClusterOptions& options);
-  absl::Status AwaitServing();
   absl::StatusOr<std::string> AwaitAddress(const std::string& path, Process& process);
 
+  struct Worker {
+    std::vector<std::string> command;
+    std::string log_path;
+    std::unique_ptr<Process> process;
+  };
+
   TempFolder folder_;
-  std::vector<std::vector<std::unique_ptr<Process>>> workers_;
+  std::vector<std::vector<Worker>> workers_;
   std::vector<std::string> leaders_;
   std::unique_ptr<Process> router_;
   std::string address_;

@@ -185,9 +185,28 @@ TEST(Cluster, SigtermEndsEveryProcessWithZero) {
   EXPECT_EQ(cluster->worker(0, 1).Wait(seconds(10)), 0) << cluster->worker(0, 1).Log();
 }
 
-// A dead rank takes its group down, promptly and visibly; nothing waits for it.
-TEST(Cluster, GroupEndsWithItsDeadRank) {
+// The survivors of a dead rank keep their weights and wait for its successor.
+TEST(Cluster, GroupFormsAgainAroundItsDeadRank) {
   auto cluster = StartTiny(3);
+  ASSERT_NE(cluster, nullptr);
+  v1::CompleteResponse before, after;
+  ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &before).ok());
+  for (const int rank : {2, 0}) {  // a follower, and the leader
+    cluster->worker(0, rank).Signal(SIGKILL);
+    ASSERT_TRUE(cluster->worker(0, rank).Wait(seconds(10)).has_value());
+    ASSERT_TRUE(cluster->Restart(0, rank).ok());
+    ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &after).ok()) << cluster->Logs();
+    EXPECT_EQ(after.choices(0).text(), before.choices(0).text());
+  }
+  EXPECT_TRUE(cluster->worker(0, 1).running());
+}
+
+TEST(Cluster, GroupEndsIfItsDeadRankStaysAway) {
+  ClusterOptions options;
+  options.model = kTiny;
+  options.tensor_parallel = 3;
+  options.worker_flags = {"--rejoin_s=0.5"};
+  auto cluster = StartOrFail(options);
   ASSERT_NE(cluster, nullptr);
   cluster->worker(0, 2).Signal(SIGKILL);
   for (int rank = 0; rank < 2; ++rank) {

@@ -61,7 +61,10 @@ TEST(Faults, CostAPauseAndNeverAToken) {
   const std::vector<Fault> faults = InjectFaults(plan, **cluster, groups);
   const LoadResults results = load.Finish();
 
+  int restarts = 0;
+  for (const ServerState& server : (*cluster)->Servers()) restarts += server.starts - 1;
   for (const Fault& fault : faults) fmt::print("{}", Describe(fault, start));
+  fmt::print("{} faults, {} processes started again\n", faults.size(), restarts);
   fmt::print("{} requests, {} choices, {} tokens, {} streams resumed; lost {}, wrong {}\n{}",
              results.requests, results.choices, results.tokens, results.resumptions,
              results.lost.size(), results.wrong.size(), DescribeFaults(faults, results, groups));

@@ -57,16 +57,19 @@ std::string Describe(const std::vector<double>& seconds) {
   return fmt::format("p50 {:.3f} s, p99 {:.3f} s of {}", p.p50, p.p99, seconds.size());
 }
 
-// Output tokens of requests that were answered in the first `seconds`, per second.
+// Output tokens per second within `seconds` from `start`, of requests that were answered whole. A
+// request's tokens are taken to be spread evenly between its first and its last.
 double Goodput(const std::vector<Exchange>& exchanges, ClientClock::time_point start,
                double seconds) {
-  int64_t tokens = 0;
+  double tokens = 0;
   for (const Exchange& exchange : exchanges) {
-    const bool in_time =
-        exchange.ended < start + duration_cast<ClientClock::duration>(duration<double>(seconds));
-    if (exchange.status.ok() && in_time) tokens += std::ssize(exchange.tokens);
+    if (!exchange.status.ok()) continue;
+    const double first = duration<double>(exchange.sent - start).count() + exchange.ttft_s;
+    const double last = duration<double>(exchange.ended - start).count();
+    const double inside = std::min(last, seconds) - std::clamp(first, 0.0, seconds);
+    if (inside > 0) tokens += std::ssize(exchange.tokens) * inside / (last - first);
   }
-  return static_cast<double>(tokens) / seconds;
+  return tokens / seconds;
 }
 
 class Load : public ::testing::Test {
@@ -147,10 +150,10 @@ TEST_F(Load, AtFiveTimesTheCapacityWhatIsAdmittedIsServed) {
   weigh.join();
   const int64_t late_bytes = ResidentBytes();
   const double goodput = Goodput(flood, start, seconds);
-  const auto ended = ClientClock::now();
-  double recovery = 0;
-  for (Exchange probe;; recovery = duration<double>(probe.ended - ended).count()) {
-    probe = Serve(*connection, Fresh(3)(static_cast<uint64_t>(recovery * 1e6)));
+  double recovery = 0;  // since the end of the flood
+  for (uint64_t number = 0;; ++number) {
+    const Exchange probe = Serve(*connection, Fresh(3)(number));
+    recovery = duration<double>(probe.ended - start).count() - seconds;
     if (probe.status.ok() && probe.ttft_s <= 2 * normal_ttft) break;
     ASSERT_LT(recovery, 60) << "it does not come back to normal";
   }

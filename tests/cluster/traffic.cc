@@ -12,6 +12,8 @@
 namespace facet::testing {
 namespace {
 
+using std::chrono::milliseconds;
+
 // Ids below tend to be control and byte tokens; every test model has ids up to the second.
 constexpr uint64_t kFirstId = 1000;
 constexpr uint64_t kIds = 30'000;
@@ -64,11 +66,12 @@ std::vector<Exchange> RunClosedLoop(const Connection& connection, int streams,
     while (ClientClock::now() < end) {
       const uint64_t number = next++;
       Exchange exchange = Serve(connection, make(number), number);
+      const milliseconds wait = pause + exchange.retry_delay.value_or(milliseconds(0));
       {
         const std::lock_guard lock(mutex);
         all.push_back(std::move(exchange));
       }
-      std::this_thread::sleep_for(pause);
+      std::this_thread::sleep_for(wait);
     }
   };
   std::vector<std::thread> threads;

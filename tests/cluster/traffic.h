@@ -35,7 +35,7 @@ Exchange Serve(const Connection& connection, const v1::GenerateRequest& request,
                uint64_t number = 0);
 
 // One request after the other in each of `streams` streams, until the time is over; then waits for
-// the last ones. `pause`: between two of a stream.
+// the last ones. `pause`: between two of a stream; who is refused waits as long as it is told, too.
 std::vector<Exchange> RunClosedLoop(const Connection& connection, int streams,
                                     std::chrono::duration<double> duration, const MakeRequest& make,
                                     std::chrono::milliseconds pause = {});
