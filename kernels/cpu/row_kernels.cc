@@ -18,41 +18,101 @@ FACET_INLINE void ForLanes(int64_t size, const Whole& whole, const Rest& rest) {
   if (i < size) rest(i, FirstLanes(static_cast<int>(size - i)));
 }
 
-void QuantizeBlock(const float* x, int64_t block, int row, const QuantizedTile& tile) {
-  const VecF x0 = Load(x);
-  const VecF x1 = Load(x + 16);
-  const VecI magnitude = SetI(INT32_MAX);
-  // As integers, so that NaN counts as larger than everything and reaches the scale.
-  const int32_t largest = MaxLane(Max(And(AsInt(x0), magnitude), And(AsInt(x1), magnitude)));
-  const float amax = __builtin_bit_cast(float, largest);
-  const float inverse = 127.0f / amax;
-  VecI q0 = SetI(0);
-  VecI q1 = SetI(0);
-  if (inverse > 0 && inverse < kInfinity) {
-    q0 = ToInt(Mul(x0, Set(inverse)));
-    q1 = ToInt(Mul(x1, Set(inverse)));
-  }
-  alignas(32) int8_t bytes[32];
-  StoreBytes(bytes, q0);
-  StoreBytes(bytes + 16, q1);
-  int8_t* q = tile.q + (block * 8 * tile.rows + row) * 4;
-  for (int group = 0; group < 8; ++group) {
-    __builtin_memcpy(q + int64_t{group} * 4 * tile.rows, bytes + 4 * group, 4);
-  }
-  const int32_t sum0 = SumLanes(q0);
-  const int32_t sum1 = SumLanes(q1);
-  const float scale = amax / 127.0f;
-  tile.scale[block * tile.rows + row] = scale;
-  tile.scaled_sum[block * tile.rows + row] = scale * static_cast<float>(sum0 + sum1);
-  int32_t* negated_sum = tile.negated_sum + 3 * block * tile.rows + row;
-  negated_sum[0] = -(sum0 + sum1);
-  negated_sum[tile.rows] = -sum0;
-  negated_sum[2 * tile.rows] = -sum1;
+// All ones in the lanes whose block has a scale to divide by, else 0.
+FACET_INLINE VecI Quantisable(VecF inverse) {
+  const VecF ones = AsFloat(SetI(-1));
+  const VecF finite = Select(Less(inverse, Set(kInfinity)), ones, Zero());
+  return AsInt(Select(Less(Zero(), inverse), finite, Zero()));
 }
 
-void QuantizeRow(const float* x, int64_t columns, int row, const QuantizedTile& tile) {
-  for (int64_t block = 0; block < columns / 32; ++block) {
-    QuantizeBlock(x + 32 * block, block, row, tile);
+// Sixteen blocks of a tile at a time, item i being row i mod rows of block i / rows: what belongs
+// to a block is worked out for all of them in one vector.
+struct QuantizeItems {
+  const ActivationTile& tile;
+  int64_t first;  // item
+  int count;      // of items; lanes beyond repeat the last one
+  const float* x[16];
+
+  [[gnu::always_inline]] void Locate() {
+    int64_t block = first / tile.rows;
+    int row = static_cast<int>(first % tile.rows);
+    for (int i = 0; i < 16; ++i) {
+      x[i] = tile.x + row * tile.columns + 32 * block;
+      if (i + 1 < count && ++row == tile.rows) {
+        row = 0;
+        ++block;
+      }
+    }
+  }
+
+  // As integers, so that NaN counts as larger than everything and reaches the scale.
+  [[gnu::always_inline]] VecF Largest() const {
+    const VecI magnitude = SetI(INT32_MAX);
+    VecI largest[16];
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      largest[i] = Max(And(AsInt(Load(x[i])), magnitude), And(AsInt(Load(x[i] + 16)), magnitude));
+    }
+    return AsFloat(MaximaOfLanes(largest));
+  }
+
+  [[gnu::always_inline]] void Put(int32_t* to, VecI value) const {
+    Store(reinterpret_cast<float*>(to) + first, AsFloat(value), FirstLanes(count));
+  }
+
+  // The quantised halves of every item's block.
+  [[gnu::always_inline]] void Round(VecF inverse, VecI (&q0)[16], VecI (&q1)[16]) const {
+    alignas(64) float inverses[16];
+    alignas(64) int32_t masks[16];
+    Store(inverses, inverse);
+    StoreI(masks, Quantisable(inverse));
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      const VecI mask = SetI(masks[i]);
+      q0[i] = And(ToInt(Mul(Load(x[i]), Set(inverses[i]))), mask);
+      q1[i] = And(ToInt(Mul(Load(x[i] + 16), Set(inverses[i]))), mask);
+    }
+  }
+
+  [[gnu::always_inline]] void PutBytes(const VecI (&q0)[16], const VecI (&q1)[16]) const {
+    int64_t block = first / tile.rows;
+    int row = static_cast<int>(first % tile.rows);
+    for (int i = 0; i < count; ++i) {
+      alignas(32) int8_t bytes[32];
+      StoreBytes(bytes, q0[i]);
+      StoreBytes(bytes + 16, q1[i]);
+      int8_t* q = tile.q + (block * 8 * tile.rows + row) * 4;
+      FACET_UNROLL
+      for (int group = 0; group < 8; ++group) {
+        __builtin_memcpy(q + int64_t{group} * 4 * tile.rows, bytes + 4 * group, 4);
+      }
+      if (++row == tile.rows) {
+        row = 0;
+        ++block;
+      }
+    }
+  }
+};
+
+void QuantizeTile(const ActivationTile& tile) {
+  const int64_t items = tile.columns / 32 * tile.rows;
+  for (int64_t first = 0; first < items; first += 16) {
+    QuantizeItems some{tile, first, static_cast<int>(items - first < 16 ? items - first : 16), {}};
+    some.Locate();
+    const VecF amax = some.Largest();
+    VecI q0[16], q1[16];
+    some.Round(Div(Set(127.0f), amax), q0, q1);
+    some.PutBytes(q0, q1);
+    const VecI sum0 = SumsOfLanes(q0);
+    const VecI sum1 = SumsOfLanes(q1);
+    const VecI sum = Add(sum0, sum1);
+    const VecF scale = Div(amax, Set(127.0f));
+    const Mask mask = FirstLanes(some.count);
+    Store(tile.scale + first, scale, mask);
+    Store(tile.scaled_sum + first, Mul(scale, ToFloat(sum)), mask);
+    some.Put(tile.offset_sum[0], ShiftLeft<7>(Sub(SetI(0), sum)));
+    some.Put(tile.offset_sum[1], ShiftLeft<7>(Sub(SetI(0), sum0)));
+    some.Put(tile.offset_sum[2], ShiftLeft<7>(Sub(SetI(0), sum1)));
   }
 }
 
@@ -154,7 +214,7 @@ void WidenFloat(const float* x, int count, int size, int padded, float* out) {
 }  // namespace
 
 void AddRowKernels(KernelTable* table) {
-  table->quantize_row = &QuantizeRow;
+  table->quantize_tile = &QuantizeTile;
   table->norm = &Norm;
   table->gelu_gate = &GeluGate;
   table->silu_gate = &SiluGate;
