@@ -34,7 +34,10 @@ void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
   const int64_t columns = parts.front().matrix->columns();
   CutTiles(x, rows, columns);
   bool integers = false;
-  for (const Part& part : parts) integers |= part.matrix->integer_product();
+  for (const Part& part : parts) {
+    integers |= part.matrix->integer_product();
+    if (part.up != nullptr) integers |= part.up->integer_product();
+  }
   if (integers) Quantize(rows, columns);
   CutTasks(parts, rows);
   SizeScratch(parts);
@@ -104,17 +107,20 @@ void CpuProduct::CutTasks(std::span<const Part> parts, int rows) {
 void CpuProduct::SizeScratch(std::span<const Part> parts) {
   const size_t pass_rows =
       static_cast<size_t>(std::min(tile_rows_.back(), tiles_per_pass_ * kTileRows));
-  for (Scratch& scratch : scratch_) {
-    for (const Part& part : parts) {
-      const PackedLayout unpacked = LayoutOf(UnpackedFormat(part.matrix->format()));
-      const int64_t blocks = CeilDivide(part.matrix->columns(), kBlockColumns);
-      if (part.matrix->integer_product()) {
-        Grow(&scratch.panel, static_cast<size_t>(unpacked.bytes(blocks)));
-      }
-      if (part.up != nullptr) {
-        Grow(&scratch.gate_up, 2 * pass_rows * kPanelColumns * sizeof(float));
-      }
+  size_t panel_bytes = 0;
+  size_t gate_up_bytes = 0;
+  for (const Part& part : parts) {
+    for (const PackedMatrix* matrix : {part.matrix, part.up}) {
+      if (matrix == nullptr || !matrix->integer_product()) continue;
+      const PackedLayout unpacked = LayoutOf(UnpackedFormat(matrix->format()));
+      const int64_t blocks = matrix->columns() / kBlockColumns;
+      panel_bytes = std::max(panel_bytes, static_cast<size_t>(unpacked.bytes(blocks)));
     }
+    if (part.up != nullptr) gate_up_bytes = 2 * pass_rows * kPanelColumns * sizeof(float);
+  }
+  for (Scratch& scratch : scratch_) {
+    Grow(&scratch.panel, panel_bytes);
+    Grow(&scratch.gate_up, gate_up_bytes);
   }
 }
 

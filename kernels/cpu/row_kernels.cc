@@ -25,6 +25,9 @@ FACET_INLINE VecI Quantisable(VecF inverse) {
   return AsInt(Select(Less(Zero(), inverse), finite, Zero()));
 }
 
+// So many floats of a row ahead are prefetched: rows in turn are no stream the processor sees.
+constexpr int kAhead = 256;
+
 // Sixteen blocks of a tile at a time, item i being row i mod rows of block i / rows: what belongs
 // to a block is worked out for all of them in one vector.
 struct QuantizeItems {
@@ -38,6 +41,8 @@ struct QuantizeItems {
     int row = static_cast<int>(first % tile.rows);
     for (int i = 0; i < 16; ++i) {
       x[i] = tile.x + row * tile.columns + 32 * block;
+      _mm_prefetch(x[i] + kAhead, _MM_HINT_T0);
+      _mm_prefetch(x[i] + kAhead + 16, _MM_HINT_T0);
       if (i + 1 < count && ++row == tile.rows) {
         row = 0;
         ++block;

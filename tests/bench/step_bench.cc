@@ -128,8 +128,12 @@ class TimedDevice final : public Device {
     Time(spec.window > 0 ? "attend in a window" : "attend to all", 0, 0, 0,
          4.0 * keys * spec.heads * spec.head_dim, [&] { device_->Attend(spec, qkv, out); });
   }
-  void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) override {
-    Time("gate", 0, 0, 0, 0, [&] { device_->Gate(activation, gate_up, rows, width, out); });
+  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
+                    Floats out) override {
+    Time("gated product", gate.columns(), 2 * gate.rows(),
+         static_cast<double>(gate.packed_bytes() + up.packed_bytes()),
+         4.0 * gate.columns() * gate.rows() * rows,
+         [&] { device_->GatedProduct(activation, gate, up, x, rows, out); });
   }
   void SoftCap(Floats x, int64_t size, float cap) override {
     Time("soft cap", 0, 0, 0, 0, [&] { device_->SoftCap(x, size, cap); });
