@@ -57,6 +57,11 @@ struct SplitArgs {
   const float* q = nullptr;     // [queries][dim]
   const float* keys = nullptr;  // [64][dim] by position in the split
   const float* values = nullptr;
+  // In the place of both where few queries would not repay their conversion: where each key and
+  // value lies as it is stored, [64], halves or floats. Keys that no query sees lie at any other's.
+  const std::byte* const* key_rows = nullptr;
+  const std::byte* const* value_rows = nullptr;
+  bool half = false;
   const int* begin = nullptr;  // [queries]: the keys [begin, end) of the split are seen
   const int* end = nullptr;    // none if begin >= end
   float scale = 1;
