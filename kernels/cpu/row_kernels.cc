@@ -25,29 +25,14 @@ FACET_INLINE VecI Quantisable(VecF inverse) {
   return AsInt(Select(Less(Zero(), inverse), finite, Zero()));
 }
 
-// So many floats of a row ahead are prefetched: rows in turn are no stream the processor sees.
-constexpr int kAhead = 256;
-
-// Sixteen blocks of a tile at a time, item i being row i mod rows of block i / rows: what belongs
-// to a block is worked out for all of them in one vector.
+// Sixteen consecutive blocks of a row at a time: what belongs to a block is worked out for all of
+// them in one vector, lane i being block i.
 struct QuantizeItems {
-  const ActivationTile& tile;
-  int64_t first;  // item
-  int count;      // of items; lanes beyond repeat the last one
-  const float* x[16];
+  const float* x;  // of the first block
+  int count;       // lanes beyond repeat the last one
 
-  [[gnu::always_inline]] void Locate() {
-    int64_t block = first / tile.rows;
-    int row = static_cast<int>(first % tile.rows);
-    for (int i = 0; i < 16; ++i) {
-      x[i] = tile.x + row * tile.columns + 32 * block;
-      _mm_prefetch(x[i] + kAhead, _MM_HINT_T0);
-      _mm_prefetch(x[i] + kAhead + 16, _MM_HINT_T0);
-      if (i + 1 < count && ++row == tile.rows) {
-        row = 0;
-        ++block;
-      }
-    }
+  [[gnu::always_inline]] const float* Block(int i) const {
+    return x + 32 * (i < count ? i : count - 1);
   }
 
   // As integers, so that NaN counts as larger than everything and reaches the scale.
@@ -56,16 +41,16 @@ struct QuantizeItems {
     VecI largest[16];
     FACET_UNROLL
     for (int i = 0; i < 16; ++i) {
-      largest[i] = Max(And(AsInt(Load(x[i])), magnitude), And(AsInt(Load(x[i] + 16)), magnitude));
+      // The sixteen blocks after these: rows lie one after the other.
+      _mm_prefetch(x + 512 + 32 * i, _MM_HINT_T0);
+      _mm_prefetch(x + 528 + 32 * i, _MM_HINT_T0);
+      largest[i] =
+          Max(And(AsInt(Load(Block(i))), magnitude), And(AsInt(Load(Block(i) + 16)), magnitude));
     }
     return AsFloat(MaximaOfLanes(largest));
   }
 
-  [[gnu::always_inline]] void Put(int32_t* to, VecI value) const {
-    Store(reinterpret_cast<float*>(to) + first, AsFloat(value), FirstLanes(count));
-  }
-
-  // The quantised halves of every item's block.
+  // The quantised halves of every block.
   [[gnu::always_inline]] void Round(VecF inverse, VecI (&q0)[16], VecI (&q1)[16]) const {
     alignas(64) float inverses[16];
     alignas(64) int32_t masks[16];
@@ -74,50 +59,62 @@ struct QuantizeItems {
     FACET_UNROLL
     for (int i = 0; i < 16; ++i) {
       const VecI mask = SetI(masks[i]);
-      q0[i] = And(ToInt(Mul(Load(x[i]), Set(inverses[i]))), mask);
-      q1[i] = And(ToInt(Mul(Load(x[i] + 16), Set(inverses[i]))), mask);
+      q0[i] = And(ToInt(Mul(Load(Block(i)), Set(inverses[i]))), mask);
+      q1[i] = And(ToInt(Mul(Load(Block(i) + 16), Set(inverses[i]))), mask);
     }
   }
 
-  [[gnu::always_inline]] void PutBytes(const VecI (&q0)[16], const VecI (&q1)[16]) const {
-    int64_t block = first / tile.rows;
-    int row = static_cast<int>(first % tile.rows);
-    for (int i = 0; i < count; ++i) {
-      alignas(32) int8_t bytes[32];
-      StoreBytes(bytes, q0[i]);
-      StoreBytes(bytes + 16, q1[i]);
-      int8_t* q = tile.q + (block * 8 * tile.rows + row) * 4;
+  // To a tile of `rows` rows, from the first block's place on.
+  [[gnu::always_inline]] void PutBytes(const VecI (&q0)[16], const VecI (&q1)[16], int rows,
+                                       int8_t* to) const {
+    alignas(64) int32_t groups[16][8];
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      StoreBytes(groups[i], q0[i]);
+      StoreBytes(groups[i] + 4, q1[i]);
+    }
+    const int64_t stride = int64_t{4} * rows;
+    for (int i = 0; i < count; ++i, to += 8 * stride) {
       FACET_UNROLL
       for (int group = 0; group < 8; ++group) {
-        __builtin_memcpy(q + int64_t{group} * 4 * tile.rows, bytes + 4 * group, 4);
-      }
-      if (++row == tile.rows) {
-        row = 0;
-        ++block;
+        __builtin_memcpy(to + group * stride, &groups[i][group], 4);
       }
     }
+  }
+
+  template <typename T>
+  [[gnu::always_inline]] void PutLanes(VecF lanes, int rows, T* to) const {
+    alignas(64) T values[16];
+    Store(reinterpret_cast<float*>(values), lanes);
+    for (int i = 0; i < count; ++i) to[int64_t{i} * rows] = values[i];
+  }
+  [[gnu::always_inline]] void PutSum(VecI sum, int rows, int32_t* to) const {
+    PutLanes(AsFloat(ShiftLeft<7>(Sub(SetI(0), sum))), rows, to);
   }
 };
 
 void QuantizeTile(const ActivationTile& tile) {
-  const int64_t items = tile.columns / 32 * tile.rows;
-  for (int64_t first = 0; first < items; first += 16) {
-    QuantizeItems some{tile, first, static_cast<int>(items - first < 16 ? items - first : 16), {}};
-    some.Locate();
-    const VecF amax = some.Largest();
-    VecI q0[16], q1[16];
-    some.Round(Div(Set(127.0f), amax), q0, q1);
-    some.PutBytes(q0, q1);
-    const VecI sum0 = SumsOfLanes(q0);
-    const VecI sum1 = SumsOfLanes(q1);
-    const VecI sum = Add(sum0, sum1);
-    const VecF scale = Div(amax, Set(127.0f));
-    const Mask mask = FirstLanes(some.count);
-    Store(tile.scale + first, scale, mask);
-    Store(tile.scaled_sum + first, Mul(scale, ToFloat(sum)), mask);
-    some.Put(tile.offset_sum[0], ShiftLeft<7>(Sub(SetI(0), sum)));
-    some.Put(tile.offset_sum[1], ShiftLeft<7>(Sub(SetI(0), sum0)));
-    some.Put(tile.offset_sum[2], ShiftLeft<7>(Sub(SetI(0), sum1)));
+  const int rows = tile.rows;
+  const int blocks = static_cast<int>(tile.columns / 32);
+  for (int row = 0; row < rows; ++row) {
+    for (int block = 0; block < blocks; block += 16) {
+      const QuantizeItems some{tile.x + row * tile.columns + 32 * int64_t{block},
+                               blocks - block < 16 ? blocks - block : 16};
+      const int64_t at = int64_t{block} * rows + row;
+      const VecF amax = some.Largest();
+      const VecF scale = Div(amax, Set(127.0f));
+      VecI q0[16], q1[16];
+      some.Round(Div(Set(127.0f), amax), q0, q1);
+      some.PutBytes(q0, q1, rows, tile.q + 4 * (8 * int64_t{block} * rows + row));
+      const VecI sum0 = SumsOfLanes(q0);
+      const VecI sum1 = SumsOfLanes(q1);
+      const VecI sum = Add(sum0, sum1);
+      some.PutLanes(scale, rows, tile.scale + at);
+      some.PutLanes(Mul(scale, ToFloat(sum)), rows, tile.scaled_sum + at);
+      some.PutSum(sum, rows, tile.offset_sum[0] + at);
+      some.PutSum(sum0, rows, tile.offset_sum[1] + at);
+      some.PutSum(sum1, rows, tile.offset_sum[2] + at);
+    }
   }
 }
 
