@@ -150,51 +150,52 @@ void CpuProduct::RunPanel(const Task& task, int64_t panel, int first_tile, int l
     args.next_lines = CeilDivide(part.matrix->panel_bytes(), 64);
   }
   if (part.up == nullptr) {
-    Multiply(*part.matrix, panel, args, scratch);
+    Multiply(*part.matrix, panel, &args, scratch);
   } else {
-    RunGatedPanel(part, panel, args, scratch);
+    RunGatedPanel(part, panel, &args, scratch);
   }
 }
 
-void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, const PanelArgs& args,
+void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, PanelArgs* args,
                                Scratch* scratch) const {
-  int64_t count = 0;
-  for (int i = 0; i < args.tile_count; ++i) count += args.tiles[i].rows;
+  int64_t rows = 0;
+  for (int i = 0; i < args->tile_count; ++i) rows += args->tiles[i].rows;
   float* gate = reinterpret_cast<float*>(scratch->gate_up.data());
-  float* up = gate + count * kPanelColumns;
-  PanelArgs half = args;
-  half.row_stride = kPanelColumns;
-  half.columns = kPanelColumns;
-  half.out = gate;
-  half.next = part.up->panel(panel);
-  half.next_lines = CeilDivide(part.up->panel_bytes(), 64);
-  Multiply(*part.matrix, panel, half, scratch);
-  half.out = up;
-  half.next = args.next;
-  half.next_lines = args.next_lines;
-  Multiply(*part.up, panel, half, scratch);
-  part.gate(gate, up, count * kPanelColumns, gate);
-  for (int64_t row = 0; row < count; ++row) {
-    std::memcpy(args.out + row * args.row_stride, gate + row * kPanelColumns,
-                static_cast<size_t>(args.columns) * sizeof(float));
+  float* up = gate + rows * kPanelColumns;
+  float* out = args->out;
+  const size_t row_bytes = static_cast<size_t>(args->columns) * sizeof(float);
+  const std::byte* next = std::exchange(args->next, part.up->panel(panel));
+  const int64_t next_lines =
+      std::exchange(args->next_lines, CeilDivide(part.up->panel_bytes(), 64));
+  args->row_stride = kPanelColumns;
+  args->columns = kPanelColumns;
+  args->out = gate;
+  Multiply(*part.matrix, panel, args, scratch);
+  args->next = next;
+  args->next_lines = next_lines;
+  args->out = up;
+  Multiply(*part.up, panel, args, scratch);
+  part.gate(gate, up, rows * kPanelColumns, gate);
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(out + row * part.row_stride, gate + row * kPanelColumns, row_bytes);
   }
 }
 
-void CpuProduct::Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs args,
+void CpuProduct::Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args,
                           Scratch* scratch) const {
   const LeafRoots& leaves = matrix.leaves();
-  args.leaf_starts = leaves.starts.data();
-  args.root_begin = leaves.root_begin.data();
-  args.roots = leaves.roots();
-  args.panel = matrix.panel(panel);
+  args->leaf_starts = leaves.starts.data();
+  args->root_begin = leaves.root_begin.data();
+  args->roots = leaves.roots();
+  args->panel = matrix.panel(panel);
   PackedFormat format = matrix.format();
   const auto unpack = kernels_.unpack[static_cast<int>(format)];
-  if (unpack != nullptr && args.tile_count >= kUnpackTiles) {
-    unpack(args.panel, matrix.columns() / kBlockColumns, scratch->panel.data());
-    args.panel = scratch->panel.data();
+  if (unpack != nullptr && args->tile_count >= kUnpackTiles) {
+    unpack(args->panel, matrix.columns() / kBlockColumns, scratch->panel.data());
+    args->panel = scratch->panel.data();
     format = UnpackedFormat(format);
   }
-  kernels_.product[static_cast<int>(format)](args);
+  kernels_.product[static_cast<int>(format)](*args);
 }
 
 }  // namespace facet

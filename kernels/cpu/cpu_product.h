@@ -53,9 +53,9 @@ class CpuProduct {
   void RunTask(const Task& task, Scratch* scratch) const;
   void RunPanel(const Task& task, int64_t panel, int first_tile, int last_tile,
                 Scratch* scratch) const;
-  void RunGatedPanel(const Part& part, int64_t panel, const PanelArgs& args,
-                     Scratch* scratch) const;
-  void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs args, Scratch* scratch) const;
+  // Both fill `args` in where it is: a copy of fields just written would wait for them.
+  void RunGatedPanel(const Part& part, int64_t panel, PanelArgs* args, Scratch* scratch) const;
+  void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
