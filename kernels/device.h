@@ -216,6 +216,10 @@ class Device {
   // out[r] = the products of x[r] with all parts, side by side. The parts share their columns;
   // out has the sum of their rows per row of x.
   virtual void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) = 0;
+  // out[r] = act(the product of x[r] with `gate`) * its product with `up`.  [rows, gate.rows()]
+  // The matrices have the same shape.
+  virtual void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x,
+                            int rows, Floats out) = 0;
   // roots[k][r] = the sums over the leaves of the k-th root.  [root_count, rows, matrix.rows()]
   virtual void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) = 0;
   // qkv: [rows, (heads + 2 kv_heads) head_dim], q then k then v. Norms and rotates q and k in
@@ -223,8 +227,6 @@ class Device {
   virtual void RopeAndStore(const AttentionSpec& spec, Floats qkv) = 0;
   // out: [rows, heads head_dim]. Reads q from qkv and all keys from the pool.
   virtual void Attend(const AttentionSpec& spec, Floats qkv, Floats out) = 0;
-  // gate_up: [rows, 2 width], gate first.  out = act(gate) * up  [rows, width]
-  virtual void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) = 0;
   // x = cap * tanh(x / cap)
   virtual void SoftCap(Floats x, int64_t size, float cap) = 0;
   // Looks at one row of logits of this rank's slice; the row is the same afterwards.

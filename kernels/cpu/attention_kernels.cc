@@ -14,12 +14,29 @@ constexpr int kSplit = 64;
 // fit into the first-level cache, all of a split's would not.
 constexpr int kChunk = 32;
 
-FACET_INLINE int Smaller(int a, int b) { return a < b ? a : b; }
-FACET_INLINE int Larger(int a, int b) { return a > b ? a : b; }
+FACET_INLINE constexpr int Smaller(int a, int b) { return a < b ? a : b; }
+FACET_INLINE constexpr int Larger(int a, int b) { return a > b ? a : b; }
 
-// weights[i][j] = q[i] . keys[j] for kQueries queries and 16 / kQueries keys.
-template <int kQueries>
-FACET_INLINE void Dots(const float* q, const float* keys, int dim, float* weights) {
+// Where keys or values are read: converted beforehand, or as they are stored.
+struct Converted {
+  const float* vectors;
+  int dim;
+  [[gnu::always_inline]] VecF At(int key, int d) const { return Load(vectors + key * dim + d); }
+};
+struct StoredHalves {
+  const std::byte* const* rows;
+  [[gnu::always_inline]] VecF At(int key, int d) const { return LoadHalf(rows[key] + 2 * d); }
+};
+struct StoredFloats {
+  const std::byte* const* rows;
+  [[gnu::always_inline]] VecF At(int key, int d) const {
+    return Load(reinterpret_cast<const float*>(rows[key]) + d);
+  }
+};
+
+// weights[i][j] = q[i] . keys[first + j] for kQueries queries and 16 / kQueries keys.
+template <int kQueries, typename Source>
+FACET_INLINE void Dots(const float* q, const Source& keys, int first, int dim, float* weights) {
   constexpr int kKeys = 16 / kQueries;
   VecF acc[16];
   FACET_UNROLL
@@ -30,7 +47,7 @@ FACET_INLINE void Dots(const float* q, const float* keys, int dim, float* weight
     for (int i = 0; i < kQueries; ++i) x[i] = Load(q + i * dim + d);
     FACET_UNROLL
     for (int j = 0; j < kKeys; ++j) {
-      const VecF key = Load(keys + j * dim + d);
+      const VecF key = keys.At(first + j, d);
       FACET_UNROLL
       for (int i = 0; i < kQueries; ++i) {
         acc[i * kKeys + j] = Fma(x[i], key, acc[i * kKeys + j]);
@@ -47,8 +64,8 @@ FACET_INLINE void Dots(const float* q, const float* keys, int dim, float* weight
 
 // The dot products of kQueries queries with the keys of a chunk that any of them sees, and then
 // some to fill the vectors.
-template <int kQueries>
-FACET_INLINE void ChunkDots(const SplitArgs& args, int query, int chunk) {
+template <int kQueries, typename Source>
+FACET_INLINE void ChunkDots(const SplitArgs& args, const Source& keys, int query, int chunk) {
   constexpr int kKeys = 16 / kQueries;
   int begin = kSplit;
   int end = 0;
@@ -58,7 +75,7 @@ FACET_INLINE void ChunkDots(const SplitArgs& args, int query, int chunk) {
   }
   end = Smaller(end, chunk + kChunk);
   for (int key = Larger(begin / kKeys * kKeys, chunk); key < end; key += kKeys) {
-    Dots<kQueries>(args.q + query * args.dim, args.keys + key * args.dim, args.dim,
+    Dots<kQueries>(args.q + query * args.dim, keys, key, args.dim,
                    args.weights + query * kSplit + key);
   }
 }
@@ -92,9 +109,10 @@ FACET_INLINE void Soften(const SplitArgs& args, int query) {
 
 // out += weights x values over the keys [begin, end), for kQueries queries and 16 kVectors
 // dimensions.
-template <int kQueries, int kVectors>
-FACET_INLINE void AddValues(const float* weights, const float* values, int dim, int begin, int end,
-                            float* out) {
+template <int kQueries, int kVectors, typename Source>
+FACET_INLINE void AddValues(const float* weights, const Source& values, int d, int dim, int begin,
+                            int end, float* out) {
+  out += d;
   VecF acc[kQueries][kVectors];
   FACET_UNROLL
   for (int i = 0; i < kQueries; ++i) {
@@ -104,7 +122,7 @@ FACET_INLINE void AddValues(const float* weights, const float* values, int dim, 
   for (int key = begin; key < end; ++key) {
     VecF value[kVectors];
     FACET_UNROLL
-    for (int v = 0; v < kVectors; ++v) value[v] = Load(values + key * dim + 16 * v);
+    for (int v = 0; v < kVectors; ++v) value[v] = values.At(key, d + 16 * v);
     FACET_UNROLL
     for (int i = 0; i < kQueries; ++i) {
       const VecF p = Set(weights[i * kSplit + key]);
@@ -119,23 +137,25 @@ FACET_INLINE void AddValues(const float* weights, const float* values, int dim, 
   }
 }
 
-template <int kQueries>
-FACET_INLINE void AddAllValues(const SplitArgs& args, int query, int begin, int end) {
+template <int kQueries, typename Source>
+FACET_INLINE void AddAllValues(const SplitArgs& args, const Source& values, int query, int begin,
+                               int end) {
+  constexpr int kVectors = 16 / Larger(kQueries, 2);
   const float* weights = args.weights + query * kSplit;
   float* out = args.out + query * args.dim;
   int d = 0;
-  for (; d + 64 <= args.dim; d += 64) {
-    AddValues<kQueries, 4>(weights, args.values + d, args.dim, begin, end, out + d);
+  for (; d + 16 * kVectors <= args.dim; d += 16 * kVectors) {
+    AddValues<kQueries, kVectors>(weights, values, d, args.dim, begin, end, out);
   }
   for (; d < args.dim; d += 16) {
-    AddValues<kQueries, 1>(weights, args.values + d, args.dim, begin, end, out + d);
+    AddValues<kQueries, 1>(weights, values, d, args.dim, begin, end, out);
   }
 }
 
 // Adds the values of a chunk for kQueries queries: what all of them see together, and before and
 // after it what each sees alone, so that every sum ascends.
-template <int kQueries>
-FACET_INLINE void ChunkValues(const SplitArgs& args, int query, int chunk) {
+template <int kQueries, typename Source>
+FACET_INLINE void ChunkValues(const SplitArgs& args, const Source& values, int query, int chunk) {
   const int chunk_end = chunk + kChunk;
   int begin = chunk;
   int end = chunk_end;
@@ -147,43 +167,56 @@ FACET_INLINE void ChunkValues(const SplitArgs& args, int query, int chunk) {
   for (int i = query; i < query + kQueries; ++i) {
     const int own = Larger(args.begin[i], chunk);
     const int own_end = Smaller(begin, Smaller(args.end[i], chunk_end));
-    if (own < own_end) AddAllValues<1>(args, i, own, own_end);
+    if (own < own_end) AddAllValues<1>(args, values, i, own, own_end);
   }
-  if (begin < end) AddAllValues<kQueries>(args, query, begin, end);
+  if (begin < end) AddAllValues<kQueries>(args, values, query, begin, end);
   for (int i = query; i < query + kQueries; ++i) {
     const int own = Larger(end, Larger(args.begin[i], chunk));
     const int own_end = Smaller(args.end[i], chunk_end);
-    if (own < own_end) AddAllValues<1>(args, i, own, own_end);
+    if (own < own_end) AddAllValues<1>(args, values, i, own, own_end);
   }
 }
 
-void ChunkDotsOfAll(const SplitArgs& args, int chunk) {
+template <typename Source>
+void ChunkDotsOfAll(const SplitArgs& args, const Source& keys, int chunk) {
   int query = 0;
-  for (; query + 4 <= args.queries; query += 4) ChunkDots<4>(args, query, chunk);
+  for (; query + 4 <= args.queries; query += 4) ChunkDots<4>(args, keys, query, chunk);
   if (query + 2 <= args.queries) {
-    ChunkDots<2>(args, query, chunk);
+    ChunkDots<2>(args, keys, query, chunk);
     query += 2;
   }
-  if (query < args.queries) ChunkDots<1>(args, query, chunk);
+  if (query < args.queries) ChunkDots<1>(args, keys, query, chunk);
 }
 
-void ChunkValuesOfAll(const SplitArgs& args, int chunk) {
+template <typename Source>
+void ChunkValuesOfAll(const SplitArgs& args, const Source& values, int chunk) {
   int query = 0;
-  for (; query + 4 <= args.queries; query += 4) ChunkValues<4>(args, query, chunk);
+  for (; query + 4 <= args.queries; query += 4) ChunkValues<4>(args, values, query, chunk);
   if (query + 2 <= args.queries) {
-    ChunkValues<2>(args, query, chunk);
+    ChunkValues<2>(args, values, query, chunk);
     query += 2;
   }
-  if (query < args.queries) ChunkValues<1>(args, query, chunk);
+  if (query < args.queries) ChunkValues<1>(args, values, query, chunk);
 }
 
-void AttendSplit(const SplitArgs& args) {
-  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkDotsOfAll(args, chunk);
+template <typename Source>
+FACET_INLINE void AttendTo(const SplitArgs& args, const Source& keys, const Source& values) {
+  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkDotsOfAll(args, keys, chunk);
   for (int i = 0; i < args.queries; ++i) {
     if (args.begin[i] < args.end[i]) Soften(args, i);
     for (int d = 0; d < args.dim; d += 16) Store(args.out + i * args.dim + d, Zero());
   }
-  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkValuesOfAll(args, chunk);
+  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkValuesOfAll(args, values, chunk);
+}
+
+void AttendSplit(const SplitArgs& args) {
+  if (args.key_rows == nullptr) {
+    AttendTo(args, Converted{args.keys, args.dim}, Converted{args.values, args.dim});
+  } else if (args.half) {
+    AttendTo(args, StoredHalves{args.key_rows}, StoredHalves{args.value_rows});
+  } else {
+    AttendTo(args, StoredFloats{args.key_rows}, StoredFloats{args.value_rows});
+  }
 }
 
 void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max, float* sum,

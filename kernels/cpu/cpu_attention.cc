@@ -8,6 +8,8 @@ namespace {
 
 // Enough queries to share the conversion of 64 keys and values, few enough for the cache.
 constexpr int kTileQueries = 64;
+// So few queries read keys and values as they are stored: each is converted once or twice anyway.
+constexpr int kFewQueries = 4;
 // Tiles of more queries are work enough for one thread.
 constexpr int kSlotQueries = 32;
 // A job of fewer splits is not worth handing to another thread.
@@ -116,8 +118,12 @@ void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
                           scratch->total_out.data()};
   std::fill_n(total.sum, tile.queries(), 0.0f);
   for (int64_t split = job.begin; split < job.end; ++split) {
-    const SplitArgs args = PrepareSplit(tile, split, scratch);
-    ReadKeys(tile, split, args, scratch);
+    SplitArgs args = PrepareSplit(tile, split, scratch);
+    if (tile.queries() <= kFewQueries && dim_ == head_dim_) {
+      LocateKeys(tile, split, &args, scratch);
+    } else {
+      ReadKeys(tile, split, args, scratch);
+    }
     kernels_.attend_split(args);
     if (tile.slot < 0) kernels_.merge_split(args, total);
   }
@@ -182,17 +188,48 @@ SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* s
   return args;
 }
 
+CpuAttention::KeyRange CpuAttention::KeysOf(const SplitArgs& args) {
+  KeyRange keys;
+  for (int i = 0; i < args.queries; ++i) {
+    if (args.begin[i] >= args.end[i]) continue;
+    keys.begin = std::min<int64_t>(keys.begin, args.begin[i]);
+    keys.end = std::max<int64_t>(keys.end, args.end[i]);
+  }
+  return keys;
+}
+
+// Finds out where the keys and values that the tile sees of the split lie.
+void CpuAttention::LocateKeys(const Tile& tile, int64_t split, SplitArgs* args,
+                              Scratch* scratch) const {
+  const KeyRange keys = KeysOf(*args);
+  const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
+  const int block_tokens = kv_->spec().block_tokens;
+  const int64_t row_bytes = int64_t{head_dim_} * kv_->element_bytes();
+  for (int64_t i = keys.begin; i < keys.end;) {
+    const int64_t position = split * kSplitTokens + i;
+    const std::byte* key = kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position);
+    const std::byte* value = kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position);
+    const int64_t end = std::min(keys.end, i + block_tokens - position % block_tokens);
+    for (; i < end; ++i, key += row_bytes, value += row_bytes) {
+      scratch->key_rows[i] = key;
+      scratch->value_rows[i] = value;
+    }
+  }
+  if (keys.begin < keys.end) {
+    std::fill(scratch->key_rows, scratch->key_rows + keys.begin, scratch->key_rows[keys.begin]);
+    std::fill(scratch->key_rows + keys.end, scratch->key_rows + kSplitTokens,
+              scratch->key_rows[keys.begin]);
+  }
+  args->key_rows = scratch->key_rows;
+  args->value_rows = scratch->value_rows;
+  args->half = kv_->spec().type == KvType::kF16;
+}
+
 // Converts the keys and values that the tile sees of the split, block by block.
 void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args,
                             Scratch* scratch) const {
   const int64_t start = split * kSplitTokens;
-  int64_t begin = kSplitTokens;
-  int64_t end = 0;
-  for (int i = 0; i < args.queries; ++i) {
-    if (args.begin[i] >= args.end[i]) continue;
-    begin = std::min<int64_t>(begin, args.begin[i]);
-    end = std::max<int64_t>(end, args.end[i]);
-  }
+  auto [begin, end] = KeysOf(args);
   const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
   const int block_tokens = kv_->spec().block_tokens;
   const bool half = kv_->spec().type == KvType::kF16;

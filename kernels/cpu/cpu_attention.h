@@ -47,6 +47,13 @@ class CpuAttention {
     std::vector<float> q, keys, values, weights, out, total_out;
     std::vector<float> max, sum, total_max, total_sum;
     std::vector<int> begin, end;
+    const std::byte* key_rows[kSplitTokens] = {};
+    const std::byte* value_rows[kSplitTokens] = {};
+  };
+  // The keys of a split that any query of a tile sees.
+  struct KeyRange {
+    int64_t begin = kSplitTokens;
+    int64_t end = 0;
   };
 
   void SizeScratch(int head_dim);
@@ -56,7 +63,9 @@ class CpuAttention {
   void MergeTile(const Tile& tile, Scratch* scratch);
   void GatherQueries(const Tile& tile, Scratch* scratch) const;
   SplitArgs PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch);
+  static KeyRange KeysOf(const SplitArgs& args);
   void ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args, Scratch* scratch) const;
+  void LocateKeys(const Tile& tile, int64_t split, SplitArgs* args, Scratch* scratch) const;
   void WriteTile(const Tile& tile, const Scratch& scratch) const;
   // Of the partial results of one split of a tile: max and sum per query, then out.
   int64_t slot_floats() const;

@@ -104,6 +104,17 @@ class CpuDevice final : public HostDevice {
     product_.Run(parts_, x.data, rows);
   }
 
+  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
+                    Floats out) override {
+    CheckProduct(gate, x, rows);
+    FACET_CHECK(up.rows() == gate.rows() && up.columns() == gate.columns());
+    FACET_CHECK(gate.root_count() == 1 && up.root_count() == 1 && rows * gate.rows() <= out.size);
+    CpuProduct::Part part = {&Own(gate), out.data, gate.rows(), 0};
+    part.up = &Own(up);
+    part.gate = activation == Activation::kSilu ? kernels_.silu_gate : kernels_.gelu_gate;
+    product_.Run(std::span(&part, 1), x.data, rows);
+  }
+
   void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
     CheckProduct(matrix, x, rows);
     FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
@@ -126,16 +137,6 @@ class CpuDevice final : public HostDevice {
     CheckAttention(spec, qkv);
     FACET_CHECK(int64_t{layout().rows} * spec.heads * spec.head_dim <= out.size);
     attention_.Run(spec, layout(), &kv(spec.pool), qkv.data, out.data);
-  }
-
-  void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) override {
-    const int64_t size = int64_t{rows} * width;
-    FACET_CHECK(2 * size <= gate_up.size && size <= out.size);
-    const auto gate = activation == Activation::kSilu ? kernels_.silu_gate : kernels_.gelu_gate;
-    ForRows(rows, width, [&](int64_t r) {
-      const float* from = gate_up.data + 2 * r * width;
-      gate(from, from + width, width, out.data + r * width);
-    });
   }
 
   void SoftCap(Floats x, int64_t size, float cap) override {

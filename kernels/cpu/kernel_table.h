@@ -22,35 +22,32 @@ struct ActivationTile {
   int rows = 0;
   const float* x = nullptr;  // [rows][columns]
   int64_t columns = 0;
-  const int8_t* q = nullptr;          // [columns / 4][rows][4]
-  const float* scale = nullptr;       // [columns / 32][rows]
-  const float* scaled_sum = nullptr;  // [columns / 32][rows]: scale x float(sum of q)
-  // [columns / 32][3][rows]: minus the sum of q over the block, its first and its second half.
-  const int32_t* negated_sum = nullptr;
+  int8_t* q = nullptr;          // [columns / 4][rows][4]
+  float* scale = nullptr;       // [columns / 32][rows]
+  float* scaled_sum = nullptr;  // [columns / 32][rows]: scale x float(sum of q)
+  // [columns / 32][rows], -128 x the sum of q: over the block, its first and its second half.
+  int32_t* offset_sum[3] = {};
 };
 
-// Where QuantizeRow puts row `row` of a tile; as in ActivationTile.
-struct QuantizedTile {
-  int rows = 0;
-  int8_t* q = nullptr;
-  float* scale = nullptr;
-  float* scaled_sum = nullptr;
-  int32_t* negated_sum = nullptr;
-};
-
-// Spreads the prefetch of the bytes that come next over the steps of a product.
-struct Prefetch {
-  const std::byte* next = nullptr;
-  int lines_per_block = 0;  // of 64 bytes, per 32 of K
-};
-
-struct ProductArgs {
+// Products of one panel with tiles of activations.
+struct PanelArgs {
   const std::byte* panel = nullptr;
-  ActivationTile tile;
-  int64_t begin = 0;  // columns [begin, end); integer products: multiples of 32
-  int64_t end = 0;
-  float* out = nullptr;  // [rows][32], 64-byte aligned
-  Prefetch prefetch;
+  const ActivationTile* tiles = nullptr;
+  int tile_count = 0;
+  // Sums the columns [leaf_starts[i], leaf_starts[i + 1]) of each leaf by itself, and the leaves
+  // [root_begin[k], root_begin[k + 1]) of each root by the tree of kernels/sum_tree.h. Integer
+  // products: multiples of 32.
+  const int64_t* leaf_starts = nullptr;
+  const int* root_begin = nullptr;
+  int roots = 0;
+  // Row r of root k to out + k root_stride + r row_stride, rows counted from the first tile's.
+  float* out = nullptr;
+  int64_t row_stride = 0;
+  int64_t root_stride = 0;
+  int columns = 0;  // of the panel, that are written
+  // What is read next, to be prefetched meanwhile.
+  const std::byte* next = nullptr;
+  int64_t next_lines = 0;  // of 64 bytes
 };
 
 // One split of attention for a tile of queries that share a KV head.
@@ -60,6 +57,11 @@ struct SplitArgs {
   const float* q = nullptr;     // [queries][dim]
   const float* keys = nullptr;  // [64][dim] by position in the split
   const float* values = nullptr;
+  // In the place of both where few queries would not repay their conversion: where each key and
+  // value lies as it is stored, [64], halves or floats. Keys that no query sees lie at any other's.
+  const std::byte* const* key_rows = nullptr;
+  const std::byte* const* value_rows = nullptr;
+  bool half = false;
   const int* begin = nullptr;  // [queries]: the keys [begin, end) of the split are seen
   const int* end = nullptr;    // none if begin >= end
   float scale = 1;
@@ -78,11 +80,13 @@ struct Partials {
 };
 
 struct KernelTable {
-  // By PackedFormat and rows - 1.
-  void (*product[kPackedFormats][kTileRows])(const ProductArgs&) = {};
+  // By PackedFormat.
+  void (*product[kPackedFormats])(const PanelArgs&) = {};
+  // To UnpackedFormat(); null where this instruction set does not gain by it.
+  void (*unpack[kPackedFormats])(const std::byte* panel, int64_t blocks, std::byte* to) = {};
 
-  void (*quantize_row)(const float* x, int64_t columns, int row,
-                       const QuantizedTile& tile) = nullptr;
+  // The quantised form of a tile from its `x`.
+  void (*quantize_tile)(const ActivationTile& tile) = nullptr;
   // out = RMS(x; weight); out may be x.
   void (*norm)(const float* x, int width, const float* weight, float epsilon, float* out) = nullptr;
   // out = act(gate) x up.

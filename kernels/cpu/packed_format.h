@@ -18,6 +18,10 @@
 //   high bits the fifth bit: [half], bit g for group g; the fifth and sixth:
 //             [groups 0-3, 4-7][half], bits 2i and 2i + 1 for group i of the four
 // Float weights: per K 32 values of the type.
+//
+// A product of many rows first unpacks a panel of less than 8 bits, because tile after tile reads
+// it: scales and minima as floats, [32] or of Q6_K [2][32], then 8-bit weights with an offset of
+// 128, or of 0 where there are minima. No matrix is kept in these formats.
 
 #include <cstdint>
 
@@ -38,8 +42,11 @@ enum class PackedFormat : int {
   kF32,
   kF16,
   kBF16,
+  kUnpacked,        // from Q4, Q5
+  kUnpackedMin,     // from Q4Min, Q5Min, Q4K, Q5K
+  kUnpackedHalves,  // from Q6K
 };
-inline constexpr int kPackedFormats = 11;
+inline constexpr int kPackedFormats = 14;
 
 struct PackedLayout {
   int bits = 0;    // of a weight
@@ -103,8 +110,28 @@ constexpr PackedLayout LayoutOf(PackedFormat format) {
     case PackedFormat::kF16:
     case PackedFormat::kBF16:
       return {.bits = 16, .weight_bytes = 64, .is_float = true};
+    case PackedFormat::kUnpacked:
+      return {.bits = 8, .offset = 128, .scale_bytes = 128, .weight_bytes = 1024};
+    case PackedFormat::kUnpackedMin:
+      return {.bits = 8, .has_min = true, .scale_bytes = 256, .weight_bytes = 1024};
+    case PackedFormat::kUnpackedHalves:
+      return {.bits = 8,
+              .offset = 128,
+              .scales_per_block = 2,
+              .scale_bytes = 256,
+              .weight_bytes = 1024};
   }
   return {};
+}
+
+constexpr bool IsUnpacked(PackedFormat format) { return format >= PackedFormat::kUnpacked; }
+
+// What a panel is unpacked to; itself where unpacking gains nothing.
+constexpr PackedFormat UnpackedFormat(PackedFormat format) {
+  const PackedLayout layout = LayoutOf(format);
+  if (layout.bits >= 8) return format;
+  if (layout.has_min) return PackedFormat::kUnpackedMin;
+  return layout.scales_per_block == 2 ? PackedFormat::kUnpackedHalves : PackedFormat::kUnpacked;
 }
 
 }  // namespace facet

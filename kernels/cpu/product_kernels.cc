@@ -1,6 +1,6 @@
-// Products of one panel with one tile of rows. The panel's weights are unpacked once per tile;
-// every output element is one lane of one accumulator, and K ascends, so neither the number of
-// rows nor the instruction set changes a bit.
+// Products of one panel with tiles of rows. The panel's weights are unpacked once per tile, or
+// once for all; every output element is one lane of one accumulator, and K ascends, so neither the
+// number of rows nor the instruction set changes a bit.
 
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd.h"
@@ -21,6 +21,7 @@ struct Block {
   // Eight-bit weights are used signed where the dot product wants them so.
   static constexpr bool kSigned = kLayout.bits == 8 && !kWideWeights;
   static constexpr int kOffset = kSigned ? 0 : kLayout.offset;
+  static_assert(!(kSigned && IsUnpacked(kFormat)));
 
   const Byte* header;  // of the super-block
   const Byte* scales;
@@ -37,7 +38,9 @@ struct Block {
 
   // The scales of 16 columns.
   [[gnu::always_inline]] VecF Scale(int half, int part) const {
-    if constexpr (kFormat == PackedFormat::kQ6K) {
+    if constexpr (IsUnpacked(kFormat)) {
+      return Load(reinterpret_cast<const float*>(scales + 128 * part + 64 * half));
+    } else if constexpr (kFormat == PackedFormat::kQ6K) {
       return Mul(LoadHalf(header + 32 * half), LoadSigned(scales + 32 * part + 16 * half));
     } else if constexpr (kLayout.super_blocks > 1) {
       return Mul(LoadHalf(header + 32 * half), LoadUnsigned(scales + 16 * half));
@@ -48,7 +51,9 @@ struct Block {
 
   // What is added per unit of the activations' sum.
   [[gnu::always_inline]] VecF Min(int half) const {
-    if constexpr (kLayout.super_blocks > 1) {
+    if constexpr (IsUnpacked(kFormat)) {
+      return Load(reinterpret_cast<const float*>(scales + 128 + 64 * half));
+    } else if constexpr (kLayout.super_blocks > 1) {
       return Negate(Mul(LoadHalf(header + 64 + 32 * half), LoadUnsigned(scales + 32 + 16 * half)));
     } else {
       return LoadHalf(scales + 64 + 32 * half);
@@ -113,11 +118,14 @@ struct BlockInputs {
   const int8_t* q;
   const float* scale;
   const float* scaled_sum;
-  const int32_t* negated_sum;
+  const int32_t* offset_sum[3];
 
   FACET_INLINE BlockInputs At(const ActivationTile& tile, int64_t index) {
-    return {tile.q + index * 32 * kRows, tile.scale + index * kRows,
-            tile.scaled_sum + index * kRows, tile.negated_sum + index * 3 * kRows};
+    const int64_t at = index * kRows;
+    return {tile.q + 32 * at,
+            tile.scale + at,
+            tile.scaled_sum + at,
+            {tile.offset_sum[0] + at, tile.offset_sum[1] + at, tile.offset_sum[2] + at}};
   }
 };
 
@@ -131,7 +139,8 @@ FACET_INLINE void AddPart(const B& block, int first_half, const BlockInputs<kRow
       VecI start = SetI(0);
       if constexpr (B::kOffset != 0) {  // -offset x sum of the activations
         constexpr int kSum = B::kLayout.scales_per_block == 1 ? 0 : 1 + kPart;
-        start = ShiftLeft<Log2(B::kOffset)>(SetI(in.negated_sum[kSum * kRows + r]));
+        start = SetI(in.offset_sum[kSum][r]);
+        if constexpr (B::kOffset < 128) start = ShiftRight<7 - Log2(B::kOffset)>(start);
       }
       FACET_UNROLL
       for (int h = 0; h < kHalves; ++h) dots[r][h] = start;
@@ -157,39 +166,34 @@ FACET_INLINE void AddPart(const B& block, int first_half, const BlockInputs<kRow
   }
 }
 
-FACET_INLINE const std::byte* PrefetchLines(const std::byte* next, int lines) {
-  for (int i = 0; i < lines; ++i) _mm_prefetch(next + 64 * i, _MM_HINT_T0);
-  return next + 64 * static_cast<ptrdiff_t>(lines);
-}
+// Spreads the prefetch of what comes next over the blocks of a product.
+struct Prefetcher {
+  const std::byte* next;
+  const std::byte* end;
+  int lines_per_block;
 
-template <int kRows, int kHalves>
-FACET_INLINE void StoreTile(const VecF (&acc)[kRows][kHalves], int first_half, float* out) {
-  FACET_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FACET_UNROLL
-    for (int h = 0; h < kHalves; ++h) {
-      Store(out + r * kPanelColumns + kHalfPanel * (first_half + h), acc[r][h]);
-    }
+  // `steps` blocks will be multiplied.
+  FACET_INLINE Prefetcher For(const PanelArgs& args, int64_t steps) {
+    return {args.next, args.next + 64 * args.next_lines,
+            static_cast<int>((args.next_lines + steps - 1) / (steps > 0 ? steps : 1))};
   }
-}
+  [[gnu::always_inline]] void Step() {
+    if (next >= end) return;
+    for (int i = 0; i < lines_per_block; ++i) _mm_prefetch(next + 64 * i, _MM_HINT_T0);
+    next += 64 * static_cast<ptrdiff_t>(lines_per_block);
+  }
+};
 
 template <PackedFormat kFormat, int kRows, int kHalves>
-FACET_INLINE void MultiplyInts(const ProductArgs& args, int first_half) {
+FACET_INLINE void MultiplyInts(const std::byte* panel, const ActivationTile& tile, int64_t begin,
+                               int64_t end, int first_half, Prefetcher* prefetcher,
+                               VecF (&acc)[kRows][kHalves]) {
   using B = Block<kFormat>;
-  VecF acc[kRows][kHalves];
-  FACET_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FACET_UNROLL
-    for (int h = 0; h < kHalves; ++h) acc[r][h] = Zero();
+  for (int64_t b = begin / 32; b < end / 32; ++b) {
+    prefetcher->Step();
+    AddPart<B, kRows, kHalves, 0>(B::At(reinterpret_cast<const Byte*>(panel), b), first_half,
+                                  BlockInputs<kRows>::At(tile, b), acc);
   }
-  const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
-  const std::byte* next = args.prefetch.next;
-  for (int64_t b = args.begin / 32; b < args.end / 32; ++b) {
-    next = PrefetchLines(next, args.prefetch.lines_per_block);
-    AddPart<B, kRows, kHalves, 0>(B::At(panel, b), first_half, BlockInputs<kRows>::At(args.tile, b),
-                                  acc);
-  }
-  StoreTile(acc, first_half, args.out);
 }
 
 template <PackedFormat kFormat>
@@ -200,19 +204,14 @@ FACET_INLINE VecF LoadWeights(const Byte* p) {
 }
 
 template <PackedFormat kFormat, int kRows, int kHalves>
-FACET_INLINE void MultiplyFloats(const ProductArgs& args, int first_half) {
+FACET_INLINE void MultiplyFloats(const std::byte* panel, const ActivationTile& tile, int64_t begin,
+                                 int64_t end, int first_half, Prefetcher* prefetcher,
+                                 VecF (&acc)[kRows][kHalves]) {
   constexpr int kStep = LayoutOf(kFormat).weight_bytes;  // per K
-  VecF acc[kRows][kHalves];
-  FACET_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FACET_UNROLL
-    for (int h = 0; h < kHalves; ++h) acc[r][h] = Zero();
-  }
-  const Byte* weights = reinterpret_cast<const Byte*>(args.panel) + args.begin * kStep;
-  const std::byte* next = args.prefetch.next;
-  const float* x = args.tile.x;
-  for (int64_t k = args.begin; k < args.end; ++k, weights += kStep) {
-    if (k % 32 == 0) next = PrefetchLines(next, args.prefetch.lines_per_block);
+  const Byte* weights = reinterpret_cast<const Byte*>(panel) + begin * kStep;
+  const float* x = tile.x;
+  for (int64_t k = begin; k < end; ++k, weights += kStep) {
+    if (k % 32 == 0) prefetcher->Step();
     VecF w[kHalves];
     FACET_UNROLL
     for (int h = 0; h < kHalves; ++h) {
@@ -220,43 +219,175 @@ FACET_INLINE void MultiplyFloats(const ProductArgs& args, int first_half) {
     }
     FACET_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const VecF value = Set(x[r * args.tile.columns + k]);
+      const VecF value = Set(x[r * tile.columns + k]);
       FACET_UNROLL
       for (int h = 0; h < kHalves; ++h) acc[r][h] = Fma(w[h], value, acc[r][h]);
     }
   }
-  StoreTile(acc, first_half, args.out);
 }
 
-template <PackedFormat kFormat, int kRows, int kHalves>
-FACET_INLINE void Multiply(const ProductArgs& args, int first_half) {
-  if constexpr (LayoutOf(kFormat).is_float) {
-    MultiplyFloats<kFormat, kRows, kHalves>(args, first_half);
-  } else {
-    MultiplyInts<kFormat, kRows, kHalves>(args, first_half);
+// The depth of a sum tree over 2^31 leaves, far more than there are.
+constexpr int kMaxDepth = 32;
+
+// acc += the newest sum on the stack, which is the left one of the two.
+template <int kRows, int kHalves>
+FACET_INLINE void AddOnto(const float* sums, VecF (&acc)[kRows][kHalves]) {
+  FACET_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FACET_UNROLL
+    for (int h = 0; h < kHalves; ++h) {
+      acc[r][h] = Add(Load(sums + 16 * (r * kHalves + h)), acc[r][h]);
+    }
   }
 }
 
+template <int kRows, int kHalves>
+FACET_INLINE void StoreSums(const VecF (&acc)[kRows][kHalves], float* sums) {
+  FACET_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FACET_UNROLL
+    for (int h = 0; h < kHalves; ++h) Store(sums + 16 * (r * kHalves + h), acc[r][h]);
+  }
+}
+
+// The first `columns` of the panel's columns from first_half on.
+template <int kRows, int kHalves>
+FACET_INLINE void WriteRows(const VecF (&acc)[kRows][kHalves], int first_half, int columns,
+                            float* out, int64_t row_stride) {
+  FACET_UNROLL
+  for (int h = 0; h < kHalves; ++h) {
+    const int begin = kHalfPanel * (first_half + h);
+    if (begin + kHalfPanel <= columns) {
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) Store(out + r * row_stride + begin, acc[r][h]);
+    } else if (begin < columns) {
+      const Mask rest = FirstLanes(columns - begin);
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) Store(out + r * row_stride + begin, acc[r][h], rest);
+    }
+  }
+}
+
+// One tile with kHalves halves of the panel. After leaf number n (from 1 on) of a root the two
+// newest sums are added once per trailing zero bit of n, and what remains in the end from the
+// newest on: the tree of kernels/sum_tree.h.
+template <PackedFormat kFormat, int kRows, int kHalves>
+FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile, int first_half,
+                               float* out, Prefetcher* prefetcher) {
+  alignas(64) float sums[kMaxDepth][kRows * kHalves * 16];
+  for (int root = 0; root < args.roots; ++root, out += args.root_stride) {
+    const int last = args.root_begin[root + 1];
+    int depth = 0;
+    unsigned leaves = 0;
+    for (int leaf = args.root_begin[root]; leaf < last; ++leaf) {
+      VecF acc[kRows][kHalves];
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        FACET_UNROLL
+        for (int h = 0; h < kHalves; ++h) acc[r][h] = Zero();
+      }
+      const int64_t begin = args.leaf_starts[leaf];
+      const int64_t end = args.leaf_starts[leaf + 1];
+      if constexpr (LayoutOf(kFormat).is_float) {
+        MultiplyFloats<kFormat>(args.panel, tile, begin, end, first_half, prefetcher, acc);
+      } else {
+        MultiplyInts<kFormat>(args.panel, tile, begin, end, first_half, prefetcher, acc);
+      }
+      for (unsigned n = ++leaves; n % 2 == 0; n /= 2) AddOnto(sums[--depth], acc);
+      if (leaf + 1 < last) {
+        StoreSums(acc, sums[depth++]);
+        continue;
+      }
+      while (depth > 0) AddOnto(sums[--depth], acc);
+      WriteRows(acc, first_half, args.columns, out, args.row_stride);
+    }
+  }
+}
+
+// Not inlined: the registers of each number of rows are allocated by themselves.
 template <PackedFormat kFormat, int kRows>
-void Product(const ProductArgs& args) {
+[[gnu::noinline]] void Tile(const PanelArgs& args, const ActivationTile& tile, float* out,
+                            Prefetcher* prefetcher) {
+  Prefetcher local = *prefetcher;
   if constexpr (kWideTile) {
-    Multiply<kFormat, kRows, 2>(args, 0);
+    MultiplyTile<kFormat, kRows, 2>(args, tile, 0, out, &local);
   } else {
-    Multiply<kFormat, kRows, 1>(args, 0);
-    Multiply<kFormat, kRows, 1>(args, 1);
+    MultiplyTile<kFormat, kRows, 1>(args, tile, 0, out, &local);
+    MultiplyTile<kFormat, kRows, 1>(args, tile, 1, out, &local);
+  }
+  *prefetcher = local;
+}
+
+template <PackedFormat kFormat>
+void Product(const PanelArgs& args) {
+  static_assert(kTileRows == 6);
+  const int64_t columns = args.tile_count > 0 ? args.tiles[0].columns : 0;
+  Prefetcher prefetcher =
+      Prefetcher::For(args, (columns + 31) / 32 * args.tile_count * (kWideTile ? 1 : 2));
+  float* out = args.out;
+  for (int i = 0; i < args.tile_count; ++i) {
+    const ActivationTile& tile = args.tiles[i];
+    switch (tile.rows) {
+      case 1:
+        Tile<kFormat, 1>(args, tile, out, &prefetcher);
+        break;
+      case 2:
+        Tile<kFormat, 2>(args, tile, out, &prefetcher);
+        break;
+      case 3:
+        Tile<kFormat, 3>(args, tile, out, &prefetcher);
+        break;
+      case 4:
+        Tile<kFormat, 4>(args, tile, out, &prefetcher);
+        break;
+      case 5:
+        Tile<kFormat, 5>(args, tile, out, &prefetcher);
+        break;
+      default:
+        Tile<kFormat, 6>(args, tile, out, &prefetcher);
+    }
+    out += tile.rows * args.row_stride;
+  }
+}
+
+// The 8-bit weights of a block in the unpacked format, from group 2 kPair on.
+template <PackedFormat kFormat, int kPair>
+FACET_INLINE void UnpackWeights(const Block<kFormat>& block, int shift, Byte* to) {
+  if constexpr (kPair < 4) {
+    for (int half = 0; half < 2; ++half) {
+      VecB even, odd;
+      block.template Unpack<kPair>(half, &even, &odd);
+      StoreShifted(to + 256 * kPair + 64 * half, even, shift);
+      StoreShifted(to + 256 * kPair + 128 + 64 * half, odd, shift);
+    }
+    UnpackWeights<kFormat, kPair + 1>(block, shift, to);
+  }
+}
+
+template <PackedFormat kFormat>
+void UnpackPanel(const std::byte* panel, int64_t blocks, std::byte* to) {
+  constexpr PackedLayout kLayout = LayoutOf(kFormat);
+  constexpr PackedLayout kTo = LayoutOf(UnpackedFormat(kFormat));
+  Byte* out = reinterpret_cast<Byte*>(to);
+  for (int64_t b = 0; b < blocks; ++b, out += kTo.block_bytes()) {
+    const auto block = Block<kFormat>::At(reinterpret_cast<const Byte*>(panel), b);
+    float* scales = reinterpret_cast<float*>(out);
+    for (int half = 0; half < 2; ++half) {
+      for (int part = 0; part < kLayout.scales_per_block; ++part) {
+        Store(scales + 32 * part + 16 * half, block.Scale(half, part));
+      }
+      if constexpr (kLayout.has_min) Store(scales + 32 + 16 * half, block.Min(half));
+    }
+    UnpackWeights<kFormat, 0>(block, kTo.offset - kLayout.offset, out + kTo.scale_bytes);
   }
 }
 
 template <PackedFormat kFormat>
 void AddFormat(KernelTable* table) {
-  auto& by_rows = table->product[static_cast<int>(kFormat)];
-  static_assert(kTileRows == 6);
-  by_rows[0] = &Product<kFormat, 1>;
-  by_rows[1] = &Product<kFormat, 2>;
-  by_rows[2] = &Product<kFormat, 3>;
-  by_rows[3] = &Product<kFormat, 4>;
-  by_rows[4] = &Product<kFormat, 5>;
-  by_rows[5] = &Product<kFormat, 6>;
+  table->product[static_cast<int>(kFormat)] = &Product<kFormat>;
+  if constexpr (kWideWeights && UnpackedFormat(kFormat) != kFormat) {
+    table->unpack[static_cast<int>(kFormat)] = &UnpackPanel<kFormat>;
+  }
 }
 
 }  // namespace
@@ -273,6 +404,11 @@ void AddProductKernels(KernelTable* table) {
   AddFormat<PackedFormat::kF32>(table);
   AddFormat<PackedFormat::kF16>(table);
   AddFormat<PackedFormat::kBF16>(table);
+  if constexpr (kWideWeights) {
+    AddFormat<PackedFormat::kUnpacked>(table);
+    AddFormat<PackedFormat::kUnpackedMin>(table);
+    AddFormat<PackedFormat::kUnpackedHalves>(table);
+  }
 }
 
 }  // namespace FACET_ISA

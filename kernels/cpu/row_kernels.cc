@@ -18,41 +18,103 @@ FACET_INLINE void ForLanes(int64_t size, const Whole& whole, const Rest& rest) {
   if (i < size) rest(i, FirstLanes(static_cast<int>(size - i)));
 }
 
-void QuantizeBlock(const float* x, int64_t block, int row, const QuantizedTile& tile) {
-  const VecF x0 = Load(x);
-  const VecF x1 = Load(x + 16);
-  const VecI magnitude = SetI(INT32_MAX);
-  // As integers, so that NaN counts as larger than everything and reaches the scale.
-  const int32_t largest = MaxLane(Max(And(AsInt(x0), magnitude), And(AsInt(x1), magnitude)));
-  const float amax = __builtin_bit_cast(float, largest);
-  const float inverse = 127.0f / amax;
-  VecI q0 = SetI(0);
-  VecI q1 = SetI(0);
-  if (inverse > 0 && inverse < kInfinity) {
-    q0 = ToInt(Mul(x0, Set(inverse)));
-    q1 = ToInt(Mul(x1, Set(inverse)));
-  }
-  alignas(32) int8_t bytes[32];
-  StoreBytes(bytes, q0);
-  StoreBytes(bytes + 16, q1);
-  int8_t* q = tile.q + (block * 8 * tile.rows + row) * 4;
-  for (int group = 0; group < 8; ++group) {
-    __builtin_memcpy(q + int64_t{group} * 4 * tile.rows, bytes + 4 * group, 4);
-  }
-  const int32_t sum0 = SumLanes(q0);
-  const int32_t sum1 = SumLanes(q1);
-  const float scale = amax / 127.0f;
-  tile.scale[block * tile.rows + row] = scale;
-  tile.scaled_sum[block * tile.rows + row] = scale * static_cast<float>(sum0 + sum1);
-  int32_t* negated_sum = tile.negated_sum + 3 * block * tile.rows + row;
-  negated_sum[0] = -(sum0 + sum1);
-  negated_sum[tile.rows] = -sum0;
-  negated_sum[2 * tile.rows] = -sum1;
+// All ones in the lanes whose block has a scale to divide by, else 0.
+FACET_INLINE VecI Quantisable(VecF inverse) {
+  const VecF ones = AsFloat(SetI(-1));
+  const VecF finite = Select(Less(inverse, Set(kInfinity)), ones, Zero());
+  return AsInt(Select(Less(Zero(), inverse), finite, Zero()));
 }
 
-void QuantizeRow(const float* x, int64_t columns, int row, const QuantizedTile& tile) {
-  for (int64_t block = 0; block < columns / 32; ++block) {
-    QuantizeBlock(x + 32 * block, block, row, tile);
+// Sixteen consecutive blocks of a row at a time: what belongs to a block is worked out for all of
+// them in one vector, lane i being block i.
+struct QuantizeItems {
+  const float* x;  // of the first block
+  int count;       // lanes beyond repeat the last one
+
+  [[gnu::always_inline]] const float* Block(int i) const {
+    return x + 32 * (i < count ? i : count - 1);
+  }
+
+  // As integers, so that NaN counts as larger than everything and reaches the scale.
+  [[gnu::always_inline]] VecF Largest() const {
+    const VecI magnitude = SetI(INT32_MAX);
+    VecI largest[16];
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      // The sixteen blocks after these: rows lie one after the other.
+      _mm_prefetch(x + 512 + 32 * i, _MM_HINT_T0);
+      _mm_prefetch(x + 528 + 32 * i, _MM_HINT_T0);
+      largest[i] =
+          Max(And(AsInt(Load(Block(i))), magnitude), And(AsInt(Load(Block(i) + 16)), magnitude));
+    }
+    return AsFloat(MaximaOfLanes(largest));
+  }
+
+  // The quantised halves of every block.
+  [[gnu::always_inline]] void Round(VecF inverse, VecI (&q0)[16], VecI (&q1)[16]) const {
+    alignas(64) float inverses[16];
+    alignas(64) int32_t masks[16];
+    Store(inverses, inverse);
+    StoreI(masks, Quantisable(inverse));
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      const VecI mask = SetI(masks[i]);
+      q0[i] = And(ToInt(Mul(Load(Block(i)), Set(inverses[i]))), mask);
+      q1[i] = And(ToInt(Mul(Load(Block(i) + 16), Set(inverses[i]))), mask);
+    }
+  }
+
+  // To a tile of `rows` rows, from the first block's place on.
+  [[gnu::always_inline]] void PutBytes(const VecI (&q0)[16], const VecI (&q1)[16], int rows,
+                                       int8_t* to) const {
+    alignas(64) int32_t groups[16][8];
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      StoreBytes(groups[i], q0[i]);
+      StoreBytes(groups[i] + 4, q1[i]);
+    }
+    const int64_t stride = int64_t{4} * rows;
+    for (int i = 0; i < count; ++i, to += 8 * stride) {
+      FACET_UNROLL
+      for (int group = 0; group < 8; ++group) {
+        __builtin_memcpy(to + group * stride, &groups[i][group], 4);
+      }
+    }
+  }
+
+  template <typename T>
+  [[gnu::always_inline]] void PutLanes(VecF lanes, int rows, T* to) const {
+    alignas(64) T values[16];
+    Store(reinterpret_cast<float*>(values), lanes);
+    for (int i = 0; i < count; ++i) to[int64_t{i} * rows] = values[i];
+  }
+  [[gnu::always_inline]] void PutSum(VecI sum, int rows, int32_t* to) const {
+    PutLanes(AsFloat(ShiftLeft<7>(Sub(SetI(0), sum))), rows, to);
+  }
+};
+
+void QuantizeTile(const ActivationTile& tile) {
+  const int rows = tile.rows;
+  const int blocks = static_cast<int>(tile.columns / 32);
+  for (int row = 0; row < rows; ++row) {
+    for (int block = 0; block < blocks; block += 16) {
+      const QuantizeItems some{tile.x + row * tile.columns + 32 * int64_t{block},
+                               blocks - block < 16 ? blocks - block : 16};
+      const int64_t at = int64_t{block} * rows + row;
+      const VecF amax = some.Largest();
+      const VecF scale = Div(amax, Set(127.0f));
+      VecI q0[16], q1[16];
+      some.Round(Div(Set(127.0f), amax), q0, q1);
+      some.PutBytes(q0, q1, rows, tile.q + 4 * (8 * int64_t{block} * rows + row));
+      const VecI sum0 = SumsOfLanes(q0);
+      const VecI sum1 = SumsOfLanes(q1);
+      const VecI sum = Add(sum0, sum1);
+      some.PutLanes(scale, rows, tile.scale + at);
+      some.PutLanes(Mul(scale, ToFloat(sum)), rows, tile.scaled_sum + at);
+      some.PutSum(sum, rows, tile.offset_sum[0] + at);
+      some.PutSum(sum0, rows, tile.offset_sum[1] + at);
+      some.PutSum(sum1, rows, tile.offset_sum[2] + at);
+    }
   }
 }
 
@@ -154,7 +216,7 @@ void WidenFloat(const float* x, int count, int size, int padded, float* out) {
 }  // namespace
 
 void AddRowKernels(KernelTable* table) {
-  table->quantize_row = &QuantizeRow;
+  table->quantize_tile = &QuantizeTile;
   table->norm = &Norm;
   table->gelu_gate = &GeluGate;
   table->silu_gate = &SiluGate;

@@ -95,6 +95,22 @@ class ReferenceDevice final : public HostDevice {
     }
   }
 
+  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
+                    Floats out) override {
+    const int64_t width = gate.rows();
+    FACET_CHECK(up.rows() == width && rows * width <= out.size);
+    std::vector<float> both(static_cast<size_t>(2 * rows * width));
+    const Matrix* parts[] = {&gate, &up};
+    Product(parts, x, rows, {both.data(), 2 * rows * width});
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = both.data() + 2 * r * width;
+      for (int64_t i = 0; i < width; ++i) {
+        const float act = activation == Activation::kSilu ? Silu(from[i]) : GeluTanh(from[i]);
+        out.data[r * width + i] = act * from[width + i];
+      }
+    }
+  }
+
   void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
     FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
     const QuantizedRows quantized = QuantizeRows(x.data, rows, matrix.columns());
@@ -131,17 +147,6 @@ class ReferenceDevice final : public HostDevice {
           AttendOne(qkv.data + row * width + head * spec.head_dim, visible,
                     {spec.scale, spec.soft_cap}, out.data + row * out_width + head * spec.head_dim);
         }
-      }
-    }
-  }
-
-  void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) override {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* gate = gate_up.data + 2 * r * width;
-      for (int i = 0; i < width; ++i) {
-        const float x = gate[i];
-        const float act = activation == Activation::kSilu ? Silu(x) : GeluTanh(x);
-        out.data[r * width + i] = act * gate[width + i];
       }
     }
   }

@@ -53,7 +53,6 @@ void Forward::PlanLayers() {
                             plan_.AttentionTree(i),
                             plan_.FfnTree(i),
                             {weights.query.get(), weights.key.get(), weights.value.get()},
-                            {weights.gate.get(), weights.up.get()},
                             static_cast<int>(shard.ffn.size())});
   }
 }
@@ -76,8 +75,8 @@ absl::Status Forward::Allocate(int rows_max) {
   } buffers[] = {
       {&residual_, rows * spec_.width},         {&normed_, rows * spec_.width},
       {&update_, rows * spec_.width},           {&qkv_, rows * qkv},
-      {&attended_, rows * heads},               {&gate_up_, rows * 2 * ffn},
-      {&gated_, rows * ffn},                    {&roots_, roots * rows * spec_.width},
+      {&attended_, rows * heads},               {&gated_, rows * ffn},
+      {&roots_, roots * rows * spec_.width},
       {&owned_embeddings_, rows * spec_.width}, {&all_embeddings_, rows * spec_.width},
       {&logit_inputs_, int64_t{kLogitRowsMax} * spec_.width},
       {&logits_, kLogitRowsMax * vocabulary_rows_},
@@ -154,9 +153,10 @@ absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicat
 
 absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
   const Layer& l = layers_[layer];
-  device_->Product(l.gate_up, normed_, rows, gate_up_);
-  device_->Gate(spec_.layers[layer].activation, gate_up_, rows, l.ffn, gated_);
-  device_->ProductRoots(*weights_.layers[layer].down, gated_, rows, roots_);
+  const LayerWeights& weights = weights_.layers[layer];
+  device_->GatedProduct(spec_.layers[layer].activation, *weights.gate, *weights.up, normed_, rows,
+                        gated_);
+  device_->ProductRoots(*weights.down, gated_, rows, roots_);
   device_->Synchronize();
   return communicator->AllReduceSum(l.ffn_tree, roots_.data, int64_t{rows} * spec_.width,
                                     update_.data);

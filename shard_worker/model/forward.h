@@ -58,7 +58,6 @@ class Forward {
     SumTree attention_tree;
     SumTree ffn_tree;
     std::vector<const Matrix*> qkv;
-    std::vector<const Matrix*> gate_up;
     int ffn = 0;  // columns of this rank
   };
 
@@ -82,7 +81,7 @@ class Forward {
   int64_t vocabulary_rows_ = 0;
 
   Floats residual_, normed_, update_;     // [rows, width]
-  Floats qkv_, attended_, gate_up_, gated_;
+  Floats qkv_, attended_, gated_;
   Floats roots_;                          // [roots, rows, width]
   Floats owned_embeddings_, all_embeddings_;
   Floats logit_inputs_, logits_;          // [kLogitRowsMax, width], [kLogitRowsMax, slice]

@@ -74,14 +74,10 @@ TEST(CpuGate, EqualsTheReference) {
   Random random(3);
   for (const int width : kWidths) {
     for (const Activation activation : {Activation::kGeluTanh, Activation::kSilu}) {
-      const std::vector<float> x = MakeFloats(2 * 7 * width, 4, random);
-      ExpectEqual(
-          [&](Device& device) {
-            const Floats out = *device.AllocateFloats(7 * width);
-            device.Gate(activation, Upload(device, x), 7, width, out);
-            return Download(device, out);
-          },
-          std::to_string(width));
+      const std::vector<float> gate = MakeFloats(width, 4, random);
+      const std::vector<float> up = MakeFloats(width, 4, random);
+      ExpectEqual([&](Device& device) { return RunGate(device, activation, gate, up); },
+                  std::to_string(width));
     }
   }
 }
@@ -102,13 +98,10 @@ TEST(CpuExp, EqualsTheReferenceOverADenseSweep) {
   // Through the operations that use it: silu(x) = x / (1 + exp(-x)) and the soft cap.
   const std::vector<float> x = Sweep();
   const int width = static_cast<int>(x.size());
-  std::vector<float> gate_up = x;
-  gate_up.resize(2 * x.size(), 1.0f);
+  const std::vector<float> ones(x.size(), 1.0f);
   ExpectEqual(
       [&](Device& device) {
-        const Floats out = *device.AllocateFloats(width);
-        device.Gate(Activation::kSilu, Upload(device, gate_up), 1, width, out);
-        std::vector<float> result = Download(device, out);
+        std::vector<float> result = RunGate(device, Activation::kSilu, x, ones);
         // silu(-infinity) is -infinity / infinity; which NaN that is does not matter.
         for (float& value : result) value = std::isnan(value) ? 0 : value;
         return result;

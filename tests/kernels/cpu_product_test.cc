@@ -96,6 +96,57 @@ TEST_P(CpuProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
   ExpectEqual(matrix, cut, x);
 }
 
+TEST_P(CpuProduct, EqualsTheReferenceForManyRows) {
+  // So many that panels are unpacked before they are used: 61 rows are eleven tiles.
+  Random random(static_cast<uint64_t>(GetParam()) + 15);
+  for (const int64_t columns : Widths(GetParam())) {
+    const TestMatrix matrix = MakeMatrix(GetParam(), 83, columns, 0.1f, random);
+    const int64_t unit = FormatOf(GetParam()).elements == 1 ? 1 : 32;
+    const LeafCut cut{8, 1, CutColumns(columns, 5, unit)};
+    const std::vector<float> x = MakeActivations(130, columns, random);
+    const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), &cut);
+    for (const int rows : {60, 61, 64, 130}) {
+      const std::vector<float> expected =
+          RunRoots(*reference_, *expected_matrix, Upload(*reference_, x), rows);
+      for (const NamedDevice& named : devices_) {
+        const auto loaded = *named.device->LoadMatrix(matrix.source(), &cut);
+        const auto got = RunRoots(*named.device, *loaded, Upload(*named.device, x), rows);
+        ASSERT_EQ(FirstDifference(got, expected), -1)
+            << named.name << ", " << columns << " columns, " << rows << " rows";
+      }
+    }
+  }
+}
+
+TEST_P(CpuProduct, GatesLikeTheReference) {
+  Random random(static_cast<uint64_t>(GetParam()) + 16);
+  const int64_t columns = Widths(GetParam()).back();
+  const int64_t block = FormatOf(GetParam()).elements;
+  // The gate of another type than what it is multiplied with, wherever both can be this wide.
+  const TensorType other = columns % 32 == 0 && block > 1 ? TensorType::kQ8_0 : TensorType::kF32;
+  for (const int64_t width : {1, 40, 64, 97}) {
+    const TestMatrix gate = MakeMatrix(other, width, columns, 0.05f, random);
+    const TestMatrix up = MakeMatrix(GetParam(), width, columns, 0.05f, random);
+    const std::vector<float> x = MakeActivations(70, columns, random);
+    for (const int rows : {1, 2, 7, 16, 70}) {
+      for (const Activation activation : {Activation::kGeluTanh, Activation::kSilu}) {
+        const auto run = [&](Device& device) {
+          const auto loaded_gate = *device.LoadMatrix(gate.source(), nullptr);
+          const auto loaded_up = *device.LoadMatrix(up.source(), nullptr);
+          const Floats out = *device.AllocateFloats(rows * width);
+          device.GatedProduct(activation, *loaded_gate, *loaded_up, Upload(device, x), rows, out);
+          return Download(device, out);
+        };
+        const std::vector<float> expected = run(*reference_);
+        for (const NamedDevice& named : devices_) {
+          ASSERT_EQ(FirstDifference(run(*named.device), expected), -1)
+              << named.name << ", " << width << " wide, " << rows << " rows";
+        }
+      }
+    }
+  }
+}
+
 TEST_P(CpuProduct, EmbedsLikeTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 13);
   const TestMatrix matrix = MakeMatrix(GetParam(), 77, 512, 0.1f, random);

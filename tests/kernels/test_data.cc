@@ -139,4 +139,21 @@ std::vector<float> Download(Device& device, Floats array) {
   return values;
 }
 
+std::vector<float> RunGate(Device& device, Activation activation, std::span<const float> gate,
+                           std::span<const float> up) {
+  const auto load = [&](std::span<const float> weights) {
+    MatrixSource source;
+    source.name = "gate";
+    source.rows = static_cast<int64_t>(weights.size());
+    source.columns = 1;
+    source.data = reinterpret_cast<const std::byte*>(weights.data());
+    source.row_stride = sizeof(float);
+    return *device.LoadMatrix(source, nullptr);
+  };
+  const std::vector<float> one = {1.0f};
+  const Floats out = *device.AllocateFloats(static_cast<int64_t>(gate.size()));
+  device.GatedProduct(activation, *load(gate), *load(up), Upload(device, one), 1, out);
+  return Download(device, out);
+}
+
 }  // namespace facet

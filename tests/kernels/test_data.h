@@ -48,6 +48,10 @@ std::vector<int64_t> CutColumns(int64_t columns, int leaves, int64_t unit);
 Floats Upload(Device& device, std::span<const float> values);
 std::vector<float> Download(Device& device, Floats array);
 
+// act(gate[i]) * up[i], through a gated product of which they are the weights.
+std::vector<float> RunGate(Device& device, Activation activation, std::span<const float> gate,
+                           std::span<const float> up);
+
 }  // namespace facet
 
 #endif  // FACET_TESTS_KERNELS_TEST_DATA_H_

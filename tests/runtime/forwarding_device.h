@@ -55,8 +55,9 @@ class ForwardingDevice : public Device {
   void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
     inner_->Attend(spec, qkv, out);
   }
-  void Gate(Activation activation, Floats gate_up, int rows, int width, Floats out) override {
-    inner_->Gate(activation, gate_up, rows, width, out);
+  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
+                    Floats out) override {
+    inner_->GatedProduct(activation, gate, up, x, rows, out);
   }
   void SoftCap(Floats x, int64_t size, float cap) override { inner_->SoftCap(x, size, cap); }
   void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,

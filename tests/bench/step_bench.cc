@@ -1,0 +1,375 @@
+// Where the time of a step goes: one group of ranks in this process (a thread or more per rank),
+// a real model file, and for each kind of step the seconds, packed bytes and operations of every
+// device operation on rank 0. Steps are the forward pass and a greedy look at the logits.
+//
+//   step_bench MODEL.gguf [--world=2] [--threads=1] [--isa=avx2] [--seconds=2] [STEP ...]
+//
+// A STEP is ROWSxSEQUENCES@CONTEXT: 1x8@512 decodes one token of 8 sequences after 512 others,
+// 512x1@0 is a prefill. What is printed is the median step by the clock; operations are means of
+// the processor time of the rank's own thread, which other processes on the machine disturb less.
+
+#include <time.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+#include "kernels/collectives/local.h"
+#include "kernels/cpu/cpu_device.h"
+#include "shard_worker/model/forward.h"
+#include "shard_worker/model/model_spec.h"
+#include "shard_worker/model/shard_plan.h"
+#include "shard_worker/model/weights.h"
+
+namespace facet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr int kBlockTokens = 32;
+constexpr int kRowsMax = 512;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double ThreadSeconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+// Passes every call on and counts what it took.
+class TimedDevice final : public Device {
+ public:
+  struct Row {
+    std::string_view name;
+    int64_t columns;
+    int64_t outputs;
+    int64_t calls = 0;
+    double seconds = 0;
+    double bytes = 0;       // of packed weights
+    double operations = 0;  // two per weight and row, or per element of q.k and p.v
+  };
+
+  explicit TimedDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+
+  std::vector<Row> Take() { return std::exchange(rows_, {}); }
+
+  std::string name() const override { return device_->name(); }
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
+                                                     const LeafCut* cut) override {
+    return device_->LoadMatrix(source, cut);
+  }
+  absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
+    return device_->AllocateFloats(size);
+  }
+  absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
+    return device_->AllocateKv(pools);
+  }
+  int AddRope(RopeSpec spec) override { return device_->AddRope(std::move(spec)); }
+  void CopyIn(std::span<const float> host, Floats to) override { device_->CopyIn(host, to); }
+  void CopyOut(Floats from, std::span<float> host) override { device_->CopyOut(from, host); }
+  void Synchronize() override { device_->Synchronize(); }
+
+  void BeginStep(const StepLayout& layout) override {
+    layout_ = layout;
+    Time("begin step", 0, 0, 0, 0, [&] { device_->BeginStep(layout); });
+  }
+  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
+                 Floats out) override {
+    Time("embed", 0, 0, 0, 0, [&] { device_->EmbedRows(table, rows, scale, out); });
+  }
+  void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
+    Time("gather rows", 0, 0, 0, 0, [&] { device_->GatherRows(x, rows, width, out); });
+  }
+  void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
+    Time("norm", 0, 0, 0, 0, [&] { device_->RmsNorm(x, rows, width, weight, epsilon, out); });
+  }
+  void ResidualNorm(const ResidualNormArgs& args) override {
+    Time("residual + norm", 0, 0, 0, 0, [&] { device_->ResidualNorm(args); });
+  }
+  void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
+    int64_t outputs = 0, bytes = 0;
+    for (const Matrix* part : parts) {
+      outputs += part->rows();
+      bytes += part->packed_bytes();
+    }
+    const int64_t columns = parts.front()->columns();
+    Time("product", columns, outputs, static_cast<double>(bytes), 2.0 * columns * outputs * rows,
+         [&] { device_->Product(parts, x, rows, out); });
+  }
+  void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
+    Time("product", matrix.columns(), matrix.rows(), static_cast<double>(matrix.packed_bytes()),
+         2.0 * matrix.columns() * matrix.rows() * rows,
+         [&] { device_->ProductRoots(matrix, x, rows, roots); });
+  }
+  void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
+    Time("norm q, k + rope + store", 0, 0, 0, 0, [&] { device_->RopeAndStore(spec, qkv); });
+  }
+  void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
+    double keys = 0;
+    for (const SequenceRun& run : layout_.runs) {
+      for (int row = 0; row < run.rows; ++row) {
+        const int64_t seen = run.first_position + row + 1;
+        keys += static_cast<double>(spec.window > 0 ? std::min(seen, spec.window) : seen);
+      }
+    }
+    Time(spec.window > 0 ? "attend in a window" : "attend to all", 0, 0, 0,
+         4.0 * keys * spec.heads * spec.head_dim, [&] { device_->Attend(spec, qkv, out); });
+  }
+  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
+                    Floats out) override {
+    Time("gated product", gate.columns(), 2 * gate.rows(),
+         static_cast<double>(gate.packed_bytes() + up.packed_bytes()),
+         4.0 * gate.columns() * gate.rows() * rows,
+         [&] { device_->GatedProduct(activation, gate, up, x, rows, out); });
+  }
+  void SoftCap(Floats x, int64_t size, float cap) override {
+    Time("soft cap", 0, 0, 0, 0, [&] { device_->SoftCap(x, size, cap); });
+  }
+  void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
+                      CandidateReply* reply) override {
+    Time("candidates", 0, 0, 0, 0, [&] { device_->FindCandidates(logits, slices, query, reply); });
+  }
+
+ private:
+  template <typename Body>
+  void Time(std::string_view name, int64_t columns, int64_t outputs, double bytes,
+            double operations, const Body& body) {
+    const double start = ThreadSeconds();
+    body();
+    const double seconds = ThreadSeconds() - start;
+    auto row = std::find_if(rows_.begin(), rows_.end(), [&](const Row& r) {
+      return r.name == name && r.columns == columns && r.outputs == outputs;
+    });
+    if (row == rows_.end()) row = rows_.insert(row, Row{name, columns, outputs});
+    ++row->calls;
+    row->seconds += seconds;
+    row->bytes += bytes;
+    row->operations += operations;
+  }
+
+  const std::unique_ptr<Device> device_;
+  StepLayout layout_;
+  std::vector<Row> rows_;
+};
+
+struct StepKind {
+  int rows = 1;
+  int sequences = 1;
+  int context = 0;
+};
+
+struct Options {
+  std::string model;
+  int world = 2;
+  int threads = 1;
+  CpuDeviceOptions::Isa isa = CpuDeviceOptions::kAuto;
+  double seconds = 2;
+  std::vector<StepKind> steps;
+};
+
+int ToInt(std::string_view text) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  FACET_CHECK(error == std::errc() && end == text.data() + text.size(), "not a number: {}", text);
+  return value;
+}
+
+StepKind ParseStep(std::string_view text) {
+  const size_t x = text.find('x');
+  const size_t at = text.find('@');
+  FACET_CHECK(x < at && at != text.npos, "a step is ROWSxSEQUENCES@CONTEXT, not {}", text);
+  const StepKind kind = {ToInt(text.substr(0, x)), ToInt(text.substr(x + 1, at - x - 1)),
+                         ToInt(text.substr(at + 1))};
+  FACET_CHECK(kind.rows >= 1 && kind.sequences >= 1 && kind.rows * kind.sequences <= kRowsMax,
+              "{}: 1 to {} rows", text, kRowsMax);
+  return kind;
+}
+
+Options ParseArguments(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view text = argv[i];
+    const std::string_view value = text.substr(std::min(text.size(), text.find('=') + 1));
+    if (text.starts_with("--world=")) {
+      options.world = ToInt(value);
+    } else if (text.starts_with("--threads=")) {
+      options.threads = ToInt(value);
+    } else if (text.starts_with("--isa=")) {
+      options.isa = value == "avx2" ? CpuDeviceOptions::kAvx2 : CpuDeviceOptions::kAvx512;
+    } else if (text.starts_with("--seconds=")) {
+      options.seconds = std::atof(std::string(value).c_str());
+    } else if (options.model.empty()) {
+      options.model = text;
+    } else {
+      options.steps.push_back(ParseStep(text));
+    }
+  }
+  FACET_CHECK(!options.model.empty(), "which model?");
+  if (options.steps.empty()) {
+    for (const char* step : {"1x1@512", "1x8@512", "1x32@512", "512x1@0"}) {
+      options.steps.push_back(ParseStep(step));
+    }
+  }
+  return options;
+}
+
+// One rank with room for the KV of every kind of step.
+class BenchRank {
+ public:
+  BenchRank(const Options& options, const GgufModel& model, const ModelSpec& spec,
+            const ShardPlan& plan, int rank)
+      : spec_(spec),
+        plan_(plan),
+        rank_(rank),
+        device_(*MakeCpuDevice({options.threads, options.isa})),
+        weights_(*LoadWeights(model, spec, plan, rank, &device_, {})),
+        forward_(*Forward::Create(spec, plan, rank, weights_, &device_, kRowsMax)) {
+    int blocks = 0;
+    for (const StepKind& kind : options.steps) blocks = std::max(blocks, BlocksOf(kind));
+    auto pools = forward_->pools();
+    for (KvPoolSpec& pool : pools) {
+      pool.blocks = pool.layers > 0 ? blocks : 0;
+      pool.block_tokens = kBlockTokens;
+    }
+    FACET_CHECK(device_.AllocateKv(pools).ok());
+    table_.resize(static_cast<size_t>(blocks));
+    std::iota(table_.begin(), table_.end(), 0);
+  }
+
+  TimedDevice& device() { return device_; }
+
+  void Step(const StepKind& kind, Communicator* communicator) {
+    const int blocks = BlocksOf(kind) / kind.sequences;
+    std::vector<SequenceRun> runs;
+    std::vector<TokenId> tokens;
+    std::vector<int32_t> last_rows;
+    for (int i = 0; i < kind.sequences; ++i) {
+      const std::span<const int32_t> table =
+          std::span(table_).subspan(static_cast<size_t>(i * blocks), static_cast<size_t>(blocks));
+      runs.push_back({i * kind.rows, kind.rows, kind.context, {table, table}});
+      for (int row = 0; row < kind.rows; ++row) tokens.push_back(100 + 37 * (row + i) % 5000);
+      last_rows.push_back((i + 1) * kind.rows - 1);
+    }
+    const StepLayout layout{kind.rows * kind.sequences, runs};
+    const absl::Status status = forward_->Run(layout, tokens, communicator);
+    FACET_CHECK(status.ok(), "{}", status.ToString());
+    LookAtLogits(last_rows);
+  }
+
+ private:
+  static int BlocksOf(const StepKind& kind) {
+    return kind.sequences * ((kind.context + kind.rows + kBlockTokens - 1) / kBlockTokens);
+  }
+
+  void LookAtLogits(std::span<const int32_t> rows) {
+    const CandidateQuery greedy;
+    CandidateReply reply;
+    for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
+      const auto some = rows.subspan(first, std::min<size_t>(kLogitRowsMax, rows.size() - first));
+      const Floats logits = forward_->Logits(some);
+      for (size_t i = 0; i < some.size(); ++i) {
+        const int64_t size = forward_->vocabulary_rows();
+        device_.FindCandidates({logits.data + static_cast<int64_t>(i) * size, size},
+                               plan_.Slices(rank_), greedy, &reply);
+      }
+    }
+  }
+
+  const ModelSpec& spec_;
+  const ShardPlan& plan_;
+  const int rank_;
+  TimedDevice device_;
+  Weights weights_;
+  std::unique_ptr<Forward> forward_;
+  std::vector<int32_t> table_;
+};
+
+void Print(const StepKind& kind, std::vector<double> steps, double collective_s, double wait_s,
+           const std::vector<TimedDevice::Row>& rows) {
+  std::sort(steps.begin(), steps.end());
+  const double median = steps[steps.size() / 2];
+  const double count = static_cast<double>(steps.size());
+  fmt::print("{}x{}@{}: {:.3f} ms (best {:.3f}, {} steps), {:.1f} tokens/s\n", kind.rows,
+             kind.sequences, kind.context, median * 1e3, steps.front() * 1e3, steps.size(),
+             kind.rows * kind.sequences / median);
+  fmt::print("  {:<34}{:>7}{:>9}{:>9}{:>9}{:>9}{:>9}\n", "operation", "calls", "ms", "MB", "GB/s",
+             "GOP", "GOP/s");
+  for (const TimedDevice::Row& row : rows) {
+    const std::string name = row.columns == 0
+                                 ? std::string(row.name)
+                                 : fmt::format("{} {} x {}", row.name, row.columns, row.outputs);
+    fmt::print("  {:<34}{:>7.0f}{:>9.3f}{:>9.2f}{:>9.1f}{:>9.3f}{:>9.0f}\n", name,
+               static_cast<double>(row.calls) / count, row.seconds / count * 1e3,
+               row.bytes / count * 1e-6, row.bytes / row.seconds * 1e-9,
+               row.operations / count * 1e-9, row.operations / row.seconds * 1e-9);
+  }
+  fmt::print("  {:<41}{:>9.3f}\n  {:<41}{:>9.3f}\n", "collectives: moving and adding",
+             collective_s / count * 1e3, "collectives: waiting for peers", wait_s / count * 1e3);
+}
+
+// Rank 0 decides when it is enough; the others learn it from a broadcast before each step.
+void RunRank(const Options& options, BenchRank* rank, Communicator* communicator) {
+  uint64_t number = 0;
+  for (const StepKind& kind : options.steps) {
+    std::vector<double> times;
+    Clock::time_point begin;
+    for (int i = 0;; ++i) {
+      if (i == 2) {  // the first ones size buffers and touch pages
+        begin = Clock::now();
+        times.clear();
+        rank->device().Take();
+        communicator->TakeTimes();
+      }
+      communicator->SetStep(++number);
+      std::vector<std::byte> go(
+          1, static_cast<std::byte>(i < 7 || SecondsSince(begin) < options.seconds));
+      FACET_CHECK(communicator->Broadcast(&go).ok());
+      if (go[0] == std::byte{0}) break;
+      const Clock::time_point start = Clock::now();
+      rank->Step(kind, communicator);
+      times.push_back(SecondsSince(start));
+    }
+    const Communicator::Times collectives = communicator->TakeTimes();
+    if (communicator->rank() == 0) {
+      Print(kind, times, collectives.work_s, collectives.wait_s, rank->device().Take());
+    }
+  }
+}
+
+int Main(int argc, char** argv) {
+  const Options options = ParseArguments(argc, argv);
+  const GgufModel model = *GgufModel::Open(options.model);
+  const ModelSpec spec = *ReadModelSpec(model);
+  const ShardPlan plan = *ShardPlan::Make(model, spec, options.world);
+  std::vector<std::unique_ptr<BenchRank>> ranks;
+  for (int rank = 0; rank < options.world; ++rank) {
+    ranks.push_back(std::make_unique<BenchRank>(options, model, spec, plan, rank));
+  }
+  auto communicators = MakeLocalGroup(options.world);
+  std::vector<std::thread> threads;
+  for (size_t rank = 1; rank < ranks.size(); ++rank) {
+    threads.emplace_back(
+        [&, rank] { RunRank(options, ranks[rank].get(), communicators[rank].get()); });
+  }
+  RunRank(options, ranks[0].get(), communicators[0].get());
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
+}  // namespace
+}  // namespace facet
+
+int main(int argc, char** argv) { return facet::Main(argc, argv); }
