@@ -77,9 +77,49 @@ struct Partials {
   float* out = nullptr;
 };
 
+// The narrow pass works on tiles of up to this many rows of activations.
+inline constexpr int kNarrowRows = 4;
+// Added to every upper bound: more than all underflow in a product can amount to.
+inline constexpr float kNarrowFloor = 0x1p-100f;
+
+// The narrow pass over one panel of a split format.
+struct NarrowArgs {
+  const std::byte* panel = nullptr;
+  const std::byte* next = nullptr;  // the panel to prefetch, or null
+  int64_t blocks = 0;
+  int columns = 0;                  // of the panel that are the matrix's
+  const int8_t* q = nullptr;        // [columns / 4][rows][4]
+  const float* scale = nullptr;     // [blocks][rows]
+  const int32_t* start = nullptr;   // [blocks][parts][rows]: where the dot product begins
+  const float* spread = nullptr;    // [blocks][parts][rows]: bound per weight scale and residual
+  const uint8_t* chosen = nullptr;  // [blocks]: bit g: the low bits of granule g are read too
+  float* out = nullptr;             // upper bounds of row r from out + r out_stride
+  int64_t out_stride = 0;
+};
+
+// The exact products of half of a panel of a split format with one row of activations.
+struct CompleteArgs {
+  const std::byte* panel = nullptr;
+  int half = 0;
+  const std::byte* next = nullptr;  // the panel whose half to prefetch, or null
+  int next_half = 0;
+  int64_t blocks = 0;
+  const int8_t* q = nullptr;  // as in an ActivationTile of one row
+  const float* scale = nullptr;
+  const int32_t* negated_sum = nullptr;
+  float* out = nullptr;  // [16]
+};
+
+struct SplitKernels {
+  void (*narrow[kNarrowRows])(const NarrowArgs&) = {};  // by rows - 1
+  void (*complete)(const CompleteArgs&) = nullptr;
+};
+
 struct KernelTable {
   // By PackedFormat and rows - 1.
   void (*product[kPackedFormats][kTileRows])(const ProductArgs&) = {};
+
+  SplitKernels split[2];  // of kQ8Split and kQ6KSplit
 
   void (*quantize_row)(const float* x, int64_t columns, int row,
                        const QuantizedTile& tile) = nullptr;

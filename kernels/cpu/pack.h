@@ -15,6 +15,9 @@ namespace facet {
 // F32 for the types that are dequantised at load.
 PackedFormat PackedFormatOf(TensorType type);
 
+// The same, split where the source asks for it and its type can be.
+PackedFormat PackedFormatOf(const MatrixSource& source);
+
 // Bytes of one panel.
 int64_t PanelBytes(PackedFormat format, int64_t columns);
 

@@ -13,7 +13,7 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
                                                                  ThreadPool* pool) {
   FACET_RETURN_IF_ERROR(CheckSource(source, cut));
   auto matrix = std::make_unique<PackedMatrix>();
-  matrix->format_ = PackedFormatOf(source.type);
+  matrix->format_ = PackedFormatOf(source);
   matrix->rows_ = source.rows;
   matrix->columns_ = source.columns;
   matrix->panel_bytes_ = PanelBytes(matrix->format_, source.columns);
