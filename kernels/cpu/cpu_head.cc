@@ -15,7 +15,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // With more rows the whole product costs hardly more than the first pass.
-constexpr int kScreenedRowsMax = 4;
+constexpr int kScreenedRowsMax = 8;
 constexpr int kScreenedCountMax = 256;
 // Rows completed before any other, to have a threshold.
 constexpr int kSeeds = 16;
@@ -199,7 +199,7 @@ void CpuHead::FirstPass() {
 void CpuHead::RunPanel(int64_t panel, int64_t end) const {
   NarrowArgs args;
   args.panel = head_->panel(panel);
-  args.next = panel + 1 < end ? head_->panel(panel + 1) : nullptr;
+  args.next = panel + 2 < end ? head_->panel(panel + 2) : nullptr;
   args.blocks = blocks();
   args.columns = head_->panel_columns(panel);
   args.chosen = chosen_.data();
