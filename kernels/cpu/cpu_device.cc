@@ -71,8 +71,9 @@ class CpuDevice final : public HostDevice {
     ForRows(static_cast<int64_t>(rows.size()), width, [&](int64_t i) {
       const int32_t row = rows[static_cast<size_t>(i)];
       FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
-      UnpackRow(matrix.format(), matrix.panel(row / kPanelColumns), row % kPanelColumns, width,
-                scale, out.data + i * width);
+      const int64_t panel = row / kPanelColumns;
+      UnpackRow(matrix.format(), {matrix.panel(panel), matrix.low(panel)}, row % kPanelColumns,
+                width, scale, out.data + i * width);
     });
   }
 

@@ -19,12 +19,16 @@ constexpr int kScreenedRowsMax = 8;
 constexpr int kScreenedCountMax = 256;
 // Rows completed before any other, to have a threshold.
 constexpr int kSeeds = 16;
-// Of the half panels: completing more costs more than reading everything in one stream.
-constexpr double kCompletedMax = 0.4;
+// Half panels here and there take this many times as long to read as in one stream (measured).
+constexpr double kCompletionCost = 4;
+// Of the half panels: completing more costs more than reading everything.
+constexpr double kCompletedMax = 0.15;
 // Below this no partial sum of a product can overflow, whatever the weights.
 constexpr double kActivationsMax = 1e25;
 // Keeps the bound's own rounding within its margin.
 constexpr int64_t kBlocksMax = 4096;
+// With one, a panel is needed sooner than the memory has brought it.
+constexpr int kPanelsAhead = 2;
 constexpr int kPanelsPerTask = 64;
 constexpr int kHalvesPerTask = 16;
 
@@ -102,7 +106,7 @@ void CpuHead::Screen(std::span<CandidateReply> replies) {
   ChooseGranules(planned);
   FirstPass();
   reads_.screened += rows() * head_->rows();
-  const double panel_bytes = static_cast<double>(head_->panel_bytes());
+  const double panel_bytes = static_cast<double>(head_->panel_bytes() + head_->low_bytes());
   ScreeningPolicy::Cost cost;
   cost.granules = planned * SplitLayout::kGranuleBytes / panel_bytes;
   cost.first = static_cast<double>(layout_.narrow_bytes(blocks())) / panel_bytes + cost.granules;
@@ -111,7 +115,7 @@ void CpuHead::Screen(std::span<CandidateReply> replies) {
     halves_read_ = 0;
     const bool found = SearchRow(row, &replies[index]);
     reads_.completed += halves_read_ * kHalfPanel;
-    cost.completed = rows() * HalvesShare(halves_read_) + (found ? 0 : 1);
+    cost.completed = kCompletionCost * rows() * HalvesShare(halves_read_) + (found ? 0 : 1);
     policy_.Record(KindOf(search_->queries[index]), planned, cost);
     return found;
   });
@@ -199,7 +203,8 @@ void CpuHead::FirstPass() {
 void CpuHead::RunPanel(int64_t panel, int64_t end) const {
   NarrowArgs args;
   args.panel = head_->panel(panel);
-  args.next = panel + 2 < end ? head_->panel(panel + 2) : nullptr;
+  args.low = head_->low(panel);
+  args.ahead = panel + kPanelsAhead < end ? kPanelsAhead : 0;
   args.blocks = blocks();
   args.columns = head_->panel_columns(panel);
   args.chosen = chosen_.data();
@@ -211,7 +216,7 @@ void CpuHead::RunPanel(int64_t panel, int64_t end) const {
     args.spread = tile.spread.data();
     args.out = logits(tile.first_row) + panel * kPanelColumns;
     split_->narrow[tile.rows - 1](args);
-    args.next = nullptr;  // the first tile has fetched it
+    args.ahead = 0;  // the first tile has fetched it
   }
 }
 
@@ -343,9 +348,11 @@ void CpuHead::CompleteHalf(int row, int64_t index) {
   const auto at = static_cast<size_t>(index);
   CompleteArgs args;
   args.panel = head_->panel(halves_[at] / 2);
+  args.low = head_->low(halves_[at] / 2);
   args.half = halves_[at] % 2;
   if (at + 1 < halves_.size()) {
     args.next = head_->panel(halves_[at + 1] / 2);
+    args.next_low = head_->low(halves_[at + 1] / 2);
     args.next_half = halves_[at + 1] % 2;
   }
   args.blocks = blocks();

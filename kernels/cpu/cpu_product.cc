@@ -150,6 +150,7 @@ void CpuProduct::RunPanel(const Part& part, int64_t panel, int first_tile, int l
     const bool prefetches = next_panel != nullptr && first_line < lines;
     ProductArgs args;
     args.panel = matrix.panel(panel);
+    args.low = matrix.low(panel);
     args.tile = tile;
     for (int root = 0; root < leaves.roots(); ++root) {
       for (int leaf = leaves.root_begin[root]; leaf < leaves.root_begin[root + 1]; ++leaf) {
@@ -158,7 +159,8 @@ void CpuProduct::RunPanel(const Part& part, int64_t panel, int first_tile, int l
         args.out = stack.next();
         if (prefetches) {
           const int64_t line = first_line + args.begin / kBlockColumns * lines_per_block;
-          args.prefetch = {next_panel + 64 * line, static_cast<int>(lines_per_block)};
+          args.prefetch = {next_panel + 64 * line, matrix.low(panel + 1) + 64 * line,
+                           static_cast<int>(lines_per_block)};
         }
         kernels[tile.rows - 1](args);
         stack.Push(int64_t{tile.rows} * kPanelColumns);

@@ -168,12 +168,14 @@ template <PackedFormat kFormat, int kRows, int kHalves>
 FACET_INLINE void MultiplyWhole(const ProductArgs& args, int first_half) {
   using B = SplitBlock<kFormat>;
   const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
-  const Byte* low = panel + B::kSplit.narrow_bytes(args.tile.columns / 32);
+  const Byte* low = reinterpret_cast<const Byte*>(args.low);
   const std::byte* next = args.prefetch.next;
+  const std::byte* next_low = args.prefetch.next_low;
   VecF acc[kRows][kHalves];
   Clear(acc);
   for (int64_t b = args.begin / 32; b < args.end / 32; ++b) {
     next = PrefetchLines(next, args.prefetch.lines_per_block);
+    next_low = PrefetchLines(next_low, args.prefetch.lines_per_block);
     const WholeInputs<kRows> in = {args.tile.q + b * 32 * kRows, args.tile.scale + b * kRows,
                                    args.tile.negated_sum + b * 3 * kRows};
     AddWholePart<B, kRows, kHalves, 0>(B::At(panel, low, b), first_half, in, acc);
@@ -197,13 +199,12 @@ void Product(const ProductArgs& args) {
   }
 }
 
-// The lines of block `b` that completing one half of a panel reads.
+// The lines of block `b` that completing the next half of a panel reads.
 template <typename B>
-FACET_INLINE void PrefetchHalf(const std::byte* panel, int64_t blocks, int64_t b, int half) {
-  const std::byte* scales = panel + B::kSplit.scales_at(b);
-  const std::byte* high = scales + B::kLayout.scale_bytes + 64 * half;
-  const std::byte* low =
-      panel + B::kSplit.narrow_bytes(blocks) + b * B::kSplit.low_bytes() + 64 * half;
+FACET_INLINE void PrefetchHalf(const CompleteArgs& args, int64_t b) {
+  const std::byte* scales = args.next + B::kSplit.scales_at(b);
+  const std::byte* high = scales + B::kLayout.scale_bytes + 64 * args.next_half;
+  const std::byte* low = args.next_low + b * B::kSplit.low_bytes() + 64 * args.next_half;
   _mm_prefetch(scales, _MM_HINT_T0);
   for (int pair = 0; pair < 4; ++pair) _mm_prefetch(high + 128 * pair, _MM_HINT_T0);
   for (int g = 0; g < B::kSplit.granules; ++g) {
@@ -215,11 +216,11 @@ template <PackedFormat kFormat>
 void Complete(const CompleteArgs& args) {
   using B = SplitBlock<kFormat>;
   const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
-  const Byte* low = panel + B::kSplit.narrow_bytes(args.blocks);
+  const Byte* low = reinterpret_cast<const Byte*>(args.low);
   VecF acc[1][1];
   Clear(acc);
   for (int64_t b = 0; b < args.blocks; ++b) {
-    if (args.next != nullptr) PrefetchHalf<B>(args.next, args.blocks, b, args.next_half);
+    if (args.next != nullptr) PrefetchHalf<B>(args, b);
     const WholeInputs<1> in = {args.q + b * 32, args.scale + b, args.negated_sum + b * 3};
     AddWholePart<B, 1, 1, 0>(B::At(panel, low, b), args.half, in, acc);
   }
@@ -294,19 +295,19 @@ FACET_INLINE void AddNarrowPart(const NarrowArgs& args, int64_t b, const B& bloc
   }
 }
 
-// What the narrow pass reads of block `b` of the panel that comes next.
+// What the narrow pass reads of block `b` of a panel to come.
 template <typename B>
 FACET_INLINE void PrefetchNarrow(const NarrowArgs& args, int64_t b) {
-  const std::byte* next = args.next + B::kSplit.scales_at(b);
+  const std::byte* panel = args.panel + args.ahead * B::kSplit.narrow_bytes(args.blocks);
+  const std::byte* next = panel + B::kSplit.scales_at(b);
   for (int i = 0; i < B::kSplit.block_bytes() / 64; ++i) _mm_prefetch(next + 64 * i, _MM_HINT_T0);
-  if (b == 0) _mm_prefetch(args.next, _MM_HINT_T0);
+  if (b == 0) _mm_prefetch(panel, _MM_HINT_T0);
   if constexpr (B::kLayout.header_bytes > 0) {
     if (b % B::kLayout.super_blocks == 0) {
-      _mm_prefetch(args.next + B::kSplit.header_at(b), _MM_HINT_T0);
+      _mm_prefetch(panel + B::kSplit.header_at(b), _MM_HINT_T0);
     }
   }
-  const std::byte* low =
-      args.next + B::kSplit.narrow_bytes(args.blocks) + b * B::kSplit.low_bytes();
+  const std::byte* low = args.low + (args.ahead * args.blocks + b) * B::kSplit.low_bytes();
   for (unsigned bits = args.chosen[b]; bits != 0; bits &= bits - 1) {
     const std::byte* granule = low + SplitLayout::kGranuleBytes * __builtin_ctz(bits);
     _mm_prefetch(granule, _MM_HINT_T0);
@@ -318,11 +319,11 @@ template <PackedFormat kFormat, int kRows, int kHalves>
 FACET_INLINE void NarrowHalves(const NarrowArgs& args, int first_half) {
   using B = SplitBlock<kFormat>;
   const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
-  const Byte* low = panel + B::kSplit.narrow_bytes(args.blocks);
+  const Byte* low = reinterpret_cast<const Byte*>(args.low);
   VecF acc[kRows][kHalves], spread[kRows][kHalves];
   Clear(acc);
   Clear(spread);
-  const bool prefetches = args.next != nullptr && first_half == 0;
+  const bool prefetches = args.ahead > 0 && first_half == 0;
   for (int64_t b = 0; b < args.blocks; ++b) {
     if (prefetches) PrefetchNarrow<B>(args, b);
     AddNarrowPart<B, kRows, kHalves, 0>(args, b, B::At(panel, low, b), first_half, acc, spread);

@@ -41,11 +41,13 @@ struct QuantizedTile {
 // Spreads the prefetch of the bytes that come next over the steps of a product.
 struct Prefetch {
   const std::byte* next = nullptr;
+  const std::byte* next_low = nullptr;  // of split formats: as many lines of these
   int lines_per_block = 0;  // of 64 bytes, per 32 of K
 };
 
 struct ProductArgs {
   const std::byte* panel = nullptr;
+  const std::byte* low = nullptr;  // of split formats
   ActivationTile tile;
   int64_t begin = 0;  // columns [begin, end); integer products: multiples of 32
   int64_t end = 0;
@@ -85,7 +87,8 @@ inline constexpr float kNarrowFloor = 0x1p-100f;
 // The narrow pass over one panel of a split format.
 struct NarrowArgs {
   const std::byte* panel = nullptr;
-  const std::byte* next = nullptr;  // the panel to prefetch, or null
+  const std::byte* low = nullptr;
+  int64_t ahead = 0;  // how many panels further on to prefetch; 0: nothing
   int64_t blocks = 0;
   int columns = 0;                  // of the panel that are the matrix's
   const int8_t* q = nullptr;        // [columns / 4][rows][4]
@@ -100,8 +103,10 @@ struct NarrowArgs {
 // The exact products of half of a panel of a split format with one row of activations.
 struct CompleteArgs {
   const std::byte* panel = nullptr;
+  const std::byte* low = nullptr;
   int half = 0;
   const std::byte* next = nullptr;  // the panel whose half to prefetch, or null
+  const std::byte* next_low = nullptr;
   int next_half = 0;
   int64_t blocks = 0;
   const int8_t* q = nullptr;  // as in an ActivationTile of one row

@@ -193,7 +193,7 @@ int ResidualSquared(const SplitLayout& layout, const ColumnBlock& block) {
   return largest;
 }
 
-void PackSplitRow(const MatrixSource& source, int64_t row, int column, Byte* panel) {
+void PackSplitRow(const MatrixSource& source, int64_t row, int column, Byte* panel, Byte* low) {
   const PackedFormat packed = PackedFormatOf(source);
   const SplitLayout layout = SplitLayoutOf(packed);
   const BlockFormat& format = FormatOf(source.type);
@@ -209,7 +209,7 @@ void PackSplitRow(const MatrixSource& source, int64_t row, int column, Byte* pan
     Byte* scales = panel + layout.scales_at(index);
     WriteScales(layout.whole, read, column, scales);
     WriteSplitWeights(layout, read, column, scales + layout.whole.scale_bytes,
-                      panel + layout.narrow_bytes(blocks) + index * layout.low_bytes());
+                      low + index * layout.low_bytes());
     residual = std::max(residual, ResidualSquared(layout, read));
     if (packed == PackedFormat::kQ6KSplit && g == 0) {
       std::memcpy(panel + layout.header_at(index) + 2 * column, block + 208, 2);
@@ -276,12 +276,12 @@ int SplitWeight(const SplitLayout& layout, const Byte* high, const Byte* low, in
   return (top << layout.low_bits | rest) - layout.whole.offset;
 }
 
-UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, int column, int64_t index,
-                               int64_t blocks) {
+UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byte* low_bits,
+                               int column, int64_t index) {
   const SplitLayout layout = SplitLayoutOf(format);
   const Byte* header = panel + layout.header_at(index);
   const Byte* scales = panel + layout.scales_at(index);
-  const Byte* low = panel + layout.narrow_bytes(blocks) + index * layout.low_bytes();
+  const Byte* low = low_bits + index * layout.low_bytes();
   const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
   UnpackedBlock block;
   for (int k = 0; k < 32; ++k) {
@@ -375,14 +375,18 @@ PackedFormat PackedFormatOf(const MatrixSource& source) {
 }
 
 int64_t PanelBytes(PackedFormat format, int64_t columns) {
-  if (IsSplit(format)) return SplitLayoutOf(format).bytes(columns / kBlockColumns);
+  if (IsSplit(format)) return SplitLayoutOf(format).narrow_bytes(columns / kBlockColumns);
   const PackedLayout layout = LayoutOf(format);
   return layout.is_float ? columns * layout.weight_bytes : layout.bytes(columns / kBlockColumns);
 }
 
-absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out) {
+int64_t LowBytes(PackedFormat format, int64_t columns) {
+  return IsSplit(format) ? columns / kBlockColumns * SplitLayoutOf(format).low_bytes() : 0;
+}
+
+absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out) {
   const PackedFormat format = PackedFormatOf(source);
-  Byte* to = reinterpret_cast<Byte*>(out);
+  Byte* to = reinterpret_cast<Byte*>(out.panel);
   const int64_t first = panel * kPanelColumns;
   const int64_t last = std::min(first + kPanelColumns, source.rows);
   for (int64_t row = first; row < last; ++row) {
@@ -391,7 +395,7 @@ absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out
     if (format == PackedFormat::kF32) {
       FACET_RETURN_IF_ERROR(PackFloats(source, row, column, to));
     } else if (IsSplit(format)) {
-      PackSplitRow(source, row, column, to);
+      PackSplitRow(source, row, column, to, reinterpret_cast<Byte*>(out.low));
     } else if (LayoutOf(format).is_float) {
       PackNarrowFloats(source, row, column, to);
     } else {
@@ -401,16 +405,16 @@ absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out
   return absl::OkStatus();
 }
 
-void UnpackRow(PackedFormat format, const std::byte* panel, int column, int64_t columns,
+void UnpackRow(PackedFormat format, PanelAt<const std::byte> panel, int column, int64_t columns,
                float scale, float* out) {
-  const Byte* from = reinterpret_cast<const Byte*>(panel);
+  const Byte* from = reinterpret_cast<const Byte*>(panel.panel);
+  const Byte* low = reinterpret_cast<const Byte*>(panel.low);
   if (LayoutOf(format).is_float) return UnpackFloats(format, from, column, columns, scale, out);
   const bool has_min = LayoutOf(format).has_min;
   for (int64_t k = 0; k < columns; k += kBlockColumns) {
     const int64_t index = k / kBlockColumns;
-    const UnpackedBlock block =
-        IsSplit(format) ? UnpackSplitBlock(format, from, column, index, columns / kBlockColumns)
-                        : UnpackBlock(format, from, column, index);
+    const UnpackedBlock block = IsSplit(format) ? UnpackSplitBlock(format, from, low, column, index)
+                                                : UnpackBlock(format, from, column, index);
     for (int i = 0; i < kBlockColumns; ++i) {
       float value = block.weights[i] * block.scale[i / 16];
       if (has_min) value += block.min;

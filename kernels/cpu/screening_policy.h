@@ -18,7 +18,7 @@ struct ScreeningOptions {
   int first_share = 10;      // granules at first, per hundred
   int least_share = 4;       // and never fewer
   int most_share = 45;       // nor more
-  double pays_below = 0.95;  // bytes read over the bytes of the whole head, smoothed
+  double pays_below = 0.95;  // the smoothed cost, of that of reading the whole head
   int pause = 64;            // searches without screening before it is tried again
 };
 
@@ -30,8 +30,8 @@ class ScreeningPolicy {
   // better read everything at once.
   int Granules(SearchKind kind, int granules);
 
-  // What a screened search of this kind read, as shares of the whole head: in the first pass, of
-  // it for granules, and to complete rows (1 or more: in vain).
+  // What a screened search of this kind cost, as shares of reading the whole head: the first pass,
+  // of it the granules, and completing rows (1 or more: in vain).
   struct Cost {
     double first = 0;
     double granules = 0;
