@@ -42,8 +42,10 @@ void ScreeningPolicy::Record(SearchKind kind, const Cost& cost) {
   }
   if (cost.completed < kCompletedLow * cost.granules) state.share /= kStep;
   state.share = std::clamp(state.share, options_.least_share / 100.0, options_.most_share / 100.0);
+  if (state.cost < kFirstCost) state.last_pause = 0;
   if (state.cost <= options_.pays_below) return;
-  state.pause = options_.pause;
+  state.last_pause = std::clamp(2 * state.last_pause, options_.pause, options_.pause_max);
+  state.pause = state.last_pause;
   state.cost = options_.pays_below;  // unless the next searches are cheaper, it pauses again
 }
 

@@ -19,7 +19,8 @@ struct ScreeningOptions {
   int least_share = 5;       // and never fewer
   int most_share = 45;       // nor more
   double pays_below = 0.95;  // the smoothed cost, of that of reading the whole head
-  int pause = 32;            // searches without screening before it is tried again
+  int pause = 32;            // searches without screening before it is tried again, at first;
+  int pause_max = 1024;      // twice as many after every time in vain, up to this
 };
 
 class ScreeningPolicy {
@@ -44,6 +45,7 @@ class ScreeningPolicy {
     double share = 0;  // of the granules; 0: not yet asked
     double cost = 0;   // smoothed
     int pause = 0;     // searches to go without screening
+    int last_pause = 0;
   };
 
   const ScreeningOptions options_;
