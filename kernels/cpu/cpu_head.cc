@@ -16,13 +16,14 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // With more rows the whole product costs hardly more than the first pass.
 constexpr int kScreenedRowsMax = 8;
-constexpr int kScreenedCountMax = 256;
+// Sixty-four candidates of real hidden states leave too many rows to complete.
+constexpr int kScreenedCountMax = 16;
 // Rows completed before any other, to have a threshold.
 constexpr int kSeeds = 16;
 // Half panels here and there take this many times as long to read as in one stream (measured).
-constexpr double kCompletionCost = 4;
+constexpr double kCompletionCost = 2;
 // Of the half panels: completing more costs more than reading everything.
-constexpr double kCompletedMax = 0.15;
+constexpr double kCompletedMax = 0.25;
 // Below this no partial sum of a product can overflow, whatever the weights.
 constexpr double kActivationsMax = 1e25;
 // Keeps the bound's own rounding within its margin.
@@ -116,7 +117,7 @@ void CpuHead::Screen(std::span<CandidateReply> replies) {
     const bool found = SearchRow(row, &replies[index]);
     reads_.completed += halves_read_ * kHalfPanel;
     cost.completed = kCompletionCost * rows() * HalvesShare(halves_read_) + (found ? 0 : 1);
-    policy_.Record(KindOf(search_->queries[index]), planned, cost);
+    policy_.Record(KindOf(search_->queries[index]), cost);
     return found;
   });
 }

@@ -16,10 +16,11 @@ inline constexpr int kSearchKinds = 3;
 
 struct ScreeningOptions {
   int first_share = 10;      // granules at first, per hundred
-  int least_share = 4;       // and never fewer
+  int least_share = 5;       // and never fewer
   int most_share = 45;       // nor more
   double pays_below = 0.95;  // the smoothed cost, of that of reading the whole head
-  int pause = 64;            // searches without screening before it is tried again
+  int pause = 32;            // searches without screening before it is tried again, at first;
+  int pause_max = 1024;      // twice as many after every time in vain, up to this
 };
 
 class ScreeningPolicy {
@@ -37,13 +38,14 @@ class ScreeningPolicy {
     double granules = 0;
     double completed = 0;
   };
-  void Record(SearchKind kind, int granules, const Cost& cost);
+  void Record(SearchKind kind, const Cost& cost);
 
  private:
   struct State {
     double share = 0;  // of the granules; 0: not yet asked
-    double cost = 0;   // smoothed; 0: nothing recorded
+    double cost = 0;   // smoothed
     int pause = 0;     // searches to go without screening
+    int last_pause = 0;
   };
 
   const ScreeningOptions options_;

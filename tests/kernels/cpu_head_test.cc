@@ -135,7 +135,7 @@ TEST_F(CpuHead, EqualsTheReferenceForEveryShapeAndQuestion) {
           for (int i = 0; i < batch; ++i) {
             CandidateQuery query = random() % 3 == 0   ? Greedy()
                                    : random() % 2 == 0 ? Sampled(random(), 2)
-                                                       : Top(1 + random() % 70, 0.7f);
+                                                       : Top(1 + random() % 18, 0.7f);
             if (random() % 2 == 0) query.edits = edits;
             queries.push_back(query);
           }
@@ -153,7 +153,7 @@ TEST_F(CpuHead, LeavesMostRowsUnread) {
   for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ6_K}) {
     const TestMatrix matrix = MakeMatrix(type, 20000, 512, 0.05f, random);
     const std::vector<float> x = MakeActivations(1, 512, random);
-    for (const CandidateQuery& query : {Greedy(), Sampled(5, 1), Top(40, 1)}) {
+    for (const CandidateQuery& query : {Greedy(), Sampled(5, 1), Top(10, 1)}) {
       const HeadReads reads = ExpectEqual(matrix, x, std::span(&query, 1), "large");
       EXPECT_EQ(reads.screened, reads.rows) << FormatOf(type).name;
       EXPECT_GT(reads.completed, 0);
@@ -179,7 +179,7 @@ TestMatrix MakeHead(int64_t rows, int64_t columns, const Weight& weight) {
 }
 
 std::vector<CandidateQuery> EveryQuestion(Random& random) {
-  return {Greedy(), Sampled(random(), 1), Sampled(random(), 2), Top(2, 1), Top(30, 2)};
+  return {Greedy(), Sampled(random(), 1), Sampled(random(), 2), Top(2, 1), Top(15, 2)};
 }
 
 TEST_F(CpuHead, TellsRowsApartThatDifferInTheLowBitsOnly) {
@@ -296,7 +296,7 @@ TEST_F(CpuHead, QuestionsAboutAllLogitsReadThemAll) {
   Random random(8);
   const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 1500, 128, 0.05f, random);
   const std::vector<float> x = MakeActivations(2, 128, random);
-  std::vector<CandidateQuery> queries = {Top(20, 1), Greedy()};
+  std::vector<CandidateQuery> queries = {Top(10, 1), Greedy()};
   queries[0].sums = true;
   EXPECT_EQ(ExpectEqual(matrix, x, queries, "sums").screened, 0);
   queries[0].sums = false;
