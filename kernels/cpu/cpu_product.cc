@@ -147,6 +147,7 @@ void CpuProduct::RunPanel(const Task& task, int64_t panel, int first_tile, int l
   args.root_stride = part.root_stride;
   if (panel + 1 < task.end) {
     args.next = part.matrix->panel(panel + 1);
+    args.next_low = part.matrix->low(panel + 1);
     args.next_lines = CeilDivide(part.matrix->panel_bytes(), 64);
   }
   if (part.up == nullptr) {
@@ -188,6 +189,7 @@ void CpuProduct::Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* 
   args->root_begin = leaves.root_begin.data();
   args->roots = leaves.roots();
   args->panel = matrix.panel(panel);
+  args->low = matrix.low(panel);
   PackedFormat format = matrix.format();
   const auto unpack = kernels_.unpack[static_cast<int>(format)];
   if (unpack != nullptr && args->tile_count >= kUnpackTiles) {

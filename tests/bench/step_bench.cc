@@ -2,7 +2,8 @@
 // a real model file, and for each kind of step the seconds, packed bytes and operations of every
 // device operation on rank 0. Steps are the forward pass and a greedy look at the logits.
 //
-//   step_bench MODEL.gguf [--world=2] [--threads=1] [--isa=avx2] [--seconds=2] [STEP ...]
+//   step_bench MODEL.gguf [--world=2] [--threads=1] [--isa=avx2] [--screened_head=false]
+//              [--seconds=2] [STEP ...]
 //
 // A STEP is ROWSxSEQUENCES@CONTEXT: 1x8@512 decodes one token of 8 sequences after 512 others,
 // 512x1@0 is a prefill. What is printed is the median step by the clock; operations are means of
@@ -142,6 +143,13 @@ class TimedDevice final : public Device {
                       CandidateReply* reply) override {
     Time("candidates", 0, 0, 0, 0, [&] { device_->FindCandidates(logits, slices, query, reply); });
   }
+  void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
+    const Matrix& head = *search.head;
+    const auto rows = static_cast<double>(search.queries.size());
+    Time("search head", head.columns(), head.rows(), static_cast<double>(head.packed_bytes()),
+         2.0 * head.columns() * head.rows() * rows, [&] { device_->SearchHead(search, replies); });
+  }
+  HeadReads head_reads() const override { return device_->head_reads(); }
 
  private:
   template <typename Body>
@@ -176,6 +184,7 @@ struct Options {
   int world = 2;
   int threads = 1;
   CpuDeviceOptions::Isa isa = CpuDeviceOptions::kAuto;
+  bool screened_head = true;
   double seconds = 2;
   std::vector<StepKind> steps;
 };
@@ -209,6 +218,8 @@ Options ParseArguments(int argc, char** argv) {
       options.threads = ToInt(value);
     } else if (text.starts_with("--isa=")) {
       options.isa = value == "avx2" ? CpuDeviceOptions::kAvx2 : CpuDeviceOptions::kAvx512;
+    } else if (text == "--screened_head=false") {
+      options.screened_head = false;
     } else if (text.starts_with("--seconds=")) {
       options.seconds = std::atof(std::string(value).c_str());
     } else if (options.model.empty()) {
@@ -235,7 +246,7 @@ class BenchRank {
         plan_(plan),
         rank_(rank),
         device_(*MakeCpuDevice({options.threads, options.isa})),
-        weights_(*LoadWeights(model, spec, plan, rank, &device_, {})),
+        weights_(*LoadWeights(model, spec, plan, rank, &device_, options.screened_head, {})),
         forward_(*Forward::Create(spec, plan, rank, weights_, &device_, kRowsMax)) {
     int blocks = 0;
     for (const StepKind& kind : options.steps) blocks = std::max(blocks, BlocksOf(kind));
@@ -275,16 +286,12 @@ class BenchRank {
   }
 
   void LookAtLogits(std::span<const int32_t> rows) {
-    const CandidateQuery greedy;
-    CandidateReply reply;
+    const VocabularySlices slices = plan_.Slices(rank_);
     for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
       const auto some = rows.subspan(first, std::min<size_t>(kLogitRowsMax, rows.size() - first));
-      const Floats logits = forward_->Logits(some);
-      for (size_t i = 0; i < some.size(); ++i) {
-        const int64_t size = forward_->vocabulary_rows();
-        device_.FindCandidates({logits.data + static_cast<int64_t>(i) * size, size},
-                               plan_.Slices(rank_), greedy, &reply);
-      }
+      const std::vector<CandidateQuery> greedy(some.size());
+      std::vector<CandidateReply> replies(some.size());
+      forward_->Search(some, slices, greedy, replies);
     }
   }
 
