@@ -129,9 +129,8 @@ void LeaderProcess::Issue(StepPlan plan) {
   }
   ++stage_->sights.steps;
   if (!steps_.empty()) ++stage_->sights.overlapped_steps;
-  const bool kills = std::any_of(plan.starts.begin(), plan.starts.end(), [&](const auto& start) {
-    return killers_.contains(start.seed);
-  });
+  const bool kills = std::any_of(plan.starts.begin(), plan.starts.end(),
+                                 [&](const auto& start) { return killers_.contains(start.seed); });
   steps_.push_back(std::move(plan));
   if (kills) return events_.on_killed();
   if (steps_.size() == 1) StartStep();
@@ -186,9 +185,8 @@ void LeaderProcess::SendNews() {
       message.facts = {plan_.fingerprint, core_.context_tokens(), state.block_tokens, state.epoch};
     }
     message.news = std::move(news);
-    session.wire->Send(WireEnd::kFar, [sink = session.sink, message = std::move(message)] {
-      sink(message);
-    });
+    session.wire->Send(WireEnd::kFar,
+                       [sink = session.sink, message = std::move(message)] { sink(message); });
   }
 }
 
@@ -240,8 +238,8 @@ void LeaderProcess::CheckIdle() {
                   core_.sequences(), stats.running, stats.waiting);
   const bool canary = stats.running + stats.waiting > 0;
   for (int pool = 0; pool < kBlockPools; ++pool) {
-    stage_->Require(canary || stats.blocks_used[pool] == 0, "{}: {} blocks of pool {} are left over",
-                    name_, stats.blocks_used[pool], pool);
+    stage_->Require(canary || stats.blocks_used[pool] == 0,
+                    "{}: {} blocks of pool {} are left over", name_, stats.blocks_used[pool], pool);
   }
   stage_->sights.preemptions += stats.preemptions;
 }
