@@ -16,7 +16,7 @@ struct CanaryOptions {
   int output_tokens = 2;
   TimeUs quiet = 1'000'000;  // without progress of real work before one runs
   // A canary that took d runs again after d x this at the earliest: what an idle group may cost.
-  int rest_factor = 200;
+  int rest_factor = 100;
 };
 
 // Tokens and the bits of their log-probabilities.

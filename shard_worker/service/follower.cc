@@ -20,6 +20,8 @@ namespace {
 
 constexpr absl::Duration kLookPeriod = absl::Milliseconds(250);
 constexpr absl::Duration kLastWord = absl::Milliseconds(100);
+// A leader that was told to stop at the same time may take its whole drain time, and then says so.
+constexpr absl::Duration kAfterDrain = absl::Seconds(2);
 // Longer than it takes to give a leader up: standing still for its sake is no fault of this rank.
 constexpr TimeUs kRankStuck = 3'500'000;
 
@@ -64,7 +66,7 @@ std::optional<Break> AwaitFollowed(Ending* ending, Rank* rank, WorkerMetrics* me
   while (!ending->mutex.AwaitWithTimeout(absl::Condition(&followed), kLookPeriod)) {
     if (movement.Lately(rank->progress().moved)) pulse->Beat();
     metrics->AddTimes(rank->TakeTimes());
-    if (ending->stop && !give_up) give_up = absl::Now() + absl::FromChrono(drain);
+    if (ending->stop && !give_up) give_up = absl::Now() + absl::FromChrono(drain) + kAfterDrain;
     if (give_up && absl::Now() > *give_up) {
       rank->Abort();
       give_up = absl::InfiniteFuture();
