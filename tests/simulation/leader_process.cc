@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kSlowness = 10;
 constexpr int64_t kStepsToEnd = 2;  // after a cancel or a deadline
+constexpr TimeUs kTold = kSecond;   // by then all sessions have heard of a change in the cache
 
 }  // namespace
 
@@ -161,6 +162,7 @@ void LeaderProcess::CompleteStep() {
   const absl::StatusOr<StepResult> result = executor_.Run(plan);
   stage_->Note("{}: step {} is done", name_, plan.step);
   ++steps_done_;
+  if (!plan.segments.empty()) worked_at_ = stage_->now();
   core_.Complete(*result, stage_->now());
   if (!steps_.empty()) StartStep();
   Turn();
@@ -242,6 +244,17 @@ void LeaderProcess::CheckIdle() {
                     "{}: {} blocks of pool {} are left over", name_, stats.blocks_used[pool], pool);
   }
   stage_->sights.preemptions += stats.preemptions;
+}
+
+std::optional<std::set<uint64_t>> LeaderProcess::TakeLinks() {
+  if (stage_->now() - worked_at_ < kTold) return std::nullopt;
+  const SessionId witness{++last_session_};
+  core_.Open(witness);
+  for (const SessionNews& news : core_.TakeNews(stage_->now())) {
+    if (news.session != witness || !news.cache) continue;
+    return std::set<uint64_t>(news.cache->stored.begin(), news.cache->stored.end());
+  }
+  return std::nullopt;
 }
 
 }  // namespace facet::sim

@@ -304,11 +304,18 @@ void RouterProcess::OnMessage(size_t group, const FromLeader& message) {
     core_.OnDelta(session.id, ToLeaderDelta(news), now);
     Act();
   }
-  if (message.news.cache) core_.OnCacheNews(session.id, ToGroupCacheNews(*message.news.cache));
+  if (message.news.cache) TakeCacheNews(session, *message.news.cache);
   session.draining = message.news.state.draining;
   NotePresence();
   core_.OnGroupState(session.id, ToGroupState(message.news.state), now);
   Settle();
+}
+
+void RouterProcess::TakeCacheNews(Session& session, const CachePart& part) {
+  if (part.reset) session.links.clear();
+  session.links.insert(part.stored.begin(), part.stored.end());
+  for (const uint64_t link : part.evicted) session.links.erase(link);
+  core_.OnCacheNews(session.id, ToGroupCacheNews(part));
 }
 
 void RouterProcess::OnSilence(size_t group) {
@@ -333,6 +340,7 @@ void RouterProcess::OnSessionEnd(size_t group) {
 void RouterProcess::LeaveSession(size_t group) {
   Session& session = sessions_[group];
   session.wire.reset();
+  session.links.clear();
   session.silence->Set(kNever);
   session.connect->Set(stage_->now() + session.backoff);
   session.backoff = std::min(2 * session.backoff, kBackoffMost);
@@ -450,6 +458,14 @@ void RouterProcess::CheckBounds() {
   stage_->Require(stats.queued_requests <= std::ssize(streams_),
                   "{}: {} requests wait, but only {} have a stream", name_, stats.queued_requests,
                   streams_.size());
+}
+
+void RouterProcess::CheckLinks(size_t group, const std::set<uint64_t>& links) {
+  const Session& session = sessions_[group];
+  if (!session.up || session.held_until > session.opened_at) return;
+  ++stage_->sights.mirrors;
+  stage_->Require(session.links == links, "{}: heard of {} cached prefixes, group {} has {}", name_,
+                  session.links.size(), group, links.size());
 }
 
 void RouterProcess::CheckIdle() {

@@ -132,7 +132,7 @@ struct Sights {
   int64_t router_crashes = 0, leader_crashes = 0, rank_deaths = 0, hangs = 0, slow_ranks = 0;
   int64_t breaks = 0, partitions = 0, drains = 0, poison_tokens = 0, epochs = 0;
   int64_t overlapped_steps = 0, steps = 0, takeovers = 0, fair_pairs = 0, stops = 0, shed = 0,
-          unretried = 0;
+          unretried = 0, mirrors = 0;
   void Add(const Sights& other);
   std::string Text() const;
   // The names of those that are 0.
