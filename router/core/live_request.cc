@@ -124,7 +124,7 @@ Acceptance Accept(const LiveRequest& request, RoutedSequence& sequence, LeaderDe
   out.tokens = std::move(delta.tokens);
   for (const OutputToken& token : out.tokens) sequence.emitted.push_back(token.id);
   if (!out.tokens.empty()) {
-    sequence.fruitless_deaths = 0;
+    sequence.fruitless_deaths = sequence.fruitless_declines = 0;
     if (!std::exchange(sequence.fingerprint_told, true)) out.fingerprint = sequence.fingerprint;
     if (std::exchange(sequence.migrating, false)) out.migration_gap = now - sequence.last_token_at;
     if (known == sequence.resumed) sequence.first_token_at = now;

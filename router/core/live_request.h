@@ -34,9 +34,10 @@ struct RoutedSequence {
   GroupId group;
   std::string fingerprint;  // of its latest group; its tokens bind it to that, once it has some
   std::vector<TokenId> emitted;
-  int resumed = 0;        // of them the client brought so many
-  int prompt_scored = 1;  // prompt positions up to here need no log-probability any more
-  int fruitless_deaths = 0;
+  int resumed = 0;             // of them the client brought so many
+  int prompt_scored = 1;       // prompt positions up to here need no log-probability any more
+  int fruitless_deaths = 0;    // of its groups, without a token between
+  int fruitless_declines = 0;  // of groups that drain
   int submissions = 0;
   int preemptions = 0;  // for fairness
   int promised = 0;     // output tokens its tenant may still be charged for, once it is placed

@@ -54,12 +54,15 @@ struct RouterCoreOptions {
   // Requests whose first token is expected later are refused while groups are busy, and those that
   // have waited longer are turned away. 0: off.
   TimeUs ttft_target_us = 0;
-  // How long a request or an interrupted sequence waits while no group can take it.
+  // How long a request or an interrupted sequence waits after the last group that could take it
+  // has gone.
   TimeUs group_wait_us = 30'000'000;
   // How long a stopped sequence waits for its leader's last word (cached tokens, timings).
   TimeUs stop_grace_us = 500'000;
   // Groups that may die under a sequence without a new token before it ends with an error.
   int fruitless_deaths_max = 2;
+  // Groups that may decline it, because they drain, before that counts as a death too.
+  int fruitless_declines_max = 100;
   // Of each group's prefix cache at most so many links are remembered.
   int64_t mirror_links_max = int64_t{1} << 18;
   // Over how long a time the groups' work is averaged.
@@ -208,13 +211,16 @@ class RouterCore {
   // leader has to be told.
   void Detach(Place place);
   void Recall(Place place);
-  // After the group of a detached sequence has failed it: waits for another group, or ends.
-  void Interrupt(Place place, TimeUs now);
+  // After the group of a detached sequence has failed or declined it: waits for another group, or
+  // ends.
+  void Interrupt(Place place, bool failed, TimeUs now);
   // The sequence waits for a group to go on with it, unless it is complete.
   void AwaitGroup(Place place, TimeUs now);
   // Its paused sequences do; it may be gone then, if they are all complete.
   void AwaitGroups(LiveRequest& request, TimeUs now);
   // kNever: no wait.
+  // The last group with the fingerprint has gone: who waits for it waits from now on.
+  void RestartWaits(const std::string& fingerprint, TimeUs now);
   void SetWait(Place place, TimeUs give_up);
   void ExpireDeadlines(TimeUs now);
   void ExpireWaits(TimeUs now);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "base/check.h"
 #include "base/status.h"
@@ -10,11 +12,15 @@
 namespace facet {
 namespace {
 
-// What a leader says when a sequence should run elsewhere: it was dropped without our asking, or
-// the group cannot serve for now.
-bool GivesBack(const LeaderDelta& delta) {
-  if (delta.finish == EndReason::kCancelled) return true;
+// The group cannot serve for now: it drains, say.
+bool Declines(const LeaderDelta& delta) {
   return delta.finish == EndReason::kError && absl::IsUnavailable(delta.error);
+}
+
+// What a leader says when a sequence should run elsewhere: it declines it, or has dropped it
+// without our asking.
+bool GivesBack(const LeaderDelta& delta) {
+  return Declines(delta) || delta.finish == EndReason::kCancelled;
 }
 
 // The fingerprint that a group must have.
@@ -31,7 +37,10 @@ void RouterCore::OnGroupUp(GroupId group, GroupFacts facts) {
 }
 
 void RouterCore::OnGroupState(GroupId group, const GroupState& state, TimeUs now) {
+  const std::string fingerprint = groups_.fingerprint(group);
+  const bool served = groups_.Serves(fingerprint);
   groups_.State(group, state, now);
+  if (served && !groups_.Serves(fingerprint)) RestartWaits(fingerprint, now);
   const bool outage = groups_.none_since() != kNever;
   if (outage_ && !outage) {
     // Waiting for a group was no overload.
@@ -44,12 +53,15 @@ void RouterCore::OnGroupState(GroupId group, const GroupState& state, TimeUs now
 
 void RouterCore::OnGroupDown(GroupId group, TimeUs now) {
   if (!groups_.up(group)) return;
+  const std::string fingerprint = groups_.fingerprint(group);
+  const bool served = groups_.Serves(fingerprint);
   groups_.Down(group, now);
+  if (served && !groups_.Serves(fingerprint)) RestartWaits(fingerprint, now);
   outage_ = groups_.none_since() != kNever;
   rate_.Reset(now);
   for (const Place& place : running_.On(group)) {
     Detach(place);
-    Interrupt(place, now);
+    Interrupt(place, /*failed=*/true, now);
   }
   PlaceAll(now);
 }
@@ -83,7 +95,7 @@ void RouterCore::OnDelta(GroupId group, LeaderDelta delta, TimeUs now) {
   } else {
     Recall(place);
   }
-  Interrupt(place, now);
+  Interrupt(place, /*failed=*/!Declines(delta), now);
   PlaceAll(now);
 }
 
@@ -176,7 +188,7 @@ std::optional<PlacementChoice> RouterCore::Choose(Place place) {
   PlacementWish wish{
       .tokens = request.known_tokens(sequence), .fingerprint = BoundTo(sequence), .links = links};
   // Where it just failed without a token it may fail again.
-  if (sequence.fruitless_deaths > 0) wish.avoid = sequence.group;
+  if (sequence.fruitless_deaths + sequence.fruitless_declines > 0) wish.avoid = sequence.group;
   return placement_.Choose(wish);
 }
 
@@ -283,14 +295,15 @@ void RouterCore::Recall(Place place) {
   Detach(place);
 }
 
-void RouterCore::Interrupt(Place place, TimeUs now) {
+void RouterCore::Interrupt(Place place, bool failed, TimeUs now) {
   const LiveRequest& request = *place.request;
   RoutedSequence& sequence = place.sequence();
   const auto end = [&](EndReason reason, absl::Status status) {
     End(place, MeasuredEnd(request, sequence, reason, std::move(status), now), DeltaOf(place));
   };
   if (sequence.phase == Phase::kStopping) return end(EndReason::kStop, absl::OkStatus());
-  if (++sequence.fruitless_deaths >= options_.fruitless_deaths_max) {
+  if (!failed) failed = ++sequence.fruitless_declines > options_.fruitless_declines_max;
+  if (failed && ++sequence.fruitless_deaths >= options_.fruitless_deaths_max) {
     ++counters_.poisoned;
     return end(EndReason::kError, Internal("{} groups in a row failed while they ran this sequence",
                                            sequence.fruitless_deaths));
@@ -334,6 +347,18 @@ void RouterCore::AwaitGroups(LiveRequest& request, TimeUs now) {
     if (phase == Phase::kEnded) continue;
     --left;
     if (phase == Phase::kPaused) AwaitGroup(place, now);
+  }
+}
+
+void RouterCore::RestartWaits(const std::string& fingerprint, TimeUs now) {
+  std::vector<Place> waiting;
+  for (const auto& [give_up, id, index] : waits_) waiting.push_back({Find(id), index});
+  for (const Place& place : waiting) {
+    const RoutedSequence& sequence = place.sequence();
+    if (sequence.phase != Phase::kInterrupted) continue;
+    if (BoundTo(sequence).value_or(fingerprint) == fingerprint) {
+      SetWait(place, now + options_.group_wait_us);
+    }
   }
 }
 

@@ -231,6 +231,38 @@ TEST_F(RouterCoreTest, TwoDeathsWithoutATokenBetweenEndTheSequence) {
   EXPECT_EQ(core_->counters().poisoned, 1);
 }
 
+TEST_F(RouterCoreTest, GroupsThatDrainHaveNotFailed) {
+  Up(a_);
+  MustSubmit(RequestOf("r"));
+  SubmitAction submit = TheSubmit();
+  for (int i = 0; i < 5; ++i) {
+    LeaderDelta declined = FinishOf(submit.sequence, 0, EndReason::kError);
+    declined.error = Unavailable("the leader is shutting down");
+    core_->OnDelta(a_, declined, now_);
+    submit = TheSubmit();
+  }
+  core_->OnDelta(a_, Tokens(submit.sequence, 0, {10}), now_);
+  EXPECT_THAT(IdsOf(TheDelta()), ElementsAre(10));
+  EXPECT_EQ(core_->counters().poisoned, 0);
+}
+
+TEST_F(RouterCoreTest, TheWaitForAnEqualGroupBeginsWhenTheLastOneHasGone) {
+  Up(a_);
+  MustSubmit(RequestOf("r"));
+  core_->OnDelta(a_, Tokens(TheSubmit().sequence, 0, {10}), now_);
+  Up(b_, 0);  // equal, and busy
+  core_->OnGroupDown(a_, now_);
+  core_->TakeActions();
+  EXPECT_EQ(core_->NextWake(), 30 * kSecond);
+  now_ = 20 * kSecond;
+  core_->OnGroupDown(b_, now_);
+  EXPECT_EQ(core_->NextWake(), 50 * kSecond);
+  core_->Tick(50 * kSecond - 1);
+  EXPECT_TRUE(core_->TakeActions().deltas.empty());
+  core_->Tick(50 * kSecond);
+  EXPECT_TRUE(absl::IsUnavailable(TheDelta().end->status));
+}
+
 TEST_F(RouterCoreTest, StopWaitsForTheLeadersLastWord) {
   Up(a_);
   const RequestId id = MustSubmit(RequestOf("r"));

@@ -295,11 +295,11 @@ void Client::CheckWhole(const ChoiceDelta& delta, const Choice& choice) {
   }
   if (!stage_->Require(choice.answer.has_value(), "{}: ended without a token", Name(delta))) return;
   const Answer& answer = *choice.answer;
-  stage_->Require(choice.tokens.size() == answer.tokens.size() &&
-                      delta.end->reason == answer.reason,
-                  "{}: ended with reason {} after {} tokens, the oracle says reason {} after {}",
-                  Name(delta), static_cast<int>(delta.end->reason), choice.tokens.size(),
-                  static_cast<int>(answer.reason), answer.tokens.size());
+  stage_->Require(
+      choice.tokens.size() == answer.tokens.size() && delta.end->reason == answer.reason,
+      "{}: ended with reason {} after {} tokens, the oracle says reason {} after {}", Name(delta),
+      static_cast<int>(delta.end->reason), choice.tokens.size(), static_cast<int>(answer.reason),
+      answer.tokens.size());
 }
 
 // Whether groups were lost or absent for it is for the router's side to judge.
@@ -329,9 +329,9 @@ void Client::CheckError(const ChoiceDelta& delta, const Choice& choice) {
   if (status.message().find("finite") == std::string::npos) return;
   ++stage_->sights.poison_tokens;
   const auto wrong = [&](const GroupPlan& group) {
-    const Answer answer = AnswerOf(scenario_, plan_, delta.prompt_index, delta.choice_index,
-                                   choice.fingerprint.empty() ? group.fingerprint
-                                                              : choice.fingerprint);
+    const Answer answer =
+        AnswerOf(scenario_, plan_, delta.prompt_index, delta.choice_index,
+                 choice.fingerprint.empty() ? group.fingerprint : choice.fingerprint);
     return answer.reason == EndReason::kError && answer.tokens.size() == choice.tokens.size();
   };
   stage_->Require(std::any_of(scenario_.groups.begin(), scenario_.groups.end(), wrong),

@@ -33,7 +33,7 @@ class Client {
 
  private:
   struct Choice {
-    std::string fingerprint;      // of what computed the tokens
+    std::string fingerprint;       // of what computed the tokens
     std::optional<Answer> answer;  // what it must be
     std::vector<TokenId> tokens;
     std::optional<EndReason> end;

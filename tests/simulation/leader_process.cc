@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kSlowness = 10;
 constexpr int64_t kStepsToEnd = 2;  // after a cancel or a deadline
+constexpr TimeUs kTold = kSecond;   // by then all sessions have heard of a change in the cache
 
 }  // namespace
 
@@ -129,9 +130,8 @@ void LeaderProcess::Issue(StepPlan plan) {
   }
   ++stage_->sights.steps;
   if (!steps_.empty()) ++stage_->sights.overlapped_steps;
-  const bool kills = std::any_of(plan.starts.begin(), plan.starts.end(), [&](const auto& start) {
-    return killers_.contains(start.seed);
-  });
+  const bool kills = std::any_of(plan.starts.begin(), plan.starts.end(),
+                                 [&](const auto& start) { return killers_.contains(start.seed); });
   steps_.push_back(std::move(plan));
   if (kills) return events_.on_killed();
   if (steps_.size() == 1) StartStep();
@@ -162,6 +162,7 @@ void LeaderProcess::CompleteStep() {
   const absl::StatusOr<StepResult> result = executor_.Run(plan);
   stage_->Note("{}: step {} is done", name_, plan.step);
   ++steps_done_;
+  if (!plan.segments.empty()) worked_at_ = stage_->now();
   core_.Complete(*result, stage_->now());
   if (!steps_.empty()) StartStep();
   Turn();
@@ -186,9 +187,8 @@ void LeaderProcess::SendNews() {
       message.facts = {plan_.fingerprint, core_.context_tokens(), state.block_tokens, state.epoch};
     }
     message.news = std::move(news);
-    session.wire->Send(WireEnd::kFar, [sink = session.sink, message = std::move(message)] {
-      sink(message);
-    });
+    session.wire->Send(WireEnd::kFar,
+                       [sink = session.sink, message = std::move(message)] { sink(message); });
   }
 }
 
@@ -240,10 +240,21 @@ void LeaderProcess::CheckIdle() {
                   core_.sequences(), stats.running, stats.waiting);
   const bool canary = stats.running + stats.waiting > 0;
   for (int pool = 0; pool < kBlockPools; ++pool) {
-    stage_->Require(canary || stats.blocks_used[pool] == 0, "{}: {} blocks of pool {} are left over",
-                    name_, stats.blocks_used[pool], pool);
+    stage_->Require(canary || stats.blocks_used[pool] == 0,
+                    "{}: {} blocks of pool {} are left over", name_, stats.blocks_used[pool], pool);
   }
   stage_->sights.preemptions += stats.preemptions;
+}
+
+std::optional<std::set<uint64_t>> LeaderProcess::TakeLinks() {
+  if (stage_->now() - worked_at_ < kTold) return std::nullopt;
+  const SessionId witness{++last_session_};
+  core_.Open(witness);
+  for (const SessionNews& news : core_.TakeNews(stage_->now())) {
+    if (news.session != witness || !news.cache) continue;
+    return std::set<uint64_t>(news.cache->stored.begin(), news.cache->stored.end());
+  }
+  return std::nullopt;
 }
 
 }  // namespace facet::sim

@@ -47,6 +47,9 @@ class LeaderProcess {
   bool hung() const { return hung_; }
   // Nothing runs, and every block is free or cached.
   void CheckIdle();
+  // The prefixes that a new session would hear of; nothing if the old ones may not have heard of
+  // all of them yet. The process is of no use after that.
+  std::optional<std::set<uint64_t>> TakeLinks();
 
  private:
   struct Session {
@@ -90,6 +93,7 @@ class LeaderProcess {
   std::set<uint64_t> killers_;  // seeds of the sequences that kill a rank
   uint64_t last_session_ = 0;
   int64_t steps_done_ = 0;
+  TimeUs worked_at_ = 0;  // the last step that computed something was done
   TimeUs slow_until_ = 0;
   TimeUs hung_at_ = kNever;
   bool hung_ = false;

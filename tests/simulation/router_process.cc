@@ -78,8 +78,7 @@ void RouterProcess::Take(std::shared_ptr<Wire> wire, Call call, RouterPort::Sink
     places_[SeedOf(*call.plan, i)] = {*id, i};
   }
   stream.call = std::move(call);
-  stream.patience =
-      std::make_unique<Alarm>(&stage_->queue, [this, id = *id] { DropReader(id); });
+  stream.patience = std::make_unique<Alarm>(&stage_->queue, [this, id = *id] { DropReader(id); });
   stream.wire->OnLost(WireEnd::kFar, [this, id = *id] {
     core_.Cancel(id, stage_->now());
     Forget(id);
@@ -132,7 +131,8 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
     choice.stopped = true;
     ++stage_->sights.stops;
     if (delta.end) delta.end->reason = EndReason::kStop;
-    if (!delta.end) core_.Stop(delta.request, delta.prompt_index, delta.choice_index, stage_->now());
+    if (!delta.end)
+      core_.Stop(delta.request, delta.prompt_index, delta.choice_index, stage_->now());
   }
   if (delta.migration_gap) ++stage_->sights.migrations;
   if (delta.end) CheckEnd(stream, choice, delta);
@@ -229,8 +229,7 @@ void RouterProcess::Settle() {
 
 void RouterProcess::Act() {
   // Delivering may ask the core for more: a stop pair ends a choice.
-  for (CoreActions actions = core_.TakeActions(); !actions.empty();
-       actions = core_.TakeActions()) {
+  for (CoreActions actions = core_.TakeActions(); !actions.empty(); actions = core_.TakeActions()) {
     SendToLeaders(actions);
     for (ChoiceDelta& delta : actions.deltas) Deliver(std::move(delta));
     for (const RequestId id : actions.done) {
@@ -305,18 +304,25 @@ void RouterProcess::OnMessage(size_t group, const FromLeader& message) {
     core_.OnDelta(session.id, ToLeaderDelta(news), now);
     Act();
   }
-  if (message.news.cache) core_.OnCacheNews(session.id, ToGroupCacheNews(*message.news.cache));
+  if (message.news.cache) TakeCacheNews(session, *message.news.cache);
   session.draining = message.news.state.draining;
   NotePresence();
   core_.OnGroupState(session.id, ToGroupState(message.news.state), now);
   Settle();
 }
 
+void RouterProcess::TakeCacheNews(Session& session, const CachePart& part) {
+  if (part.reset) session.links.clear();
+  session.links.insert(part.stored.begin(), part.stored.end());
+  for (const uint64_t link : part.evicted) session.links.erase(link);
+  core_.OnCacheNews(session.id, ToGroupCacheNews(part));
+}
+
 void RouterProcess::OnSilence(size_t group) {
   stage_->Note("{} gives silent group {} up", name_, group);
   // What took the messages' time away must have been a fault.
-  const TimeUs all_well = std::max({leaders_[group]->SteadySince(), sessions_[group].opened_at,
-                                    sessions_[group].held_until});
+  const TimeUs all_well = std::max(
+      {leaders_[group]->SteadySince(), sessions_[group].opened_at, sessions_[group].held_until});
   const bool should_have_spoken =
       all_well < stage_->now() - scenario_.silence_max && sessions_[group].wire->intact();
   stage_->Require(!should_have_spoken, "{}: group {} was silent for {} us and all was well", name_,
@@ -334,6 +340,7 @@ void RouterProcess::OnSessionEnd(size_t group) {
 void RouterProcess::LeaveSession(size_t group) {
   Session& session = sessions_[group];
   session.wire.reset();
+  session.links.clear();
   session.silence->Set(kNever);
   session.connect->Set(stage_->now() + session.backoff);
   session.backoff = std::min(2 * session.backoff, kBackoffMost);
@@ -417,7 +424,7 @@ void RouterProcess::CheckUnavailable(const Choice& choice, const absl::Status& s
                                      const std::string& what) {
   stage_->Require(RetryAfter(status).has_value(), "{}, without a retry delay", what);
   if (status.message().find("retried") != std::string_view::npos) {
-    stage_->Require(choice.deaths > 0, "{}, but no group of it died", what);
+    stage_->Require(choice.group.has_value(), "{}, but it was on no group", what);
     ++stage_->sights.unretried;
     return;
   }
@@ -453,16 +460,25 @@ void RouterProcess::CheckBounds() {
                   streams_.size());
 }
 
+void RouterProcess::CheckLinks(size_t group, const std::set<uint64_t>& links) {
+  const Session& session = sessions_[group];
+  if (!session.up || session.held_until > session.opened_at) return;
+  ++stage_->sights.mirrors;
+  stage_->Require(session.links == links, "{}: heard of {} cached prefixes, group {} has {}", name_,
+                  session.links.size(), group, links.size());
+}
+
 void RouterProcess::CheckIdle() {
   stage_->sights.takeovers += core_.counters().takeovers;
   const RouterCoreStats stats = core_.stats();
-  stage_->Require(streams_.empty() && stats.requests == 0 && stats.queued_requests == 0 &&
-                      stats.queued_tokens == 0 && stats.running_sequences == 0 &&
-                      stats.interrupted_sequences == 0,
-                  "{}: {} requests, {} queued of {} tokens, {} sequences running and {} interrupted "
-                  "are left over",
-                  name_, stats.requests, stats.queued_requests, stats.queued_tokens,
-                  stats.running_sequences, stats.interrupted_sequences);
+  stage_->Require(
+      streams_.empty() && stats.requests == 0 && stats.queued_requests == 0 &&
+          stats.queued_tokens == 0 && stats.running_sequences == 0 &&
+          stats.interrupted_sequences == 0,
+      "{}: {} requests, {} queued of {} tokens, {} sequences running and {} interrupted "
+      "are left over",
+      name_, stats.requests, stats.queued_requests, stats.queued_tokens, stats.running_sequences,
+      stats.interrupted_sequences);
 }
 
 }  // namespace facet::sim

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,8 @@ class RouterProcess {
   void HoldSession(size_t group, TimeUs until);
   // Nothing is left of any request.
   void CheckIdle();
+  // The leader of `group` has exactly these prefixes, and said so long ago.
+  void CheckLinks(size_t group, const std::set<uint64_t>& links);
 
  private:
   struct Session {
@@ -44,7 +47,8 @@ class RouterProcess {
     std::string fingerprint;
     TimeUs backoff = 0;
     TimeUs opened_at = 0;
-    TimeUs held_until = 0;  // of a partition
+    TimeUs held_until = 0;     // of a partition
+    std::set<uint64_t> links;  // of cached prefixes, as the session's news have them
     std::unique_ptr<Alarm> connect, silence;
   };
   // What a stream's service side knows of one choice.
@@ -86,6 +90,7 @@ class RouterProcess {
 
   void Connect(size_t group);
   void OnMessage(size_t group, const FromLeader& message);
+  void TakeCacheNews(Session& session, const CachePart& part);
   void OnSilence(size_t group);
   void OnSessionEnd(size_t group);
   void LeaveSession(size_t group);

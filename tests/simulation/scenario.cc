@@ -21,8 +21,9 @@ void DrawPools(Dice& dice, EngineOptions* options) {
   if (window) options->window = dice.In(1, 3 * block);
   const auto seen = static_cast<int>((options->window + block - 2) / block + 1);
   // Some worlds have hardly room for one sequence, others for all.
-  if (full) options->blocks[0] = whole + static_cast<int>(dice.Low(0, 4 * whole));
-  if (window) options->blocks[1] = seen + 1 + static_cast<int>(dice.Low(0, 6 * seen));
+  const bool tight = dice.Percent(40);
+  if (full) options->blocks[0] = whole + static_cast<int>(dice.Low(0, (tight ? 1 : 5) * whole));
+  if (window) options->blocks[1] = seen + static_cast<int>(dice.Low(0, (tight ? 2 : 8) * seen));
 }
 
 EngineOptions DrawEngine(Dice& dice) {
@@ -128,7 +129,8 @@ std::vector<TokenId> DrawPrompt(Dice& dice, const EngineOptions& engine,
   }
   int64_t own = dice.Percent(30) ? 0 : dice.Low(0, engine.context_tokens / 2);
   if (prompt.empty()) own = std::max<int64_t>(1, own);
-  for (int64_t i = 0; i < own; ++i) prompt.push_back(static_cast<TokenId>(dice.In(0, kPromptTokens - 1)));
+  for (int64_t i = 0; i < own; ++i)
+    prompt.push_back(static_cast<TokenId>(dice.In(0, kPromptTokens - 1)));
   const bool too_long = std::ssize(prompt) >= engine.context_tokens;
   if (too_long && !dice.Percent(3)) {
     prompt.resize(static_cast<size_t>(dice.In(1, engine.context_tokens - 1)));

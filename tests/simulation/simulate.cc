@@ -47,14 +47,15 @@ struct Line {
 struct Child {
   pid_t pid = 0;
   int pipe = -1;
-  uint64_t next = 0, last = 0;    // seeds to run
+  uint64_t next = 0, last = 0;     // seeds to run
   std::optional<uint64_t> inside;  // the seed whose world runs
 };
 
 int Misuse() {
-  std::fputs("usage: simulate --seed N [--trace]\n"
-             "       simulate --seeds A..B [--jobs N] [--until-find]\n",
-             stderr);
+  std::fputs(
+      "usage: simulate --seed N [--trace]\n"
+      "       simulate --seeds A..B [--jobs N] [--until-find]\n",
+      stderr);
   return 2;
 }
 

@@ -44,6 +44,7 @@ void ForEachSight(Visitor visit) {
   visit("stops", &Sights::stops);
   visit("shed", &Sights::shed);
   visit("unretried", &Sights::unretried);
+  visit("mirrors", &Sights::mirrors);
 }
 
 }  // namespace

@@ -124,14 +124,15 @@ class Trace {
 // How often a run met what it is there for; the test demands that a thousand runs meet all of it.
 struct Sights {
   int64_t requests = 0, choices = 0, tokens = 0;
-  int64_t whole = 0;       // choices that ended with all their tokens
+  int64_t whole = 0;  // choices that ended with all their tokens
   int64_t cancelled = 0, expired = 0, refused = 0, poisoned = 0, unavailable = 0, invalid = 0;
   int64_t resumes = 0;     // streams that clients continued elsewhere
   int64_t migrations = 0;  // sequences that routers continued elsewhere
   int64_t preemptions = 0, cached_tokens = 0, pauses = 0, dropped_readers = 0;
   int64_t router_crashes = 0, leader_crashes = 0, rank_deaths = 0, hangs = 0, slow_ranks = 0;
   int64_t breaks = 0, partitions = 0, drains = 0, poison_tokens = 0, epochs = 0;
-  int64_t overlapped_steps = 0, steps = 0, takeovers = 0, fair_pairs = 0, stops = 0, shed = 0, unretried = 0;
+  int64_t overlapped_steps = 0, steps = 0, takeovers = 0, fair_pairs = 0, stops = 0, shed = 0,
+          unretried = 0, mirrors = 0;
   void Add(const Sights& other);
   std::string Text() const;
   // The names of those that are 0.

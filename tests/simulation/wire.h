@@ -52,7 +52,9 @@ class Wire : public std::enable_shared_from_this<Wire> {
     std::function<void()> lost;
   };
   Side& At(WireEnd end) { return sides_[static_cast<size_t>(end)]; }
-  static WireEnd Other(WireEnd end) { return end == WireEnd::kNear ? WireEnd::kFar : WireEnd::kNear; }
+  static WireEnd Other(WireEnd end) {
+    return end == WireEnd::kNear ? WireEnd::kFar : WireEnd::kNear;
+  }
   TimeUs Delay() { return dice_.Low(delays_.least, delays_.most); }
   void Shut(WireEnd end);
   // `end` hears that the stream is over, after what arrives until then.

@@ -1,6 +1,8 @@
 #include "tests/simulation/world.h"
 
 #include <algorithm>
+#include <optional>
+#include <set>
 
 namespace facet::sim {
 namespace {
@@ -104,14 +106,16 @@ void World::RunUntil(TimeUs end, bool only_requests) {
 
 void World::CheckLeftovers() {
   for (const auto& router : routers_) {
-    if (stage_.Require(router->process() != nullptr, "a router did not come back")) {
-      router->process()->CheckIdle();
-    }
+    if (!stage_.Require(router->process() != nullptr, "a router did not come back")) return;
+    router->process()->CheckIdle();
   }
-  for (const auto& group : groups_) {
-    if (stage_.Require(group->process() != nullptr, "a group did not come back")) {
-      group->process()->CheckIdle();
-    }
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    LeaderProcess* leader = groups_[i]->process();
+    if (!stage_.Require(leader != nullptr, "a group did not come back")) return;
+    leader->CheckIdle();
+    const std::optional<std::set<uint64_t>> links = leader->TakeLinks();
+    if (!links) continue;
+    for (const auto& router : routers_) router->process()->CheckLinks(i, *links);
   }
 }
 

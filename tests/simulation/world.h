@@ -14,7 +14,7 @@
 namespace facet::sim {
 
 struct Outcome {
-  uint64_t hash = 0;    // of the trace
+  uint64_t hash = 0;  // of the trace
   int64_t events = 0;
   std::string failure;  // the first broken invariant; empty: none
   Sights sights;
