@@ -89,13 +89,21 @@ class Launcher(unittest.TestCase):
 
     def launch(self, *arguments, moods=None):
         environment = dict(os.environ, RECORD=self.record, TMPDIR=self.scratch, **(moods or {}))
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, LAUNCHER, "--model=m.gguf", f"--bin={self.folder.name}", *arguments],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.addCleanup(self.end, process)
+        return process
+
+    @staticmethod
+    def end(process):
+        """A test that fails half-way leaves nothing running either."""
+        process.kill()
+        process.communicate()
 
     def finish(self, process):
         out, err = process.communicate(timeout=TIMEOUT_S)
