@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "absl/flags/flag.h"
+#include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "serving/flags.h"
 #include "serving/log.h"
@@ -222,6 +223,8 @@ absl::Status Work(const WorkerOptions& options, const ShutdownSignal& shutdown,
 }
 
 int Main(int argc, char** argv) {
+  // Debian's Abseil looks for lock cycles at every lock, gRPC's included, under one global lock.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   ParseFlagsOrExit(argc, argv, kUsage, 0);
   ShutdownSignal shutdown;  // before any other thread
   const absl::StatusOr<WorkerOptions> options = OptionsFromFlags();
