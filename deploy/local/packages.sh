@@ -9,8 +9,8 @@ build_packages=(
   prometheus-cpp-dev libboost1.81-dev
   python3 ca-certificates
 )
-# promtool checks the metrics; clang has libFuzzer.
-test_packages=(prometheus clang libclang-rt-14-dev)
+# promtool checks the metrics; clang has libFuzzer; patch plants the mutation gate's faults.
+test_packages=(prometheus clang libclang-rt-14-dev patch)
 
 # Runs a command as root.
 as_root() {
