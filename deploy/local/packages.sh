@@ -14,8 +14,9 @@ runtime_packages=(
   libabsl20220623 libfmt9 libspdlog1.10 libpcre2-8-0 libgrpc++1.51 libprotobuf32 libssl3
   libprometheus-cpp-core1.0
 )
-# promtool checks the metrics; clang has libFuzzer; yaml reads the manifests.
-test_packages=(prometheus clang libclang-rt-14-dev python3-yaml)
+# promtool checks the metrics; clang has libFuzzer; yaml reads the manifests; patch plants the mutation
+# gate's faults.
+test_packages=(prometheus clang libclang-rt-14-dev python3-yaml patch)
 
 # Runs a command as root.
 as_root() {

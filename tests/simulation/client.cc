@@ -114,7 +114,8 @@ void Client::Cancel() {
   choices_.assign(choices_.size(), Choice());
   scores_.assign(scores_.size(), {});
   may_take_over_ = dice_.Percent(50);
-  retry_.Set(stage_->now() + dice_.Low(0, 300) * kMs);
+  // The router may hear of the cancel only after the new call.
+  retry_.Set(stage_->now() + dice_.Low(0, 2 * scenario_.client_wire.most));
 }
 
 void Client::Expire() {

@@ -355,7 +355,7 @@ void RouterProcess::BreakSession(size_t group) {
 }
 
 void RouterProcess::HoldSession(size_t group, TimeUs until) {
-  sessions_[group].held_until = until;
+  sessions_[group].held_until = std::max(sessions_[group].held_until, until);
   if (sessions_[group].wire != nullptr) sessions_[group].wire->Hold(until);
 }
 

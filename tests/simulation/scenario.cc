@@ -164,7 +164,7 @@ Manners DrawManners(Dice& dice, const EngineOptions& engine) {
 void DrawBehaviour(Dice& dice, const Manners& manners, RequestPlan* request) {
   if (dice.Percent(manners.cancel)) {
     request->cancel_after = dice.Low(0, 3000) * kMs;
-    request->asks_again = dice.Percent(40);
+    request->asks_again = dice.Percent(60);
   }
   if (dice.Percent(manners.deadline)) request->timeout = dice.Low(5, 8000) * kMs;
   if (dice.Percent(manners.slow)) {
