@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,8 @@ constexpr char kServiceName[] = "facet.v1.Leader";
 // For followers to leave after the word to stop, and for streams to write their last.
 constexpr std::chrono::milliseconds kFollowersLeave{5000};
 constexpr std::chrono::milliseconds kStreamsEnd{500};
+// Between attempts to form a group that fail at once.
+constexpr std::chrono::milliseconds kPause{200};
 // The engine thread shows that it lives this often while it waits for ranks.
 constexpr std::chrono::milliseconds kWaitSlice{250};
 
@@ -109,9 +112,10 @@ absl::Status Leader::ServeEpochs(std::stop_token stop) {
     rank_->Detach();
     metrics_->AddBreak(end.cause);
     if (end.condemned || stop.stop_requested()) return end.status;
-    // An epoch that never was ready gives no new time: it may be the reason itself that nothing
-    // comes to stand.
-    if (!broke_) {
+    // An epoch that never was ready gives no new time: what broke it may break all that follow.
+    if (broke_) {
+      std::this_thread::sleep_for(kPause);
+    } else {
       broke_ = SteadyNow();
       give_up = *broke_ + options_.rejoin.count() * 1000;
     }
@@ -125,6 +129,7 @@ absl::StatusOr<uint64_t> Leader::FormEpoch(TimeUs give_up, std::stop_token stop)
     if (epoch.ok() || SteadyNow() >= give_up) return epoch;
     spdlog::warn("the group could not be formed: {}", MessageOf(epoch.status()));
     group_.EndEpoch(epoch.status());
+    std::this_thread::sleep_for(kPause);
   }
 }
 
@@ -219,6 +224,7 @@ void Leader::UpdateHealth() {
   const bool serving = loop_ != nullptr && SteadyNow() < loop_->ready_until();
   if (std::exchange(serving_, serving) == serving) return;
   grpc::HealthCheckServiceInterface* health = running_.server->GetHealthCheckService();
+  if (!serving) spdlog::info("not ready");
   health->SetServingStatus("", serving);
   health->SetServingStatus(kServiceName, serving);
 }

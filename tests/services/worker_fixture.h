@@ -14,6 +14,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <set>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -100,6 +101,9 @@ class Router {
     v1::LeaderMessage message;
     if (!stream_->Read(&message)) return false;
     if (message.has_state()) state = message.state();
+    if (message.cache().reset()) cached.clear();
+    cached.insert(message.cache().stored().begin(), message.cache().stored().end());
+    for (const uint64_t link : message.cache().evicted()) cached.erase(link);
     for (const v1::SequenceDelta& delta : message.deltas()) Take(delta);
     return true;
   }
@@ -126,6 +130,7 @@ class Router {
 
   std::map<uint64_t, Answer> answers;
   v1::LeaderState state;
+  std::set<uint64_t> cached;  // links, as told
 
  private:
   void Take(const v1::SequenceDelta& delta) {

@@ -1,7 +1,10 @@
 // Sessions between routers and a leader.
 
+#include <algorithm>
 #include <string>
 #include <vector>
+
+#include "base/prefix_hash.h"
 
 #include "tests/services/worker_fixture.h"
 
@@ -62,6 +65,43 @@ TEST_F(WorkerService, ScoresAndDigestsReachTheRouter) {
   EXPECT_EQ(answer.last.logits_sha256(), FakeExecutor::DigestOf(all, 102, rank_.engine));
   ASSERT_EQ(answer.last.tokens_size(), 1);
   EXPECT_EQ(answer.last.tokens(0).top_size(), 2);
+}
+
+TEST_F(WorkerService, StateComesDuringALongStep) {
+  gate_.Allow(1);
+  StartAlone();
+  Router router(address());
+  router.First();
+  router.Send({Submit(1, 5, 100)});
+  while (router.answers[1].tokens.empty()) ASSERT_TRUE(router.Read());
+  for (int i = 0; i < 3; ++i) {  // the next step waits at the gate
+    router.state.Clear();
+    ASSERT_TRUE(router.Read());
+    EXPECT_EQ(router.state.running(), 1);
+  }
+  EXPECT_EQ(router.answers[1].tokens.size(), 1u);
+}
+
+TEST_F(WorkerService, NewsOfTheCacheReachTheRouterAndReuseIsTold) {
+  StartAlone();
+  Router router(address());
+  EXPECT_EQ(router.First().block_tokens(), 16);
+  v1::Submit submit = Submit(1, 40, 3);
+  submit.set_cache_salt(99);
+  router.Send({submit});
+  router.ReadUntilFinished({1});
+  const std::vector<TokenId> prompt(submit.tokens().begin(), submit.tokens().end());
+  const std::vector<uint64_t> links = PrefixLinks(99, prompt, 16);
+  while (!std::all_of(links.begin(), links.end(),
+                      [&](uint64_t link) { return router.cached.count(link) == 1; })) {
+    ASSERT_TRUE(router.Read());
+  }
+  submit.set_sequence(2);
+  router.Send({submit});
+  router.ReadUntilFinished({2});
+  EXPECT_EQ(router.answers[2].last.cached_tokens(), 32);
+  EXPECT_EQ(router.answers[2].tokens, router.answers[1].tokens);
+  EXPECT_THAT(MetricsText(), HasSubstr("facet_worker_cached_prompt_tokens_total 32\n"));
 }
 
 TEST_F(WorkerService, CancelEndsASequence) {
