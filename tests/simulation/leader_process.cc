@@ -128,6 +128,7 @@ void LeaderProcess::Issue(StepPlan plan) {
     stage_->Fail("{}: {}", name_, MessageOf(status));
     return;
   }
+  if (!plan.segments.empty()) cache_changed_at_ = stage_->now();
   ++stage_->sights.steps;
   if (!steps_.empty()) ++stage_->sights.overlapped_steps;
   const bool kills = std::any_of(plan.starts.begin(), plan.starts.end(),
@@ -162,7 +163,7 @@ void LeaderProcess::CompleteStep() {
   const absl::StatusOr<StepResult> result = executor_.Run(plan);
   stage_->Note("{}: step {} is done", name_, plan.step);
   ++steps_done_;
-  if (!plan.segments.empty()) worked_at_ = stage_->now();
+  if (!plan.segments.empty()) cache_changed_at_ = stage_->now();
   core_.Complete(*result, stage_->now());
   if (!steps_.empty()) StartStep();
   Turn();
@@ -247,7 +248,7 @@ void LeaderProcess::CheckIdle() {
 }
 
 std::optional<std::set<uint64_t>> LeaderProcess::TakeLinks() {
-  if (stage_->now() - worked_at_ < kTold) return std::nullopt;
+  if (stage_->now() - cache_changed_at_ < kTold) return std::nullopt;
   const SessionId witness{++last_session_};
   core_.Open(witness);
   for (const SessionNews& news : core_.TakeNews(stage_->now())) {

@@ -93,7 +93,7 @@ class LeaderProcess {
   std::set<uint64_t> killers_;  // seeds of the sequences that kill a rank
   uint64_t last_session_ = 0;
   int64_t steps_done_ = 0;
-  TimeUs worked_at_ = 0;  // the last step that computed something was done
+  TimeUs cache_changed_at_ = 0;  // at the latest: a step that computes was planned or done
   TimeUs slow_until_ = 0;
   TimeUs hung_at_ = kNever;
   bool hung_ = false;

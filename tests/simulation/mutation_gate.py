@@ -170,7 +170,7 @@ def try_mutant(mutant, tree, build, clean, options):
         return False, str(error)
     compiled = time.monotonic()
     found, said = search(folder / "simulate", options)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     times = f"compiled in {compiled - begin:.0f} s, ran {time.monotonic() - compiled:.1f} s"
     return found, f"{said} ({times})"
 
