@@ -41,6 +41,7 @@ struct MatrixSource {
   const std::byte* data = nullptr;  // the first block of source row 0
   int64_t row_stride = 0;           // bytes from one source row to the next
   std::span<const int32_t> row_order = {};  // output row i is source row row_order[i]; empty: i
+  bool searched = false;  // the output layer: packed so that SearchHead() need not read all of it
 };
 
 // How the columns of a row-parallel matrix are cut into the leaves of the sum tree.
@@ -178,6 +179,23 @@ struct VocabularySlices {
   std::vector<int64_t> starts;  // local row where each slice begins, and the row count at the end
 };
 
+// Which of the rows of logits that an output layer could give are wanted.
+struct HeadSearch {
+  const Matrix* head = nullptr;
+  Floats x;  // [queries.size(), head->columns()]
+  float soft_cap = 0;  // of the logits; 0: none
+  const VocabularySlices* slices = nullptr;
+  std::span<const CandidateQuery> queries;  // one per row of x
+  Floats scratch;                           // [queries.size(), head->rows()]; left undefined
+};
+
+// What searches of the output layer have read so far, in rows of the head.
+struct HeadReads {
+  int64_t rows = 0;       // asked about: rows of x times rows of the head
+  int64_t screened = 0;   // of these, first read in part
+  int64_t completed = 0;  // of these, then read whole, because they could still win
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -232,6 +250,10 @@ class Device {
   // Looks at one row of logits of this rank's slice; the row is the same afterwards.
   virtual void FindCandidates(Floats logits, const VocabularySlices& slices,
                               const CandidateQuery& query, CandidateReply* reply) = 0;
+  // replies[i] = what FindCandidates() says of the (soft-capped) products of x[i] with the head.
+  // A device may leave rows of the head unread that provably change no reply.
+  virtual void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) = 0;
+  virtual HeadReads head_reads() const = 0;
 };
 
 }  // namespace facet

@@ -50,6 +50,9 @@ ABSL_FLAG(
 ABSL_FLAG(int, threads, 0, "Compute threads of this rank; 0: one per processor it may run on.");
 ABSL_FLAG(std::string, device, "auto",
           "What computes: auto, avx512, avx2, or reference (slow and simple, for comparison).");
+ABSL_FLAG(std::string, screened_head, "auto",
+          "Whether searches for tokens may leave most of the output layer unread, which changes no "
+          "token: auto (where it pays) or off.");
 ABSL_FLAG(std::string, kv_type, "f16", "How keys and values are stored: f16 or f32.");
 ABSL_FLAG(int64_t, kv_tokens, 16384, "Tokens whose keys and values fit, over all sequences.");
 ABSL_FLAG(int, context_tokens, 0,
@@ -120,6 +123,11 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   rank.step_tokens_max = absl::GetFlag(FLAGS_step_tokens);
   rank.prefill_chunk_max = absl::GetFlag(FLAGS_prefill_chunk);
   rank.sequences_max = absl::GetFlag(FLAGS_sequences);
+  const std::string screened_head = absl::GetFlag(FLAGS_screened_head);
+  if (screened_head != "auto" && screened_head != "off") {
+    return InvalidArgument("--screened_head: '{}' is neither auto nor off", screened_head);
+  }
+  rank.screened_head = screened_head == "auto";
   const std::string kv_type = absl::GetFlag(FLAGS_kv_type);
   if (kv_type != "f16" && kv_type != "f32") {
     return InvalidArgument("--kv_type: '{}' is neither f16 nor f32", kv_type);

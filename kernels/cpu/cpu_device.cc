@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "kernels/cpu/cpu_attention.h"
+#include "kernels/cpu/cpu_head.h"
 #include "kernels/cpu/cpu_product.h"
 #include "kernels/cpu/cpu_vocabulary.h"
 #include "kernels/cpu/kernel_table.h"
@@ -47,7 +48,8 @@ class CpuDevice final : public HostDevice {
         pool_(threads),
         product_(kernels_, &pool_),
         attention_(kernels_, &pool_),
-        vocabulary_(kernels_, &pool_) {}
+        vocabulary_(kernels_, &pool_),
+        head_(kernels_, &pool_, &product_, &vocabulary_) {}
 
   std::string name() const override { return name_; }
 
@@ -69,8 +71,9 @@ class CpuDevice final : public HostDevice {
     ForRows(static_cast<int64_t>(rows.size()), width, [&](int64_t i) {
       const int32_t row = rows[static_cast<size_t>(i)];
       FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
-      UnpackRow(matrix.format(), matrix.panel(row / kPanelColumns), row % kPanelColumns, width,
-                scale, out.data + i * width);
+      const int64_t panel = row / kPanelColumns;
+      UnpackRow(matrix.format(), {matrix.panel(panel), matrix.low(panel)}, row % kPanelColumns,
+                width, scale, out.data + i * width);
     });
   }
 
@@ -152,6 +155,17 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(slices.starts.size() >= 2 && slices.starts.back() <= logits.size);
     vocabulary_.Find(logits.data, slices, query, reply);
   }
+
+  void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
+    const int rows = static_cast<int>(search.queries.size());
+    CheckProduct(*search.head, search.x, rows);
+    FACET_CHECK(replies.size() == search.queries.size() && search.head->root_count() == 1);
+    FACET_CHECK(rows * search.head->rows() <= search.scratch.size);
+    FACET_CHECK(search.slices->starts.back() == search.head->rows());
+    if (rows > 0) head_.Search(search, replies);
+  }
+
+  HeadReads head_reads() const override { return head_.reads(); }
 
  private:
   // The cosines and sines of one rope at the step's rows; made when first asked for.
@@ -249,6 +263,7 @@ class CpuDevice final : public HostDevice {
   CpuProduct product_;
   CpuAttention attention_;
   CpuVocabulary vocabulary_;
+  CpuHead head_;
   std::vector<CpuProduct::Part> parts_;
   std::vector<RotationTable> rotations_;  // by rope
   std::vector<const SequenceRun*> row_runs_;

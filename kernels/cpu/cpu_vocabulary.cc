@@ -64,6 +64,65 @@ void CpuVocabulary::Find(const float* logits, const VocabularySlices& slices,
   SelectBest(kRaw, &reply->raw_best);
 }
 
+bool CpuVocabulary::Seed(const float* bounds, const VocabularySlices& slices,
+                         const CandidateQuery& query, std::vector<int32_t>* rows) {
+  logits_ = bounds;
+  slices_ = &slices;
+  query_ = &query;
+  rows->clear();
+  state_.assign(slices.starts.size() - 1, Slice());
+  pool_.ParallelFor(static_cast<int64_t>(state_.size()), [&](int64_t i, int thread) {
+    ScanSlice(static_cast<size_t>(i), &scratch_[static_cast<size_t>(thread)]);
+  });
+  for (const Slice& slice : state_) {
+    if (!slice.finite) return false;
+  }
+  std::vector<Candidate> best;
+  if (query.gumbel) {  // the noise of all is looked at once, in Reach()
+    SeedThreshold(kProcessed);
+    best = scratch_.front().best[kProcessed].kept();
+  } else {
+    SelectBest(kProcessed, &best);
+  }
+  for (const Candidate& candidate : best) rows->push_back(candidate.id - slices.first_id);
+  std::sort(rows->begin(), rows->end());
+  return true;
+}
+
+void CpuVocabulary::Reach(float threshold, std::vector<Reached>* reached) {
+  for (Scratch& scratch : scratch_) scratch.reached.clear();
+  pool_.ParallelFor(static_cast<int64_t>(state_.size()), [&](int64_t slice, int thread) {
+    ReachInSlice(static_cast<size_t>(slice), threshold, &scratch_[static_cast<size_t>(thread)]);
+  });
+  reached->clear();
+  for (const Scratch& scratch : scratch_) {
+    reached->insert(reached->end(), scratch.reached.begin(), scratch.reached.end());
+  }
+}
+
+void CpuVocabulary::ReachInSlice(size_t slice, float threshold, Scratch* scratch) {
+  const float noise = query_->gumbel ? canonical::kGumbelBound : 0;
+  if (state_[slice].max[kProcessed] + noise < threshold) return;
+  for (int64_t chunk = begin(slice); chunk < end(slice); chunk += kChunk) {
+    const int size = static_cast<int>(std::min<int64_t>(kChunk, end(slice) - chunk));
+    Process(chunk, size, scratch);
+    const float* order = Orders(chunk, size, threshold, scratch);
+    const int found = kernels_.select(order, size, threshold, scratch->indices);
+    for (int i = 0; i < found; ++i) {
+      const int32_t index = scratch->indices[i];
+      scratch->reached.push_back({order[index], static_cast<int32_t>(chunk) + index});
+    }
+  }
+}
+
+const float* CpuVocabulary::Orders(int64_t begin, int size, float threshold,
+                                   Scratch* scratch) const {
+  if (!query_->gumbel) return scratch->processed;
+  const uint32_t first_id = static_cast<uint32_t>(slices_->first_id + begin);
+  kernels_.gumbel(scratch->processed, size, query_->key, first_id, threshold, scratch->order);
+  return scratch->order;
+}
+
 void CpuVocabulary::ScanSlice(size_t index, Scratch* scratch) {
   Slice& slice = state_[index];
   slice.max = {-kInfinity, -kInfinity};
@@ -153,12 +212,8 @@ void CpuVocabulary::SelectFromSlice(size_t slice, Logits which, Scratch* scratch
 void CpuVocabulary::SelectFromChunk(int64_t begin, int size, Logits which, Scratch* scratch) {
   Process(begin, size, scratch);
   TopCandidates& best = scratch->best[which];
-  const float* order = which == kRaw ? logits_ + begin : scratch->processed;
-  if (which == kProcessed && query_->gumbel) {
-    const uint32_t first_id = static_cast<uint32_t>(slices_->first_id + begin);
-    kernels_.gumbel(order, size, query_->key, first_id, best.threshold(), scratch->order);
-    order = scratch->order;
-  }
+  const float* order =
+      which == kRaw ? logits_ + begin : Orders(begin, size, best.threshold(), scratch);
   const int found = kernels_.select(order, size, best.threshold(), scratch->indices);
   for (int i = 0; i < found; ++i) {
     const int32_t index = scratch->indices[i];

@@ -42,6 +42,19 @@ class CpuVocabulary {
   void Find(const float* logits, const VocabularySlices& slices, const CandidateQuery& query,
             CandidateReply* reply);
 
+  // The same two passes over upper bounds of logits, for CpuHead. Seed() writes, ascending, some
+  // rows that are likely to be among the best `query.count` (at most as many), and is false if a
+  // bound is NaN or +infinity, or would be after edits and temperature.
+  bool Seed(const float* bounds, const VocabularySlices& slices, const CandidateQuery& query,
+            std::vector<int32_t>* rows);
+  struct Reached {
+    float order = 0;
+    int32_t row = 0;
+  };
+  // After Seed(), whose arguments must still stand: the rows whose bounds reach `threshold`, in no
+  // order. Bounds may have become lower since.
+  void Reach(float threshold, std::vector<Reached>* reached);
+
  private:
   static constexpr int kChunk = 1024;
   // Which logits are looked at: as the device gave them, or after edits and temperature.
@@ -52,6 +65,7 @@ class CpuVocabulary {
     alignas(64) float order[kChunk];
     int32_t indices[kChunk];
     std::array<TopCandidates, 2> best;  // by Logits
+    std::vector<Reached> reached;
   };
   struct Slice {
     bool finite = true;
@@ -63,6 +77,10 @@ class CpuVocabulary {
   int64_t end(size_t slice) const { return slices_->starts[slice + 1]; }
   int count(Logits which) const { return which == kRaw ? query_->raw_count : query_->count; }
 
+  void ReachInSlice(size_t slice, float threshold, Scratch* scratch);
+  // The orders of the processed logits of [begin, begin + size), which may lie in scratch->order;
+  // what cannot reach the threshold may be -infinity.
+  const float* Orders(int64_t begin, int size, float threshold, Scratch* scratch) const;
   void ScanSlice(size_t slice, Scratch* scratch);
   float SeedThreshold(Logits which);
   void SelectFromSlice(size_t slice, Logits which, Scratch* scratch);

@@ -10,6 +10,7 @@ KernelTable MakeTable() {
   AddRowKernels(&table);
   AddAttentionKernels(&table);
   AddVocabularyKernels(&table);
+  AddHeadKernels(&table);
   return table;
 }
 

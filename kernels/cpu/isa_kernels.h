@@ -12,6 +12,7 @@ void AddProductKernels(KernelTable* table);
 void AddRowKernels(KernelTable* table);
 void AddAttentionKernels(KernelTable* table);
 void AddVocabularyKernels(KernelTable* table);
+void AddHeadKernels(KernelTable* table);
 
 }  // namespace FACET_ISA
 }  // namespace facet

@@ -32,6 +32,7 @@ struct ActivationTile {
 // Products of one panel with tiles of activations.
 struct PanelArgs {
   const std::byte* panel = nullptr;
+  const std::byte* low = nullptr;  // of split formats
   const ActivationTile* tiles = nullptr;
   int tile_count = 0;
   // Sums the columns [leaf_starts[i], leaf_starts[i + 1]) of each leaf by itself, and the leaves
@@ -45,9 +46,11 @@ struct PanelArgs {
   int64_t row_stride = 0;
   int64_t root_stride = 0;
   int columns = 0;  // of the panel, that are written
-  // What is read next, to be prefetched meanwhile.
+  // What is read next, to be prefetched meanwhile, and of split formats its low bits.
   const std::byte* next = nullptr;
   int64_t next_lines = 0;  // of 64 bytes
+  const std::byte* next_low = nullptr;
+  int64_t next_low_lines = 0;
 };
 
 // One split of attention for a tile of queries that share a KV head.
@@ -79,11 +82,52 @@ struct Partials {
   float* out = nullptr;
 };
 
+// The narrow pass works on tiles of up to this many rows of activations.
+inline constexpr int kNarrowRows = 4;
+// Added to every upper bound: more than all underflow in a product can amount to.
+inline constexpr float kNarrowFloor = 0x1p-100f;
+
+// The narrow pass over one panel of a split format.
+struct NarrowArgs {
+  const std::byte* panel = nullptr;
+  const std::byte* low = nullptr;
+  int64_t ahead = 0;  // how many panels further on to prefetch; 0: nothing
+  int64_t blocks = 0;
+  int columns = 0;                  // of the panel that are the matrix's
+  const int8_t* q = nullptr;        // [columns / 4][rows][4]
+  const float* scale = nullptr;     // [blocks][rows]
+  const int32_t* start = nullptr;   // [blocks][parts][rows]: where the dot product begins
+  const float* spread = nullptr;    // [blocks][parts][rows]: bound per weight scale and residual
+  const uint8_t* chosen = nullptr;  // [blocks]: bit g: the low bits of granule g are read too
+  float* out = nullptr;             // upper bounds of row r from out + r out_stride
+  int64_t out_stride = 0;
+};
+
+// The exact products of half of a panel of a split format with one row of activations.
+struct CompleteArgs {
+  const std::byte* panel = nullptr;
+  const std::byte* low = nullptr;
+  int half = 0;
+  const std::byte* next = nullptr;  // the panel whose half to prefetch, or null
+  const std::byte* next_low = nullptr;
+  int next_half = 0;
+  int64_t blocks = 0;
+  const ActivationTile* tile = nullptr;  // of one row
+  float* out = nullptr;                  // [16]
+};
+
+struct SplitKernels {
+  void (*narrow[kNarrowRows])(const NarrowArgs&) = {};  // by rows - 1
+  void (*complete)(const CompleteArgs&) = nullptr;
+};
+
 struct KernelTable {
   // By PackedFormat.
   void (*product[kPackedFormats])(const PanelArgs&) = {};
   // To UnpackedFormat(); null where this instruction set does not gain by it.
-  void (*unpack[kPackedFormats])(const std::byte* panel, int64_t blocks, std::byte* to) = {};
+  void (*unpack[kPackedFormats])(const std::byte* panel, const std::byte* low, int64_t blocks,
+                                 std::byte* to) = {};
+  SplitKernels split[2];  // of kQ8Split and kQ6KSplit
 
   // The quantised form of a tile from its `x`.
   void (*quantize_tile)(const ActivationTile& tile) = nullptr;

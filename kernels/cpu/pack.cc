@@ -161,6 +161,64 @@ void PackIntegerRow(const MatrixSource& source, int64_t row, int column, Byte* p
   }
 }
 
+// Four K values to a word: the high four bits as for a 4-bit format, the low bits by granules.
+void WriteSplitWeights(const SplitLayout& layout, const ColumnBlock& block, int column, Byte* high,
+                       Byte* low) {
+  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
+  const uint32_t mask = ((1u << layout.low_bits) - 1) * 0x01010101u;
+  const int per_granule = 8 / layout.granules;
+  for (int g = 0; g < 8; ++g) {
+    const uint32_t top = (block.quads[g] >> layout.low_bits) & 0x0f0f0f0fu;
+    const uint32_t rest = (block.quads[g] & mask) << (layout.low_bits * (g % per_granule));
+    Byte* to = high + 128 * (g / 2) + lane;
+    Store32(to, Load32(to) | top << (4 * (g % 2)));
+    to = low + SplitLayout::kGranuleBytes * (g / per_granule) + lane;
+    Store32(to, Load32(to) | rest);
+  }
+}
+
+// The largest norm that what the low bits leave of `block` has under one scale, squared.
+int ResidualSquared(const SplitLayout& layout, const ColumnBlock& block) {
+  const int parts = layout.whole.scales_per_block;
+  int largest = 0;
+  for (int part = 0; part < parts; ++part) {
+    int sum = 0;
+    for (int k = 32 / parts * part; k < 32 / parts * (part + 1); ++k) {
+      const int value = static_cast<int>(block.quads[k / 4] >> (8 * (k % 4)) & 0xffu);
+      const int residual = value % (1 << layout.low_bits) - layout.center();
+      sum += residual * residual;
+    }
+    largest = std::max(largest, sum);
+  }
+  return largest;
+}
+
+void PackSplitRow(const MatrixSource& source, int64_t row, int column, Byte* panel, Byte* low) {
+  const PackedFormat packed = PackedFormatOf(source);
+  const SplitLayout layout = SplitLayoutOf(packed);
+  const BlockFormat& format = FormatOf(source.type);
+  const int groups = format.elements / kBlockColumns;
+  const int64_t blocks = source.columns / kBlockColumns;
+  const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, row));
+  int residual = 0;
+  for (int64_t index = 0; index < blocks; ++index) {
+    const Byte* block = from + index / groups * format.bytes;
+    const int g = static_cast<int>(index % groups);
+    ColumnBlock read;
+    ReadColumnBlock(source.type, block, g, &read);
+    Byte* scales = panel + layout.scales_at(index);
+    WriteScales(layout.whole, read, column, scales);
+    WriteSplitWeights(layout, read, column, scales + layout.whole.scale_bytes,
+                      low + index * layout.low_bytes());
+    residual = std::max(residual, ResidualSquared(layout, read));
+    if (packed == PackedFormat::kQ6KSplit && g == 0) {
+      std::memcpy(panel + layout.header_at(index) + 2 * column, block + 208, 2);
+    }
+  }
+  const double norm = kResidualUnits * std::sqrt(static_cast<double>(residual));
+  panel[column] = static_cast<Byte>(std::ceil(std::max(norm, double{kResidualFloor})));
+}
+
 void PackNarrowFloats(const MatrixSource& source, int64_t row, int column, Byte* panel) {
   const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, row));
   for (int64_t k = 0; k < source.columns; ++k) {
@@ -205,6 +263,39 @@ void UnpackWeights(const PackedLayout& layout, const Byte* in, int column, float
     if (layout.bits == 6) value |= ((high[128 * (g / 4) + at] >> (2 * (g % 4))) & 3) << 4;
     weights[k] = static_cast<float>(value - layout.offset);
   }
+}
+
+int SplitWeight(const SplitLayout& layout, const Byte* high, const Byte* low, int lane, int k) {
+  const int g = k / 4;
+  const int at = lane + k % 4;
+  const int per_granule = 8 / layout.granules;
+  const int top = high[128 * (g / 2) + at] >> (4 * (g % 2)) & 15;
+  const int rest = low[SplitLayout::kGranuleBytes * (g / per_granule) + at] >>
+                       (layout.low_bits * (g % per_granule)) &
+                   ((1 << layout.low_bits) - 1);
+  return (top << layout.low_bits | rest) - layout.whole.offset;
+}
+
+UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byte* low_bits,
+                               int column, int64_t index) {
+  const SplitLayout layout = SplitLayoutOf(format);
+  const Byte* header = panel + layout.header_at(index);
+  const Byte* scales = panel + layout.scales_at(index);
+  const Byte* low = low_bits + index * layout.low_bytes();
+  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
+  UnpackedBlock block;
+  for (int k = 0; k < 32; ++k) {
+    block.weights[k] =
+        static_cast<float>(SplitWeight(layout, scales + layout.whole.scale_bytes, low, lane, k));
+  }
+  for (int part = 0; part < 2; ++part) {
+    block.scale[part] =
+        format == PackedFormat::kQ6KSplit
+            ? HalfAt(header + 2 * column) *
+                  static_cast<float>(static_cast<int8_t>(scales[32 * part + column]))
+            : HalfAt(scales + 2 * column);
+  }
+  return block;
 }
 
 UnpackedBlock UnpackBlock(PackedFormat format, const Byte* panel, int column, int64_t index) {
@@ -275,14 +366,27 @@ PackedFormat PackedFormatOf(TensorType type) {
   }
 }
 
+PackedFormat PackedFormatOf(const MatrixSource& source) {
+  const PackedFormat format = PackedFormatOf(source.type);
+  if (!source.searched) return format;
+  if (format == PackedFormat::kQ8) return PackedFormat::kQ8Split;
+  if (format == PackedFormat::kQ6K) return PackedFormat::kQ6KSplit;
+  return format;
+}
+
 int64_t PanelBytes(PackedFormat format, int64_t columns) {
+  if (IsSplit(format)) return SplitLayoutOf(format).narrow_bytes(columns / kBlockColumns);
   const PackedLayout layout = LayoutOf(format);
   return layout.is_float ? columns * layout.weight_bytes : layout.bytes(columns / kBlockColumns);
 }
 
-absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out) {
-  const PackedFormat format = PackedFormatOf(source.type);
-  Byte* to = reinterpret_cast<Byte*>(out);
+int64_t LowBytes(PackedFormat format, int64_t columns) {
+  return IsSplit(format) ? columns / kBlockColumns * SplitLayoutOf(format).low_bytes() : 0;
+}
+
+absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out) {
+  const PackedFormat format = PackedFormatOf(source);
+  Byte* to = reinterpret_cast<Byte*>(out.panel);
   const int64_t first = panel * kPanelColumns;
   const int64_t last = std::min(first + kPanelColumns, source.rows);
   for (int64_t row = first; row < last; ++row) {
@@ -290,6 +394,8 @@ absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out
     FACET_RETURN_IF_ERROR(CheckScales(source, row));
     if (format == PackedFormat::kF32) {
       FACET_RETURN_IF_ERROR(PackFloats(source, row, column, to));
+    } else if (IsSplit(format)) {
+      PackSplitRow(source, row, column, to, reinterpret_cast<Byte*>(out.low));
     } else if (LayoutOf(format).is_float) {
       PackNarrowFloats(source, row, column, to);
     } else {
@@ -299,13 +405,16 @@ absl::Status PackPanel(const MatrixSource& source, int64_t panel, std::byte* out
   return absl::OkStatus();
 }
 
-void UnpackRow(PackedFormat format, const std::byte* panel, int column, int64_t columns,
+void UnpackRow(PackedFormat format, PanelAt<const std::byte> panel, int column, int64_t columns,
                float scale, float* out) {
-  const Byte* from = reinterpret_cast<const Byte*>(panel);
+  const Byte* from = reinterpret_cast<const Byte*>(panel.panel);
+  const Byte* low = reinterpret_cast<const Byte*>(panel.low);
   if (LayoutOf(format).is_float) return UnpackFloats(format, from, column, columns, scale, out);
   const bool has_min = LayoutOf(format).has_min;
   for (int64_t k = 0; k < columns; k += kBlockColumns) {
-    const UnpackedBlock block = UnpackBlock(format, from, column, k / kBlockColumns);
+    const int64_t index = k / kBlockColumns;
+    const UnpackedBlock block = IsSplit(format) ? UnpackSplitBlock(format, from, low, column, index)
+                                                : UnpackBlock(format, from, column, index);
     for (int i = 0; i < kBlockColumns; ++i) {
       float value = block.weights[i] * block.scale[i / 16];
       if (has_min) value += block.min;

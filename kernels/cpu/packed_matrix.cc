@@ -13,14 +13,16 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
                                                                  ThreadPool* pool) {
   FACET_RETURN_IF_ERROR(CheckSource(source, cut));
   auto matrix = std::make_unique<PackedMatrix>();
-  matrix->format_ = PackedFormatOf(source.type);
+  matrix->format_ = PackedFormatOf(source);
   matrix->rows_ = source.rows;
   matrix->columns_ = source.columns;
   matrix->panel_bytes_ = PanelBytes(matrix->format_, source.columns);
+  matrix->low_bytes_ = LowBytes(matrix->format_, source.columns);
   matrix->leaves_ = MakeLeafRoots(source.columns, cut);
   const int64_t panels = matrix->panels();
   FACET_ASSIGN_OR_RETURN(matrix->bytes_,
-                         AlignedBuffer::Make(static_cast<size_t>(panels * matrix->panel_bytes_)));
+                         AlignedBuffer::Make(static_cast<size_t>(
+                             panels * (matrix->panel_bytes_ + matrix->low_bytes_))));
   // Every thread keeps its first error; panels are handed out in order, so the first of all is
   // the one with the lowest panel.
   struct Failure {
@@ -31,7 +33,11 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
   pool->ParallelFor(panels, [&](int64_t panel, int thread) {
     Failure& failure = failures[static_cast<size_t>(thread)];
     if (!failure.status.ok()) return;
-    failure.status = PackPanel(source, panel, matrix->bytes_.data() + panel * matrix->panel_bytes_);
+    std::byte* bytes = matrix->bytes_.data();
+    failure.status =
+        PackPanel(source, panel,
+                  {bytes + panel * matrix->panel_bytes_,
+                   bytes + panels * matrix->panel_bytes_ + panel * matrix->low_bytes_});
     if (!failure.status.ok()) failure.panel = panel;
   });
   const auto first =

@@ -29,8 +29,14 @@ class PackedMatrix final : public Matrix {
   bool integer_product() const { return !LayoutOf(format_).is_float; }
   const LeafRoots& leaves() const { return leaves_; }
   int64_t panels() const { return (rows_ + kPanelColumns - 1) / kPanelColumns; }
+  // Of a split format: without its low bits.
   int64_t panel_bytes() const { return panel_bytes_; }
   const std::byte* panel(int64_t index) const { return bytes_.data() + index * panel_bytes_; }
+  // The low bits of a panel of a split format.
+  int64_t low_bytes() const { return low_bytes_; }
+  const std::byte* low(int64_t index) const {
+    return bytes_.data() + panels() * panel_bytes_ + index * low_bytes_;
+  }
   // How many of a panel's columns are the matrix's.
   int panel_columns(int64_t index) const {
     return static_cast<int>(std::min<int64_t>(kPanelColumns, rows_ - index * kPanelColumns));
@@ -41,6 +47,7 @@ class PackedMatrix final : public Matrix {
   int64_t rows_ = 0;
   int64_t columns_ = 0;
   int64_t panel_bytes_ = 0;
+  int64_t low_bytes_ = 0;
   AlignedBuffer bytes_;
   LeafRoots leaves_;
 };

@@ -180,6 +180,7 @@ FACET_INLINE VecI SumsOfLanes(const VecI (&a)[16]) { return LanesOf<AddInts>(a);
 FACET_INLINE VecI MaximaOfLanes(const VecI (&a)[16]) { return LanesOf<MaxInts>(a); }
 
 FACET_INLINE VecB LoadBytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+FACET_INLINE VecB NoBytes() { return {_mm512_setzero_si512()}; }
 FACET_INLINE VecB LowNibbles(VecB a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
 FACET_INLINE VecB HighNibbles(VecB a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(0x0f))};
@@ -464,6 +465,7 @@ FACET_INLINE VecB LoadBytes(const void* p) {
   const __m256i* bytes = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes + 1)};
 }
+FACET_INLINE VecB NoBytes() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 FACET_INLINE VecB LowNibbles(VecB a) {
   const __m256i mask = _mm256_set1_epi8(0x0f);
   return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};

@@ -5,11 +5,15 @@
 
 namespace facet {
 
-// A logit after its edit and before the temperature. `logits` is the whole row.
-inline float EditedLogit(const LogitEdit& edit, const float* logits) {
-  const float biased = logits[edit.row] + edit.bias;
+// A logit after its edit and before the temperature.
+inline float EditedLogit(const LogitEdit& edit, float logit) {
+  const float biased = logit + edit.bias;
   const float repeated = biased > 0 ? biased / edit.repetition : biased * edit.repetition;
   return repeated - edit.subtract;
+}
+// The same; `logits` is the whole row.
+inline float EditedLogit(const LogitEdit& edit, const float* logits) {
+  return EditedLogit(edit, logits[edit.row]);
 }
 
 // The order of candidates: descending, ties by ascending id.

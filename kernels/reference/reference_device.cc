@@ -161,6 +161,20 @@ class ReferenceDevice final : public HostDevice {
     FindCandidatesBySorting(logits.data, slices, query, reply);
   }
 
+  void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
+    const int rows = static_cast<int>(search.queries.size());
+    Product(std::span(&search.head, 1), search.x, rows, search.scratch);
+    const int64_t size = search.head->rows();
+    if (search.soft_cap > 0) SoftCap(search.scratch, rows * size, search.soft_cap);
+    for (int row = 0; row < rows; ++row) {
+      FindCandidatesBySorting(search.scratch.data + row * size, *search.slices,
+                              search.queries[row], &replies[row]);
+    }
+    reads_.rows += rows * size;
+  }
+
+  HeadReads head_reads() const override { return reads_; }
+
  private:
   void RopeAndStoreRow(const AttentionSpec& spec, const SequenceRun& run, int64_t position,
                        float* row) {
@@ -203,6 +217,8 @@ class ReferenceDevice final : public HostDevice {
     }
     return visible;
   }
+
+  HeadReads reads_;
 };
 
 }  // namespace

@@ -187,4 +187,18 @@ Floats Forward::Logits(std::span<const int32_t> rows) {
   return logits_;
 }
 
+void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slices,
+                     std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
+  FACET_CHECK(rows.size() <= kLogitRowsMax && queries.size() == rows.size());
+  device_->GatherRows(normed_, rows, spec_.width, logit_inputs_);
+  HeadSearch search;
+  search.head = &weights_.head();
+  search.x = logit_inputs_;
+  search.soft_cap = spec_.logit_soft_cap;
+  search.slices = &slices;
+  search.queries = queries;
+  search.scratch = logits_;
+  device_->SearchHead(search, replies);
+}
+
 }  // namespace facet

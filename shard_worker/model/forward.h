@@ -47,6 +47,10 @@ class Forward {
   // This rank's logits of up to kLogitRowsMax rows of the step just run, [rows.size(), slice].
   // Valid until the next call.
   Floats Logits(std::span<const int32_t> rows);
+  // What Device::FindCandidates() says of the same logits, which need not all be computed.
+  // REQUIRES: as many queries and replies as rows.
+  void Search(std::span<const int32_t> rows, const VocabularySlices& slices,
+              std::span<const CandidateQuery> queries, std::span<CandidateReply> replies);
   int64_t vocabulary_rows() const { return vocabulary_rows_; }
 
  private:

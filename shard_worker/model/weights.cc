@@ -27,9 +27,10 @@ std::vector<int32_t> SeparateRotationPairs(Span heads, int head_dim, int rotary)
 class Loader {
  public:
   Loader(const GgufModel& model, const ModelSpec& spec, const ShardPlan& plan, int rank,
-         Device* device, const std::function<void(int64_t, int64_t)>& progress)
+         Device* device, bool screened_head,
+         const std::function<void(int64_t, int64_t)>& progress)
       : model_(model), spec_(spec), plan_(plan), rank_(rank), device_(device),
-        progress_(progress) {
+        screened_head_(screened_head), progress_(progress) {
     for (const GgufTensor& tensor : model.tensors()) {
       total_bytes_ += static_cast<int64_t>(tensor.data.size());
     }
@@ -109,6 +110,8 @@ class Loader {
     source.rows = rows.size();
     source.data += rows.begin * source.row_stride;
     source.row_order = order;
+    const TensorRole head = spec_.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kOutput;
+    source.searched = screened_head_ && role == head;
     return Pack(*tensor, source, nullptr, matrix);
   }
 
@@ -169,6 +172,7 @@ class Loader {
   const ShardPlan& plan_;
   const int rank_;
   Device* const device_;
+  const bool screened_head_;
   const std::function<void(int64_t, int64_t)>& progress_;
   int64_t total_bytes_ = 0;
   int64_t done_bytes_ = 0;
@@ -180,9 +184,10 @@ class Loader {
 
 absl::StatusOr<Weights> LoadWeights(const GgufModel& model, const ModelSpec& spec,
                                     const ShardPlan& plan, int rank, Device* device,
+                                    bool screened_head,
                                     const std::function<void(int64_t, int64_t)>& progress) {
   FACET_RETURN_IF_ERROR(CheckTensors(model, spec));
-  return Loader(model, spec, plan, rank, device, progress).Load();
+  return Loader(model, spec, plan, rank, device, screened_head, progress).Load();
 }
 
 }  // namespace facet

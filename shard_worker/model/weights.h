@@ -34,9 +34,11 @@ struct Weights {
 };
 
 // Packs rank `rank`'s slice, reading each byte of it once and releasing the file's pages behind.
+// `screened_head`: the output layer is packed for searches that leave most of it unread.
 // `progress` (may be empty) hears bytes done of bytes in all.
 absl::StatusOr<Weights> LoadWeights(const GgufModel& model, const ModelSpec& spec,
                                     const ShardPlan& plan, int rank, Device* device,
+                                    bool screened_head,
                                     const std::function<void(int64_t, int64_t)>& progress);
 
 }  // namespace facet

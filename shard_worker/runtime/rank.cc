@@ -98,7 +98,8 @@ class RankImpl : public Rank {
     FACET_ASSIGN_OR_RETURN(plan_, ShardPlan::Make(model_, spec_, options_.world));
     FACET_ASSIGN_OR_RETURN(device_, MakeDevice(options_));
     FACET_ASSIGN_OR_RETURN(weights_, LoadWeights(model_, spec_, plan_, options_.rank,
-                                                 device_.get(), options_.progress));
+                                                 device_.get(), options_.screened_head,
+                                                 options_.progress));
     FACET_ASSIGN_OR_RETURN(forward_,
                            Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
                                            options_.step_tokens_max));
@@ -339,13 +340,8 @@ class RankImpl : public Rank {
       step_rows.push_back(row.row);
       samples.push_back(row.sample);
     }
-    const Floats logits = forward_->Logits(step_rows);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      SequenceState& state = slots_[plan.segments[rows[i].segment].slot];
-      if (state.logits_digest()) FACET_RETURN_IF_ERROR(HashRow(logits, i, &state));
-    }
     FACET_ASSIGN_OR_RETURN(const std::vector<SampleOutcome> outcomes,
-                           sampler_->Run(logits, samples, communicator_.get()));
+                           Sample(plan, rows, step_rows, samples));
     for (size_t i = 0; i < rows.size(); ++i) {
       SegmentResult& result = (*results)[rows[i].segment];
       const SampleOutcome& outcome = outcomes[i];
@@ -357,6 +353,29 @@ class RankImpl : public Rank {
       }
     }
     return absl::OkStatus();
+  }
+
+  // Searches the output layer where no row needs its logits. They are then never written.
+  absl::StatusOr<std::vector<SampleOutcome>> Sample(const StepPlan& plan,
+                                                    std::span<const LogitRow> rows,
+                                                    std::span<const int32_t> step_rows,
+                                                    std::span<const SampleRow> samples) {
+    const bool whole = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
+      return row.sample.state->logits_digest() || Sampler::NeedsLogits(row.sample);
+    });
+    if (!whole) {
+      return sampler_->Search(
+          [&](std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
+            forward_->Search(step_rows, sampler_->slices(), queries, replies);
+          },
+          samples, communicator_.get());
+    }
+    const Floats logits = forward_->Logits(step_rows);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      SequenceState& state = slots_[plan.segments[rows[i].segment].slot];
+      if (state.logits_digest()) FACET_RETURN_IF_ERROR(HashRow(logits, i, &state));
+    }
+    return sampler_->Run(logits, samples, communicator_.get());
   }
 
   // Adds one row of logits, assembled from all ranks in vocabulary order, to a sequence's digest.
@@ -380,6 +399,11 @@ class RankImpl : public Rank {
     if (computed) ++times_.steps;
     times_.wait_s += collective.wait_s;
     times_.collective_s += collective.work_s;
+    const HeadReads reads = device_->head_reads();
+    times_.head.rows += reads.rows - counted_.rows;
+    times_.head.screened += reads.screened - counted_.screened;
+    times_.head.completed += reads.completed - counted_.completed;
+    counted_ = reads;
     times_.compute_s += std::max(0.0, total_s - collective.wait_s - collective.work_s);
   }
 
@@ -402,6 +426,7 @@ class RankImpl : public Rank {
   std::atomic<bool> in_step_ = false;
   std::mutex times_mutex_;
   StepTimes times_;
+  HeadReads counted_;  // of the device's, in times_ already
 };
 
 absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {

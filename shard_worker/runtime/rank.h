@@ -26,6 +26,8 @@ struct RankOptions {
   int world = 1;
   int threads = 1;
   std::string device = "auto";  // "auto", "avx512", "avx2", "reference"
+  // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
+  bool screened_head = true;
   KvType kv_type = KvType::kF16;
   int context_tokens = 0;       // 0: the model's own
   int64_t kv_tokens = 16384;    // keys the pool of full layers holds, over all sequences
@@ -69,6 +71,7 @@ struct StepTimes {
   double compute_s = 0;
   double collective_s = 0;  // moving and adding
   double wait_s = 0;        // for slower ranks, and for the next plan
+  HeadReads head;           // of the output layer
 };
 
 class Rank {

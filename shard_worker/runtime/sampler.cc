@@ -124,6 +124,16 @@ const Candidate& Draw(std::span<const Candidate> survivors, uint64_t key) {
   return *chosen;
 }
 
+void WriteReply(const CandidateReply& reply, const std::vector<float>& scored,
+                std::vector<std::byte>* out) {
+  Write(std::vector<uint8_t>{reply.finite}, out);
+  Write(reply.best, out);
+  Write(reply.raw_best, out);
+  Write(reply.sums, out);
+  Write(reply.raw_sums, out);
+  Write(scored, out);
+}
+
 uint64_t KeyOf(const SampleRow& row) {
   return PositionKey(row.state->seed(), row.position + 1);
 }
@@ -187,12 +197,47 @@ void Sampler::Look(Floats logits, const SampleRow& row, int count, std::vector<s
   if (row.score && *row.score >= slices_.first_id && *row.score < slices_.first_id + size) {
     scored.push_back(RawLogit(logits, *row.score));
   }
-  Write(std::vector<uint8_t>{reply.finite}, out);
-  Write(reply.best, out);
-  Write(reply.raw_best, out);
-  Write(reply.sums, out);
-  Write(reply.raw_sums, out);
-  Write(scored, out);
+  WriteReply(reply, scored, out);
+}
+
+bool Sampler::NeedsLogits(const SampleRow& row) {
+  const SamplingParams& p = row.state->sampling();
+  if (!row.sample || row.score || row.state->logprobs() >= 0) return true;
+  // Without top_k, how many candidates top_p and min_p need is known only afterwards.
+  return !Greedy(p) && Filters(p) && p.top_k <= 0;
+}
+
+absl::StatusOr<std::vector<SampleOutcome>> Sampler::Search(const AskHead& ask,
+                                                           std::span<const SampleRow> rows,
+                                                           Communicator* communicator) {
+  const int64_t size = slices_.starts.back();
+  std::vector<std::vector<LogitEdit>> edits;
+  std::vector<CandidateQuery> queries;
+  for (const SampleRow& row : rows) {
+    edits.push_back(row.state->Edits(slices_.first_id, size));
+    queries.push_back(MakeQuery(row, FirstCount(row.state->sampling(), vocabulary_), edits.back()));
+  }
+  std::vector<CandidateReply> found(rows.size());
+  ask(queries, found);
+  std::vector<std::byte> mine;
+  for (const CandidateReply& reply : found) WriteReply(reply, {}, &mine);
+  std::vector<std::vector<std::byte>> replies;
+  FACET_RETURN_IF_ERROR(communicator->AllGatherBytes(mine, &replies));
+  std::vector<std::span<const std::byte>> rest(replies.begin(), replies.end());
+  std::vector<SampleOutcome> outcomes(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    Gathered all;
+    for (std::span<const std::byte>& reply : rest) {
+      if (!ReadReply(&reply, &all)) return Internal("a rank's candidates are malformed");
+    }
+    outcomes[i].finite = all.finite;
+    if (!all.finite) continue;
+    KeepBest(&all.best, static_cast<size_t>(queries[i].count));
+    const std::optional<Candidate> chosen = Choose(rows[i], all, vocabulary_);
+    if (!chosen) return Internal("the best candidates do not decide");
+    outcomes[i].sampled = Score(chosen->id, chosen->raw, *rows[i].state, all);
+  }
+  return outcomes;
 }
 
 absl::StatusOr<std::vector<SampleOutcome>> Sampler::Run(Floats logits,

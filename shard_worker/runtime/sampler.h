@@ -6,6 +6,7 @@
 // choice is a function of the logits and of (sequence seed, position, token id) alone.
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -40,6 +41,17 @@ class Sampler {
   // `logits`: [rows.size(), slice]. Every rank passes the same rows.
   absl::StatusOr<std::vector<SampleOutcome>> Run(Floats logits, std::span<const SampleRow> rows,
                                                  Communicator* communicator);
+
+  // True for rows that need their logits themselves or sums over them, so that only Run() will do.
+  static bool NeedsLogits(const SampleRow& row);
+  // Answers the device's queries about this rank's slice, one per row, in the rows' order.
+  using AskHead =
+      std::function<void(std::span<const CandidateQuery>, std::span<CandidateReply>)>;
+  // The same as Run() for rows of which none needs its logits. Every rank decides alike.
+  absl::StatusOr<std::vector<SampleOutcome>> Search(const AskHead& ask,
+                                                    std::span<const SampleRow> rows,
+                                                    Communicator* communicator);
+  const VocabularySlices& slices() const { return slices_; }
 
  private:
   CandidateQuery MakeQuery(const SampleRow& row, int count,

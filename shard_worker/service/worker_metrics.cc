@@ -31,6 +31,7 @@ const Histogram::BucketBoundaries kRowBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 25
 const Histogram::BucketBoundaries kRecoveryBuckets = {0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 10, 30};
 
 constexpr const char* kPoolNames[kBlockPools] = {"full", "window"};
+constexpr const char* kHeadNames[3] = {"asked", "screened", "completed"};
 constexpr const char* kPartNames[3] = {"compute", "collective", "wait"};
 
 // In the order of their enums.
@@ -120,6 +121,10 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
                       "stage", kStageNames);
   for (int part = 0; part < 3; ++part)
     part_seconds_[part] = &parts.Add({{"part", kPartNames[part]}});
+  auto& head_rows = Counters(registry, "facet_worker_head_rows_total",
+                             "Rows of the output layer, per token: asked about; of these, first "
+                             "read in part; and of these, then read whole.");
+  for (int i = 0; i < 3; ++i) head_rows_[i] = &head_rows.Add({{"reads", kHeadNames[i]}});
   auto& used = Gauges(registry, "facet_worker_kv_blocks_used", "KV blocks that sequences hold.");
   auto& cached = Gauges(registry, "facet_worker_kv_blocks_cached",
                         "KV blocks that no sequence holds and the prefix cache keeps.");
@@ -151,6 +156,8 @@ void WorkerMetrics::AddTimes(const StepTimes& times) {
   steps_.Increment(static_cast<double>(times.steps));
   const double parts[3] = {times.compute_s, times.collective_s, times.wait_s};
   for (int part = 0; part < 3; ++part) part_seconds_[part]->Increment(parts[part]);
+  const int64_t rows[3] = {times.head.rows, times.head.screened, times.head.completed};
+  for (int i = 0; i < 3; ++i) head_rows_[i]->Increment(static_cast<double>(rows[i]));
 }
 
 void WorkerMetrics::AddStep(double seconds, int64_t rows) {

@@ -46,6 +46,7 @@ class WorkerMetrics {
   prometheus::Gauge& kv_bytes_;
   prometheus::Counter& steps_;
   std::array<prometheus::Counter*, 3> part_seconds_;  // compute, collective, wait
+  std::array<prometheus::Counter*, 3> head_rows_;     // asked, screened, completed
   prometheus::Histogram& step_seconds_;
   prometheus::Histogram& step_rows_;
   std::array<prometheus::Gauge*, kBlockPools> kv_blocks_used_;

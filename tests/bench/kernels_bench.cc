@@ -199,6 +199,63 @@ void RunCandidates(benchmark::State& state, Question question) {
   }
 }
 
+enum class Ask { kGreedy, kSampled, kTop64 };
+
+// The output layer of Gemma 3 270M, of random weights, asked about `rows` random rows.
+class HeadBench {
+ public:
+  HeadBench() : device_(*MakeCpuDevice({Threads(), WantedIsa()})) {
+    Random random(6);
+    const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 262144, 640, 0.05f, random);
+    MatrixSource source = matrix.source();
+    whole_ = *device_->LoadMatrix(source, nullptr);
+    source.searched = true;
+    split_ = *device_->LoadMatrix(source, nullptr);
+    for (int i = 0; i <= 32; ++i) slices_.starts.push_back(i * 8192);
+    x_ = Upload(*device_, MakeFloats(kRowsMax * kStates * 640, 0.1f, random));
+    scratch_ = *device_->AllocateFloats(int64_t{kRowsMax} * 262144);
+  }
+
+  void Run(benchmark::State& state, Ask ask, bool screened, int rows) {
+    std::vector<CandidateQuery> queries(static_cast<size_t>(rows));
+    std::vector<CandidateReply> replies(queries.size());
+    for (CandidateQuery& query : queries) {
+      query.gumbel = ask == Ask::kSampled;
+      query.count = ask == Ask::kTop64 ? 64 : 1;
+    }
+    HeadSearch search;
+    search.head = screened ? split_.get() : whole_.get();
+    search.slices = &slices_;
+    search.queries = queries;
+    search.scratch = scratch_;
+    const HeadReads before = device_->head_reads();
+    int64_t next = 0;
+    for (auto _ : state) {
+      search.x = {x_.data + next++ % kStates * kRowsMax * 640, int64_t{rows} * 640};
+      for (CandidateQuery& query : queries) ++query.key;
+      device_->SearchHead(search, replies);
+    }
+    const HeadReads after = device_->head_reads();
+    const auto asked = static_cast<double>(after.rows - before.rows);
+    state.counters["screened"] = static_cast<double>(after.screened - before.screened) / asked;
+    state.counters["completed"] = static_cast<double>(after.completed - before.completed) / asked;
+  }
+
+ private:
+  static constexpr int kRowsMax = 32;
+  static constexpr int kStates = 16;
+
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Matrix> whole_, split_;
+  VocabularySlices slices_;
+  Floats x_, scratch_;
+};
+
+void RunHead(benchmark::State& state, Ask ask, bool screened, int rows) {
+  static HeadBench bench;
+  bench.Run(state, ask, screened, rows);
+}
+
 void RunLoad(benchmark::State& state, TensorType type) {
   const auto device = *MakeCpuDevice({Threads(), WantedIsa()});
   Random random(5);
@@ -226,6 +283,16 @@ void RegisterAll() {
   add("Candidates/top_64_and_sums", [](auto& state) { RunCandidates(state, Question::kSums); });
   add("Candidates/gumbel", [](auto& state) { RunCandidates(state, Question::kGumbelPeaked); });
   add("Candidates/gumbel_flat", [](auto& state) { RunCandidates(state, Question::kGumbelFlat); });
+  constexpr std::pair<const char*, Ask> kAsks[] = {
+      {"greedy", Ask::kGreedy}, {"sampled", Ask::kSampled}, {"top_64", Ask::kTop64}};
+  for (const auto& [name, ask] : kAsks) {
+    for (const int rows : {1, 2, 4, 8, 32}) {
+      for (const bool screened : {false, true}) {
+        add(fmt::format("Head/{}/{}/{}", name, rows, screened ? "screened" : "whole"),
+            [=](benchmark::State& state) { RunHead(state, ask, screened, rows); });
+      }
+    }
+  }
   for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ4_K,
                                 TensorType::kQ6_K, TensorType::kBF16, TensorType::kF32}) {
     add(fmt::format("Load/{}", FormatOf(type).name),

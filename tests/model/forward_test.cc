@@ -75,7 +75,7 @@ std::vector<float> RunFacet(const std::string& model_name, const std::string& de
   auto plan = ShardPlan::Make(*model, *spec, 1);
   EXPECT_TRUE(plan.ok()) << plan.status();
   std::unique_ptr<Device> device = MakeDevice(device_name);
-  auto weights = LoadWeights(*model, *spec, *plan, 0, device.get(), {});
+  auto weights = LoadWeights(*model, *spec, *plan, 0, device.get(), false, {});
   EXPECT_TRUE(weights.ok()) << weights.status();
   auto forward = Forward::Create(*spec, *plan, 0, *weights, device.get(), 512);
   EXPECT_TRUE(forward.ok()) << forward.status();

@@ -64,6 +64,10 @@ class ForwardingDevice : public Device {
                       CandidateReply* reply) override {
     inner_->FindCandidates(logits, slices, query, reply);
   }
+  void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
+    inner_->SearchHead(search, replies);
+  }
+  HeadReads head_reads() const override { return inner_->head_reads(); }
 
  private:
   std::unique_ptr<Device> inner_;

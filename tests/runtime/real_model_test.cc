@@ -18,13 +18,14 @@ struct RealModel {
   std::string file;
 };
 
-std::unique_ptr<InProcessGroup> Start(const RealModel& model) {
+std::unique_ptr<InProcessGroup> Start(const RealModel& model, bool screened_head = true) {
   const char* directory = std::getenv("FACET_MODEL_DIR");
   GroupOptions options;
   options.rank.model_path =
       std::string(directory != nullptr ? directory : ".cache/models") + "/" + model.file;
   options.rank.kv_tokens = 8192;
   options.rank.threads = 1;
+  options.rank.screened_head = screened_head;
   options.world = 2;
   EXPECT_TRUE(std::filesystem::exists(options.rank.model_path))
       << options.rank.model_path << " is missing: deploy/local/fetch_models.sh";
@@ -90,6 +91,54 @@ TEST_P(RealModelTest, PackedWeightsAreAsLargeAsInTheFile) {
   EXPECT_GT(memory.slice_bytes, 0);
   EXPECT_LE(static_cast<double>(memory.weight_bytes),
             1.1 * static_cast<double>(memory.slice_bytes));
+}
+
+// 64 tokens of every recorded prompt, one request at a time and four at a time.
+TEST_P(RealModelTest, ScreeningTheHeadChangesNoToken) {
+  const auto screened = Start(GetParam());
+  const auto whole = Start(GetParam(), false);
+  std::vector<EngineRequest> requests;
+  for (const golden::Answer& answer : golden::ReadAnswers(GetParam().recording)) {
+    EngineRequest request = GreedyRequest(answer.prompt, 64);
+    request.logits_digest = false;
+    request.seed = requests.size();
+    switch (requests.size() % 4) {
+      case 1:
+        request.sampling.temperature = 1;
+        break;
+      case 2:
+        request.sampling.temperature = 2;
+        request.sampling.repetition_penalty = 1.2f;
+        request.sampling.logit_bias = {{5, -2.0f}, {107, 1.5f}};
+        break;
+      case 3:
+        request.sampling.temperature = 1;
+        request.sampling.top_k = 64;
+        request.sampling.top_p = 0.95f;
+        break;
+    }
+    requests.push_back(std::move(request));
+    if (requests.size() == 8) break;
+  }
+  const auto ids = [](InProcessGroup& group, std::vector<EngineRequest> some) {
+    std::vector<std::vector<TokenId>> result;
+    for (const Output& output : group.Run(std::move(some))) result.push_back(output.ids());
+    return result;
+  };
+  for (const EngineRequest& request : requests) {
+    EXPECT_EQ(ids(*screened, {request}), ids(*whole, {request}));
+    const HeadReads reads = screened->leader().TakeTimes().head;
+    std::printf("temperature %.1f top_k %d: %.2f of the rows screened, %.4f completed\n",
+                request.sampling.temperature, request.sampling.top_k,
+                static_cast<double>(reads.screened) / static_cast<double>(reads.rows),
+                static_cast<double>(reads.completed) / static_cast<double>(reads.rows));
+    if (request.sampling.temperature == 0) {
+      EXPECT_GT(reads.screened, 0);
+      EXPECT_LT(reads.completed, reads.screened / 2);
+    }
+  }
+  requests.resize(4);
+  EXPECT_EQ(ids(*screened, requests), ids(*whole, requests));
 }
 
 INSTANTIATE_TEST_SUITE_P(

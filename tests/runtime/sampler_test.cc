@@ -56,6 +56,15 @@ std::vector<SampleOutcome> Sample(const std::vector<float>& logits, const Sequen
       auto outcome = sampler.Run(row, std::span(&sample, 1), communicators[rank].get());
       ASSERT_TRUE(outcome.ok()) << outcome.status();
       outcomes[rank] = outcome->front();
+      if (Sampler::NeedsLogits(sample)) return;
+      const auto ask = [&](std::span<const CandidateQuery> queries,
+                           std::span<CandidateReply> replies) {
+        device->FindCandidates(row, slices, queries[0], &replies[0]);
+      };
+      auto searched = sampler.Search(ask, std::span(&sample, 1), communicators[rank].get());
+      ASSERT_TRUE(searched.ok()) << searched.status();
+      EXPECT_EQ(searched->front().finite, outcomes[rank].finite);
+      EXPECT_EQ(searched->front().sampled, outcomes[rank].sampled);
     });
   }
   for (std::thread& rank : ranks) rank.join();

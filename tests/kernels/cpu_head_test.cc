@@ -1,0 +1,356 @@
+// Searching the output layer finds what the whole product finds, bit for bit, whatever it leaves
+// unread.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "kernels/reference/reference_device.h"
+#include "tests/kernels/cpu_devices.h"
+
+namespace facet {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int kBlockBytes = 34;  // of Q8_0: a half-precision scale, 32 weights
+
+MatrixSource Searched(const TestMatrix& matrix) {
+  MatrixSource source = matrix.source();
+  source.searched = true;
+  return source;
+}
+
+VocabularySlices Slices(int64_t rows) { return {1000, {0, rows / 3, rows / 3, rows / 2, rows}}; }
+
+struct Answer {
+  std::vector<CandidateReply> replies;
+  HeadReads reads;
+};
+
+Answer Search(Device& device, const MatrixSource& source, const std::vector<float>& x,
+              std::span<const CandidateQuery> queries, float soft_cap = 0) {
+  const auto head = *device.LoadMatrix(source, nullptr);
+  const auto rows = static_cast<int64_t>(queries.size());
+  const VocabularySlices slices = Slices(source.rows);
+  HeadSearch search;
+  search.head = head.get();
+  search.x = Upload(device, x);
+  search.soft_cap = soft_cap;
+  search.slices = &slices;
+  search.queries = queries;
+  search.scratch = *device.AllocateFloats(rows * source.rows);
+  Answer answer;
+  answer.replies.resize(queries.size());
+  const HeadReads before = device.head_reads();
+  device.SearchHead(search, answer.replies);
+  const HeadReads after = device.head_reads();
+  answer.reads = {after.rows - before.rows, after.screened - before.screened,
+                  after.completed - before.completed};
+  return answer;
+}
+
+void ExpectSame(const CandidateReply& got, const CandidateReply& expected,
+                const std::string& where) {
+  ASSERT_EQ(got.finite, expected.finite) << where;
+  ASSERT_EQ(got.best.size(), expected.best.size()) << where;
+  for (size_t i = 0; i < got.best.size(); ++i) {
+    ASSERT_EQ(got.best[i].id, expected.best[i].id) << where << " " << i;
+    ASSERT_EQ(got.best[i].order, expected.best[i].order) << where << " " << i;
+    ASSERT_EQ(got.best[i].processed, expected.best[i].processed) << where << " " << i;
+    ASSERT_EQ(got.best[i].raw, expected.best[i].raw) << where << " " << i;
+  }
+  ASSERT_EQ(got.sums.size(), expected.sums.size()) << where;
+  for (size_t i = 0; i < got.sums.size(); ++i) {
+    ASSERT_EQ(got.sums[i].max, expected.sums[i].max) << where;
+    ASSERT_EQ(got.sums[i].sum, expected.sums[i].sum) << where;
+  }
+}
+
+class CpuHead : public testing::Test {
+ protected:
+  // What all devices read together. They are new: none has learned that screening does not pay.
+  HeadReads ExpectEqual(const TestMatrix& matrix, const std::vector<float>& x,
+                        std::span<const CandidateQuery> queries, const std::string& what,
+                        float soft_cap = 0) {
+    const auto reference = MakeReferenceDevice();
+    const Answer expected = Search(*reference, Searched(matrix), x, queries, soft_cap);
+    HeadReads reads;
+    for (const NamedDevice& named : CpuDevices({1, 3})) {
+      const Answer answer = Search(*named.device, Searched(matrix), x, queries, soft_cap);
+      for (size_t i = 0; i < queries.size(); ++i) {
+        ExpectSame(answer.replies[i], expected.replies[i],
+                   fmt::format("{}, {}, row {}", named.name, what, i));
+      }
+      reads.rows += answer.reads.rows;
+      reads.screened += answer.reads.screened;
+      reads.completed += answer.reads.completed;
+    }
+    return reads;
+  }
+};
+
+CandidateQuery Greedy() { return {}; }
+
+CandidateQuery Sampled(uint64_t key, float temperature) {
+  CandidateQuery query;
+  query.gumbel = true;
+  query.key = key;
+  query.inverse_temperature = 1 / temperature;
+  return query;
+}
+
+CandidateQuery Top(int count, float temperature) {
+  CandidateQuery query;
+  query.count = count;
+  query.inverse_temperature = 1 / temperature;
+  return query;
+}
+
+std::vector<LogitEdit> MakeEdits(int64_t rows, Random& random) {
+  std::vector<LogitEdit> edits;
+  for (int32_t row = 0; row < rows; row += 1 + static_cast<int32_t>(random() % 97)) {
+    LogitEdit edit{row, 0, 1, 0};
+    if (random() % 2 == 0) edit.bias = random() % 5 == 0 ? -kInfinity : random() % 2 == 0 ? -4 : 3;
+    if (random() % 2 == 0) edit.repetition = random() % 2 == 0 ? 1.3f : 0.8f;
+    if (random() % 2 == 0) edit.subtract = 0.7f;
+    edits.push_back(edit);
+  }
+  return edits;
+}
+
+TEST_F(CpuHead, EqualsTheReferenceForEveryShapeAndQuestion) {
+  Random random(1);
+  for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ6_K}) {
+    const int64_t block = FormatOf(type).elements;
+    for (const int64_t rows : {1, 2, 15, 16, 17, 31, 32, 33, 64, 257, 3001}) {
+      for (const int64_t columns : {block, 3 * block, 640 / block * block}) {
+        const TestMatrix matrix = MakeMatrix(type, rows, columns, 0.05f, random);
+        const std::vector<LogitEdit> edits = MakeEdits(rows, random);
+        for (const int batch : {1, 2, 3, 4, 5}) {
+          const std::vector<float> x = MakeActivations(batch, columns, random);
+          std::vector<CandidateQuery> queries;
+          for (int i = 0; i < batch; ++i) {
+            CandidateQuery query = random() % 3 == 0   ? Greedy()
+                                   : random() % 2 == 0 ? Sampled(random(), 2)
+                                                       : Top(1 + random() % 18, 0.7f);
+            if (random() % 2 == 0) query.edits = edits;
+            queries.push_back(query);
+          }
+          ASSERT_NO_FATAL_FAILURE(ExpectEqual(
+              matrix, x, queries,
+              fmt::format("{} {} x {}, {} rows", FormatOf(type).name, rows, columns, batch)));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CpuHead, LeavesMostRowsUnread) {
+  Random random(2);
+  for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ6_K}) {
+    const TestMatrix matrix = MakeMatrix(type, 20000, 512, 0.05f, random);
+    const std::vector<float> x = MakeActivations(1, 512, random);
+    for (const CandidateQuery& query : {Greedy(), Sampled(5, 1), Top(10, 1)}) {
+      const HeadReads reads = ExpectEqual(matrix, x, std::span(&query, 1), "large");
+      EXPECT_EQ(reads.screened, reads.rows) << FormatOf(type).name;
+      EXPECT_GT(reads.completed, 0);
+      EXPECT_LT(reads.completed, reads.rows / 2) << FormatOf(type).name << " " << query.count;
+    }
+  }
+}
+
+// A matrix of Q8_0 with one scale and the weights weight(row, column).
+template <typename Weight>
+TestMatrix MakeHead(int64_t rows, int64_t columns, const Weight& weight) {
+  TestMatrix matrix{"output.weight", TensorType::kQ8_0, rows, columns, {}, {}};
+  matrix.bytes.resize(static_cast<size_t>(rows * columns / 32 * kBlockBytes));
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t k = 0; k < columns; ++k) {
+      std::byte* block = &matrix.bytes[static_cast<size_t>((row * columns + k) / 32 * kBlockBytes)];
+      const uint16_t scale = 0x2000;  // 2^-7
+      std::memcpy(block, &scale, 2);
+      block[2 + k % 32] = static_cast<std::byte>(weight(row, k));
+    }
+  }
+  return matrix;
+}
+
+std::vector<CandidateQuery> EveryQuestion(Random& random) {
+  return {Greedy(), Sampled(random(), 1), Sampled(random(), 2), Top(2, 1), Top(15, 2)};
+}
+
+TEST_F(CpuHead, TellsRowsApartThatDifferInTheLowBitsOnly) {
+  Random random(3);
+  std::vector<float> x = MakeFloats(64, 1, random);
+  // All rows share their high bits: nothing can be left unread. Or only some of them do.
+  for (const int shared : {2000, 50}) {
+    const TestMatrix matrix = MakeHead(2000, 64, [&](int64_t row, int64_t k) {
+      const bool same = row >= 900 && row < 900 + shared;
+      const int high =
+          shared == 2000 || same ? (x[k] > 0 ? 96 : -96) : 16 * (int(random() % 8) - 4);
+      return high + static_cast<int>(random() % 16);
+    });
+    for (const CandidateQuery& query : EveryQuestion(random)) {
+      ExpectEqual(matrix, x, std::span(&query, 1), fmt::format("{} share high bits", shared));
+    }
+  }
+}
+
+// The residual of one row points along the activations, those of its rivals against them: the
+// bound is nearly reached, and what the high bits say is the wrong way round. A tenth of the
+// columns, to which all rows have the same weights, draws the attention of the first pass.
+TEST_F(CpuHead, FindsAWinnerThatOnlyTheLowBitsMake) {
+  constexpr int kDrawing = 128;
+  constexpr int kColumns = 1280;
+  Random random(4);
+  std::vector<float> x(kColumns);
+  for (int k = 0; k < kColumns; ++k) x[k] = (k % 2 == 0 ? 1.0f : -1.0f) * (k < kDrawing ? 3 : 1);
+  // The winner's logit is 1152 x 15.5, a rival's 576 + 16 lead.
+  for (const int lead : {1079, 1078, 1070, 1000, 500, 0}) {
+    const int64_t winner = static_cast<int64_t>(random() % 1500);
+    const TestMatrix matrix = MakeHead(1500, kColumns, [&](int64_t row, int64_t k) {
+      if (k < kDrawing) return 8;
+      const int sign = k % 2 == 0 ? 1 : -1;
+      if (row == winner) return sign > 0 ? 15 : -16;  // taken for 8 and -8
+      const int ahead = k - kDrawing < lead ? 16 : 0;
+      if (row % 50 == 1) return sign > 0 ? ahead : -1 - ahead;  // half a step is taken back
+      return sign * -40;
+    });
+    const CandidateQuery query = Greedy();
+    const HeadReads reads =
+        ExpectEqual(matrix, x, std::span(&query, 1), fmt::format("lead {}", lead));
+    EXPECT_LT(reads.completed, reads.screened / 2);
+  }
+}
+
+TEST_F(CpuHead, TiesGoToTheLowestIds) {
+  Random random(5);
+  const std::vector<float> x = MakeFloats(96, 1, random);
+  const TestMatrix matrix = MakeHead(4000, 96, [&](int64_t row, int64_t k) {
+    const int best = x[static_cast<size_t>(k)] > 0 ? 100 : -100;
+    return row == 3999 || row == 1777 || row % 1000 == 999 ? best : (row * 31 + k * 7) % 100 - 50;
+  });
+  for (const int count : {1, 2, 3, 5, 40}) {
+    const CandidateQuery query = Top(count, 1);
+    ExpectEqual(matrix, x, std::span(&query, 1), std::to_string(count));
+  }
+}
+
+TEST_F(CpuHead, AnswersForUnusualActivations) {
+  Random random(6);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 3000, 320, 0.05f, random);
+  const auto expect_equal = [&](const std::string& what, const auto& value) {
+    std::vector<float> x(320);
+    for (int k = 0; k < 320; ++k) x[static_cast<size_t>(k)] = value(k);
+    for (const CandidateQuery& query : EveryQuestion(random)) {
+      ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, x, std::span(&query, 1), what));
+    }
+  };
+  expect_equal("zeros", [](int) { return 0.0f; });
+  expect_equal("all equal", [](int) { return 0.5f; });
+  expect_equal("one outlier", [](int k) { return k == 77 ? 1e4f : 1e-3f; });
+  expect_equal("one channel", [](int k) { return k == 300 ? -2.0f : 0.0f; });
+  expect_equal("tiny", [](int k) { return 1e-30f * static_cast<float>(k % 7 - 3); });
+  expect_equal("subnormal", [](int k) { return 1e-41f * static_cast<float>(k % 7 - 3); });
+  expect_equal("huge", [](int k) { return 1e34f * static_cast<float>(k % 7 - 3); });
+  expect_equal("infinite", [](int k) { return k == 3 ? kInfinity : 1.0f; });
+  expect_equal("not a number", [](int k) { return k == 3 ? std::nanf("") : 1.0f; });
+}
+
+TEST_F(CpuHead, EditsDecide) {
+  Random random(7);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 3000, 128, 0.05f, random);
+  const std::vector<float> x = MakeActivations(1, 128, random);
+  const auto reference = MakeReferenceDevice();
+  const CandidateQuery plain = Top(3, 1);
+  const Answer order = Search(*reference, Searched(matrix), x, std::span(&plain, 1));
+  const int32_t first = order.replies[0].best[0].id - 1000;
+  const int32_t other = first == 5 ? 6 : 5;
+  for (const LogitEdit change :
+       {LogitEdit{first, -kInfinity, 1, 0}, LogitEdit{first, -3, 1, 0}, LogitEdit{first, 0, 9, 0},
+        LogitEdit{first, 0, 1, 2}, LogitEdit{other, 1000, 1, 0}, LogitEdit{other, 0, 0.001f, 0},
+        LogitEdit{other, 0, 1, -50}, LogitEdit{first, kInfinity, 1, 0}, LogitEdit{first, 0, 0, 0},
+        LogitEdit{other, 0, -1, 0}}) {
+    for (CandidateQuery query : EveryQuestion(random)) {
+      query.edits = std::span(&change, 1);
+      ExpectEqual(matrix, x, std::span(&query, 1),
+                  fmt::format("bias {} repetition {} subtract {}", change.bias, change.repetition,
+                              change.subtract));
+    }
+  }
+  std::vector<LogitEdit> ban_all;
+  for (int32_t row = 0; row < 3000; ++row) ban_all.push_back({row, -kInfinity, 1, 0});
+  for (CandidateQuery query : EveryQuestion(random)) {
+    query.edits = ban_all;
+    ExpectEqual(matrix, x, std::span(&query, 1), "everything banned");
+    query.edits = {};
+    query.inverse_temperature = 3e38f;
+    ExpectEqual(matrix, x, std::span(&query, 1), "a tiny temperature");
+  }
+}
+
+TEST_F(CpuHead, QuestionsAboutAllLogitsReadThemAll) {
+  Random random(8);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 1500, 128, 0.05f, random);
+  const std::vector<float> x = MakeActivations(2, 128, random);
+  std::vector<CandidateQuery> queries = {Top(10, 1), Greedy()};
+  queries[0].sums = true;
+  EXPECT_EQ(ExpectEqual(matrix, x, queries, "sums").screened, 0);
+  queries[0].sums = false;
+  EXPECT_EQ(ExpectEqual(matrix, x, queries, "a soft cap", 30.0f).screened, 0);
+  EXPECT_GT(ExpectEqual(matrix, x, queries, "neither").screened, 0);
+}
+
+// The types that cannot be split, or need not be, are searched whole.
+TEST_F(CpuHead, SearchesEveryType) {
+  Random random(9);
+  for (const TensorType type : AllTensorTypes()) {
+    const TestMatrix matrix = MakeMatrix(type, 100, 512, 0.05f, random);
+    const std::vector<float> x = MakeActivations(2, 512, random);
+    const std::vector<CandidateQuery> queries = {Greedy(), Sampled(1, 1)};
+    ExpectEqual(matrix, x, queries, std::string(FormatOf(type).name));
+  }
+}
+
+class SplitMatrix : public testing::TestWithParam<TensorType> {};
+
+TEST_P(SplitMatrix, MultipliesEmbedsAndWeighsAsOtherwise) {
+  Random random(10);
+  const int64_t block = FormatOf(GetParam()).elements;
+  std::vector<NamedDevice> devices = CpuDevices({1, 2});
+  for (const int64_t rows : {1, 31, 33, 100}) {
+    const TestMatrix matrix = MakeMatrix(GetParam(), rows, 512 / block * block, 0.05f, random);
+    const std::vector<float> x = MakeActivations(67, matrix.columns, random);
+    for (const NamedDevice& named : devices) {
+      Device& device = *named.device;
+      const auto whole = *device.LoadMatrix(matrix.source(), nullptr);
+      const auto split = *device.LoadMatrix(Searched(matrix), nullptr);
+      for (const int batch : {1, 2, 5, 6, 7, 13, 67}) {  // 67: panels are unpacked
+        const auto product = [&](const Matrix* part) {
+          const Floats out = *device.AllocateFloats(batch * rows);
+          device.Product(std::span(&part, 1), Upload(device, x), batch, out);
+          return Download(device, out);
+        };
+        ASSERT_EQ(FirstDifference(product(split.get()), product(whole.get())), -1) << named.name;
+      }
+      const auto embed = [&](const Matrix& table) {
+        const std::vector<int32_t> ids = {static_cast<int32_t>(rows - 1), 0};
+        const Floats out = *device.AllocateFloats(2 * matrix.columns);
+        device.EmbedRows(table, ids, 25.298221f, out);
+        return Download(device, out);
+      };
+      ASSERT_EQ(FirstDifference(embed(*split), embed(*whole)), -1) << named.name;
+      EXPECT_LE(static_cast<double>(split->packed_bytes()),
+                1.01 * static_cast<double>(whole->packed_bytes()));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SplitMatrix, testing::Values(TensorType::kQ8_0, TensorType::kQ6_K),
+                         [](const auto& info) { return std::string(FormatOf(info.param).name); });
+
+}  // namespace
+}  // namespace facet
