@@ -133,23 +133,29 @@ int CpuHead::PlanGranules() {
   return pays ? planned : -1;
 }
 
+void CpuHead::SetTile(const float* x, int64_t columns, Row* row) {
+  const auto blocks = static_cast<size_t>(columns / kBlockColumns);
+  row->q.resize(static_cast<size_t>(columns));
+  row->scale.resize(blocks);
+  row->scaled_sum.resize(blocks);
+  for (std::vector<int32_t>& sums : row->offset_sums) sums.resize(blocks);
+  row->tile = {.rows = 1,
+               .x = x,
+               .columns = columns,
+               .q = row->q.data(),
+               .scale = row->scale.data(),
+               .scaled_sum = row->scaled_sum.data(),
+               .offset_sum = {row->offset_sums[0].data(), row->offset_sums[1].data(),
+                              row->offset_sums[2].data()}};
+}
+
 bool CpuHead::Quantize() {
   const int64_t columns = head_->columns();
   rows_.resize(std::max(rows_.size(), search_->queries.size()));
   for (int r = 0; r < rows(); ++r) {
     Row& row = rows_[static_cast<size_t>(r)];
-    row.q.resize(static_cast<size_t>(columns));
-    row.scale.resize(static_cast<size_t>(blocks()));
-    row.scaled_sum.resize(static_cast<size_t>(blocks()));
-    for (auto& sums : row.offset_sum) sums.resize(static_cast<size_t>(blocks()));
-    kernels_.quantize_tile(
-        {1,
-         search_->x.data + r * columns,
-         columns,
-         row.q.data(),
-         row.scale.data(),
-         row.scaled_sum.data(),
-         {row.offset_sum[0].data(), row.offset_sum[1].data(), row.offset_sum[2].data()}});
+    SetTile(search_->x.data + r * columns, columns, &row);
+    kernels_.quantize_tile(row.tile);
     double sum = 0;
     for (const float scale : row.scale) sum += double{scale};
     if (!(sum < kActivationsMax)) return false;
@@ -362,9 +368,7 @@ void CpuHead::CompleteHalf(int row, int64_t index) {
     args.next_half = halves_[at + 1] % 2;
   }
   args.blocks = blocks();
-  args.q = from.q.data();
-  args.scale = from.scale.data();
-  for (size_t k = 0; k < 3; ++k) args.offset_sum[k] = from.offset_sum[k].data();
+  args.tile = &from.tile;
   args.out = exact_.data() + at * kHalfPanel;
   split_->complete(args);
 }

@@ -31,12 +31,13 @@ class CpuHead {
   const HeadReads& reads() const { return reads_; }
 
  private:
-  // Quantised activations of one row, as a tile of its own.
+  // Quantised activations of one row.
   struct Row {
     std::vector<int8_t> q;
     std::vector<float> scale;
     std::vector<float> scaled_sum;
-    std::vector<int32_t> offset_sum[3];
+    std::vector<int32_t> offset_sums[3];
+    ActivationTile tile;  // of the above
   };
   // Rows that the first pass works on together, as in NarrowArgs.
   struct Tile {
@@ -53,6 +54,7 @@ class CpuHead {
   void WholeProduct(int first_row, int rows);
   // Granules to read, or -1 where a row's kind had better not be screened.
   int PlanGranules();
+  static void SetTile(const float* x, int64_t columns, Row* row);
   bool Quantize();  // false: the activations are too large to bound
   void ChooseGranules(int count);
   void FirstPass();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "base/check.h"
 #include "kernels/host/matrix_source.h"
@@ -25,6 +24,14 @@ void Grow(AlignedBuffer* buffer, size_t bytes) {
   absl::StatusOr<AlignedBuffer> larger = AlignedBuffer::Make(bytes);
   FACET_CHECK(larger.ok(), "{}", larger.status().ToString());
   *buffer = *std::move(larger);
+}
+
+// `panel` is prefetched, unless it is the end.
+void SetNext(const PackedMatrix& matrix, int64_t panel, int64_t end, PanelArgs* args) {
+  args->next = matrix.panel(panel);
+  args->next_low = matrix.low(panel);
+  args->next_lines = panel < end ? CeilDivide(matrix.panel_bytes(), 64) : 0;
+  args->next_low_lines = panel < end ? CeilDivide(matrix.low_bytes(), 64) : 0;
 }
 
 }  // namespace
@@ -95,8 +102,8 @@ void CpuProduct::CutTasks(std::span<const Part> parts, int rows) {
   tasks_.clear();
   for (const Part& part : parts) {
     const int64_t panels = part.matrix->panels();
-    const int64_t panel_bytes =
-        part.matrix->panel_bytes() + (part.up != nullptr ? part.up->panel_bytes() : 0);
+    int64_t panel_bytes = part.matrix->panel_bytes() + part.matrix->low_bytes();
+    if (part.up != nullptr) panel_bytes += part.up->panel_bytes() + part.up->low_bytes();
     const int64_t step = std::max<int64_t>(1, task_bytes / panel_bytes);
     for (int64_t begin = 0; begin < panels; begin += step) {
       tasks_.push_back({&part, begin, std::min(begin + step, panels)});
@@ -145,36 +152,30 @@ void CpuProduct::RunPanel(const Task& task, int64_t panel, int first_tile, int l
              panel * kPanelColumns;
   args.row_stride = part.row_stride;
   args.root_stride = part.root_stride;
-  if (panel + 1 < task.end) {
-    args.next = part.matrix->panel(panel + 1);
-    args.next_low = part.matrix->low(panel + 1);
-    args.next_lines = CeilDivide(part.matrix->panel_bytes(), 64);
-  }
   if (part.up == nullptr) {
+    SetNext(*part.matrix, panel + 1, task.end, &args);
     Multiply(*part.matrix, panel, &args, scratch);
   } else {
-    RunGatedPanel(part, panel, &args, scratch);
+    RunGatedPanel(task, panel, &args, scratch);
   }
 }
 
-void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, PanelArgs* args,
+void CpuProduct::RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args,
                                Scratch* scratch) const {
+  const Part& part = *task.part;
   int64_t rows = 0;
   for (int i = 0; i < args->tile_count; ++i) rows += args->tiles[i].rows;
   float* gate = reinterpret_cast<float*>(scratch->gate_up.data());
   float* up = gate + rows * kPanelColumns;
   float* out = args->out;
   const size_t row_bytes = static_cast<size_t>(args->columns) * sizeof(float);
-  const std::byte* next = std::exchange(args->next, part.up->panel(panel));
-  const int64_t next_lines =
-      std::exchange(args->next_lines, CeilDivide(part.up->panel_bytes(), 64));
   args->row_stride = kPanelColumns;
   args->columns = kPanelColumns;
   args->out = gate;
+  SetNext(*part.up, panel, task.end, args);
   Multiply(*part.matrix, panel, args, scratch);
-  args->next = next;
-  args->next_lines = next_lines;
   args->out = up;
+  SetNext(*part.matrix, panel + 1, task.end, args);
   Multiply(*part.up, panel, args, scratch);
   part.gate(gate, up, rows * kPanelColumns, gate);
   for (int64_t row = 0; row < rows; ++row) {
@@ -193,7 +194,7 @@ void CpuProduct::Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* 
   PackedFormat format = matrix.format();
   const auto unpack = kernels_.unpack[static_cast<int>(format)];
   if (unpack != nullptr && args->tile_count >= kUnpackTiles) {
-    unpack(args->panel, matrix.columns() / kBlockColumns, scratch->panel.data());
+    unpack(args->panel, args->low, matrix.columns() / kBlockColumns, scratch->panel.data());
     args->panel = scratch->panel.data();
     format = UnpackedFormat(format);
   }

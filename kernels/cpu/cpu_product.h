@@ -54,7 +54,7 @@ class CpuProduct {
   void RunPanel(const Task& task, int64_t panel, int first_tile, int last_tile,
                 Scratch* scratch) const;
   // Both fill `args` in where it is: a copy of fields just written would wait for them.
-  void RunGatedPanel(const Part& part, int64_t panel, PanelArgs* args, Scratch* scratch) const;
+  void RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args, Scratch* scratch) const;
   void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
   const KernelTable& kernels_;

@@ -32,7 +32,7 @@ struct ActivationTile {
 // Products of one panel with tiles of activations.
 struct PanelArgs {
   const std::byte* panel = nullptr;
-  const std::byte* low = nullptr;  // of split formats, which have one leaf
+  const std::byte* low = nullptr;  // of split formats
   const ActivationTile* tiles = nullptr;
   int tile_count = 0;
   // Sums the columns [leaf_starts[i], leaf_starts[i + 1]) of each leaf by itself, and the leaves
@@ -46,10 +46,11 @@ struct PanelArgs {
   int64_t row_stride = 0;
   int64_t root_stride = 0;
   int columns = 0;  // of the panel, that are written
-  // What is read next, to be prefetched meanwhile.
+  // What is read next, to be prefetched meanwhile, and of split formats its low bits.
   const std::byte* next = nullptr;
-  const std::byte* next_low = nullptr;  // of split formats: about as many lines of these
-  int64_t next_lines = 0;               // of 64 bytes
+  int64_t next_lines = 0;  // of 64 bytes
+  const std::byte* next_low = nullptr;
+  int64_t next_low_lines = 0;
 };
 
 // One split of attention for a tile of queries that share a KV head.
@@ -111,10 +112,8 @@ struct CompleteArgs {
   const std::byte* next_low = nullptr;
   int next_half = 0;
   int64_t blocks = 0;
-  const int8_t* q = nullptr;  // as in an ActivationTile of one row
-  const float* scale = nullptr;
-  const int32_t* offset_sum[3] = {};
-  float* out = nullptr;  // [16]
+  const ActivationTile* tile = nullptr;  // of one row
+  float* out = nullptr;                  // [16]
 };
 
 struct SplitKernels {
@@ -126,8 +125,8 @@ struct KernelTable {
   // By PackedFormat.
   void (*product[kPackedFormats])(const PanelArgs&) = {};
   // To UnpackedFormat(); null where this instruction set does not gain by it.
-  void (*unpack[kPackedFormats])(const std::byte* panel, int64_t blocks, std::byte* to) = {};
-
+  void (*unpack[kPackedFormats])(const std::byte* panel, const std::byte* low, int64_t blocks,
+                                 std::byte* to) = {};
   SplitKernels split[2];  // of kQ8Split and kQ6KSplit
 
   // The quantised form of a tile from its `x`.

@@ -19,9 +19,10 @@
 //             [groups 0-3, 4-7][half], bits 2i and 2i + 1 for group i of the four
 // Float weights: per K 32 values of the type.
 //
-// A product of many rows first unpacks a panel of less than 8 bits, because tile after tile reads
-// it: scales and minima as floats, [32] or of Q6_K [2][32], then 8-bit weights with an offset of
-// 128, or of 0 where there are minima. No matrix is kept in these formats.
+// A product of many rows first unpacks a panel of less than 8 bits or of a split format (below),
+// because tile after tile reads it: scales and minima as floats, [32] or of Q6_K [2][32], then
+// 8-bit weights with an offset of 128, or of 0 where there are minima. No matrix is kept in these
+// formats.
 //
 // Split formats hold the output layer, of which most searches read only the high four bits of each
 // weight (kernels/README.md, "Screening"). The low bits of all panels follow behind all panels: a
@@ -29,8 +30,8 @@
 //   residuals u8[32], 32 bytes of padding: by column, four times the largest norm of the low bits
 //             under one scale, rounded up
 //   narrow    as above, the weights being the high four bits
-//   low       elsewhere, per block the low bits: nibbles as 4-bit weights, or pairs of bits as the fifth and
-//             sixth bits, with vectors of groups together (`granules`)
+//   low       elsewhere, per block the low bits: nibbles as 4-bit weights, or pairs of bits as the
+//             fifth and sixth bits, with vectors of groups together (`granules`)
 
 #include <cstdint>
 
@@ -53,9 +54,9 @@ enum class PackedFormat : int {
   kBF16,
   kQ8Split,
   kQ6KSplit,
-  kUnpacked,        // from Q4, Q5
+  kUnpacked,        // from Q4, Q5, Q8Split
   kUnpackedMin,     // from Q4Min, Q5Min, Q4K, Q5K
-  kUnpackedHalves,  // from Q6K
+  kUnpackedHalves,  // from Q6K, Q6KSplit
 };
 inline constexpr int kPackedFormats = 16;
 
@@ -146,7 +147,7 @@ constexpr bool IsUnpacked(PackedFormat format) { return format >= PackedFormat::
 // What a panel is unpacked to; itself where unpacking gains nothing.
 constexpr PackedFormat UnpackedFormat(PackedFormat format) {
   const PackedLayout layout = LayoutOf(format);
-  if (layout.bits >= 8 || IsSplit(format)) return format;
+  if (layout.bits >= 8 && !IsSplit(format)) return format;
   if (layout.has_min) return PackedFormat::kUnpackedMin;
   return layout.scales_per_block == 2 ? PackedFormat::kUnpackedHalves : PackedFormat::kUnpacked;
 }

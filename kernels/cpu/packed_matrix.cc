@@ -34,9 +34,10 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
     Failure& failure = failures[static_cast<size_t>(thread)];
     if (!failure.status.ok()) return;
     std::byte* bytes = matrix->bytes_.data();
-    failure.status = PackPanel(source, panel,
-                               {bytes + panel * matrix->panel_bytes_,
-                                bytes + panels * matrix->panel_bytes_ + panel * matrix->low_bytes_});
+    failure.status =
+        PackPanel(source, panel,
+                  {bytes + panel * matrix->panel_bytes_,
+                   bytes + panels * matrix->panel_bytes_ + panel * matrix->low_bytes_});
     if (!failure.status.ok()) failure.panel = panel;
   });
   const auto first =

@@ -323,12 +323,12 @@ TEST_P(SplitMatrix, MultipliesEmbedsAndWeighsAsOtherwise) {
   std::vector<NamedDevice> devices = CpuDevices({1, 2});
   for (const int64_t rows : {1, 31, 33, 100}) {
     const TestMatrix matrix = MakeMatrix(GetParam(), rows, 512 / block * block, 0.05f, random);
-    const std::vector<float> x = MakeActivations(13, matrix.columns, random);
+    const std::vector<float> x = MakeActivations(67, matrix.columns, random);
     for (const NamedDevice& named : devices) {
       Device& device = *named.device;
       const auto whole = *device.LoadMatrix(matrix.source(), nullptr);
       const auto split = *device.LoadMatrix(Searched(matrix), nullptr);
-      for (const int batch : {1, 2, 5, 6, 7, 13}) {
+      for (const int batch : {1, 2, 5, 6, 7, 13, 67}) {  // 67: panels are unpacked
         const auto product = [&](const Matrix* part) {
           const Floats out = *device.AllocateFloats(batch * rows);
           device.Product(std::span(&part, 1), Upload(device, x), batch, out);

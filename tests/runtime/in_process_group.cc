@@ -3,12 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/collectives/local.h"
 
 namespace facet::testing {
+namespace {
+
+// Between a test's runs nobody keeps the followers awake with empty plans.
+constexpr std::chrono::minutes kIdleMax{9};
+
+}  // namespace
 
 std::vector<TokenId> Output::ids() const {
   std::vector<TokenId> ids;
@@ -23,6 +30,7 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const Grou
     RankOptions rank_options = options.rank;
     rank_options.rank = rank;
     rank_options.world = options.world;
+    rank_options.step_timeout = kIdleMax;
     FACET_ASSIGN_OR_RETURN(std::unique_ptr<Rank> loaded, Rank::Load(rank_options));
     loaded->Attach(std::move(communicators[rank]));
     group->ranks_.push_back(std::move(loaded));
