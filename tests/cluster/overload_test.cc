@@ -162,7 +162,9 @@ TEST_F(Load, AtFiveTimesTheCapacityWhatIsAdmittedIsServed) {
   fmt::print("goodput {:.0f} tokens/s, {:.2f} of peak (target 0.95)\n", goodput, goodput / peak);
   fmt::print("admitted: time to first token {} (target p99 {})\n",
              Describe(Of(flood, &Exchange::ttft_s)), 2 * kTargetSeconds);
-  fmt::print("refused: {}\n", Describe(RefusalSeconds(flood)));
+  const std::vector<double> refusals = RefusalSeconds(flood);
+  fmt::print("refused: {}; {} of them later than 10 ms\n", Describe(refusals),
+             std::ranges::count_if(refusals, [](double seconds) { return seconds > 0.01; }));
   fmt::print("resident {:.0f} MB, at the end {:.0f} MB\n", early_bytes / 1e6, late_bytes / 1e6);
   fmt::print("normal again after {:.2f} s (target 10)\n", recovery);
   ExpectAnswersOrRefusals(flood);
