@@ -61,6 +61,9 @@ ABSL_FLAG(int, context_tokens, 0,
 ABSL_FLAG(int, step_tokens, 512, "Tokens that one step computes, at most.");
 ABSL_FLAG(int, prefill_chunk, 0,
           "Tokens of one prompt in one step, at most; 0: as many as --step_tokens.");
+ABSL_FLAG(int, mixed_prefill, 128,
+          "prompt tokens in a step that also decodes, at most; 0: --step_tokens. Less makes the other "
+          "streams smoother and long prompts a little slower");
 ABSL_FLAG(int, sequences, 64, "Sequences that run at once, at most.");
 ABSL_FLAG(std::string, model_name, "",
           "What requests call the model; empty: the file's name without its extension.");
@@ -123,6 +126,7 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   rank.kv_tokens = absl::GetFlag(FLAGS_kv_tokens);
   rank.step_tokens_max = absl::GetFlag(FLAGS_step_tokens);
   rank.prefill_chunk_max = absl::GetFlag(FLAGS_prefill_chunk);
+  rank.mixed_prefill_max = absl::GetFlag(FLAGS_mixed_prefill);
   rank.sequences_max = absl::GetFlag(FLAGS_sequences);
   const std::string screened_head = absl::GetFlag(FLAGS_screened_head);
   if (screened_head != "auto" && screened_head != "off") {

@@ -15,7 +15,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // With more rows the whole product costs hardly more than the first pass.
-constexpr int kScreenedRowsMax = 8;
+constexpr int kScreenedRowsMax = 4;
 // Sixty-four candidates of real hidden states leave too many rows to complete.
 constexpr int kScreenedCountMax = 16;
 // Rows completed before any other, to have a threshold.

@@ -229,7 +229,10 @@ LeaderState LeaderCore::CommonState(const EngineStats& stats) const {
 int64_t LeaderCore::Room(const EngineStats& stats) const {
   if (drain_until_ || stats.waiting >= options_.engine.waiting_max) return 0;
   if (stats.running + stats.waiting >= options_.engine.sequences_max) return 0;
-  return std::max<int64_t>(0, options_.engine.step_tokens_max - stats.waiting_tokens);
+  const EngineOptions& engine = options_.engine;
+  const int budget = stats.running > 0 ? std::min(engine.step_tokens_max, engine.mixed_prefill_max)
+                                       : engine.step_tokens_max;
+  return std::max<int64_t>(0, budget - stats.waiting_tokens);
 }
 
 bool LeaderCore::Competes(const Session& session, TimeUs now) const {

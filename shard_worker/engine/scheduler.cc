@@ -18,7 +18,8 @@ Scheduler::Scheduler(const EngineOptions& options)
       blocks_(options.block_tokens, options.blocks, options.window),
       context_tokens_(static_cast<int>(blocks_.Capacity(options.context_tokens))) {
   FACET_CHECK(options.step_tokens_max > 0 && options.prefill_chunk_max > 0 &&
-              options.sequences_max > 0 && options.steps_max > 0 && options.preemptions_max > 0);
+              options.mixed_prefill_max > 0 && options.sequences_max > 0 && options.steps_max > 0 &&
+              options.preemptions_max > 0);
   for (int slot = options.sequences_max - 1; slot >= 0; --slot) free_slots_.push_back({slot});
 }
 
@@ -53,6 +54,7 @@ void Scheduler::Reserve(bool step_outstanding) {
   for (Sequence* sequence : running) {
     if (sequence->pending() == 1) ReserveFor(sequence);
   }
+  if (budget_ < options_.step_tokens_max) budget_ = std::min(budget_, options_.mixed_prefill_max);
   for (Sequence* sequence : running) {
     if (sequence->pending() > 1 && !WaitsForLeader(sequence)) ReserveFor(sequence);
   }

@@ -68,6 +68,9 @@ absl::Status CheckOptions(const RankOptions& o) {
   if (o.prefill_chunk_max < 0) {
     return InvalidArgument("prefill_chunk: {} is negative", o.prefill_chunk_max);
   }
+  if (o.mixed_prefill_max < 0) {
+    return InvalidArgument("mixed_prefill: {} is negative", o.mixed_prefill_max);
+  }
   if (o.sequences_max < 1 || o.sequences_max > 65536) {
     return InvalidArgument("sequences: {} is outside [1, 65536]", o.sequences_max);
   }
@@ -139,6 +142,8 @@ class RankImpl : public Rank {
     engine.sequences_max = options_.sequences_max;
     engine.prefill_chunk_max =
         options_.prefill_chunk_max > 0 ? options_.prefill_chunk_max : options_.step_tokens_max;
+    engine.mixed_prefill_max =
+        options_.mixed_prefill_max > 0 ? options_.mixed_prefill_max : options_.step_tokens_max;
     return engine;
   }
 

@@ -33,6 +33,7 @@ struct RankOptions {
   int64_t kv_tokens = 16384;    // keys the pool of full layers holds, over all sequences
   int step_tokens_max = 512;
   int prefill_chunk_max = 0;    // of one sequence per step; 0: step_tokens_max
+  int mixed_prefill_max = 0;    // of prompts in a step that also decodes; 0: step_tokens_max
   int sequences_max = 64;
   // Of each collective. A leader that idles runs an empty plan well within it, and a rank that does
   // not move for 2 s inside a step is given up anyhow: this is what holds if nobody watches.

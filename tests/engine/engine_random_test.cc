@@ -41,6 +41,7 @@ EngineOptions RandomOptions(Dice* dice) {
   options.step_tokens_max = dice->In(1, 24);
   options.sequences_max = dice->In(1, 8);
   options.prefill_chunk_max = dice->In(1, 16);
+  options.mixed_prefill_max = dice->In(1, 16);
   options.steps_max = dice->In(1, 3);
   options.preemptions_max = dice->In(1, 4);
   options.prefix_cache = !dice->OneIn(5);

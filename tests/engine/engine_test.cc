@@ -142,6 +142,25 @@ TEST(Engine, DecodesGoBeforePrompts) {
   EXPECT_EQ(plan->segments[2].tokens.size(), 7u);  // what is left of the budget of 16
 }
 
+TEST(Engine, PromptsTakeLessOfAStepThatDecodes) {
+  EngineOptions options = SmallOptions();
+  options.mixed_prefill_max = 3;
+  Group group(options);
+  const auto tokens_of_prompts = [](const StepPlan& plan) {
+    size_t tokens = 0;
+    for (const Segment& segment : plan.segments) {
+      if (segment.first_position < 8) tokens += segment.tokens.size();
+    }
+    return tokens;
+  };
+  ASSERT_TRUE(group.engine.Submit(Request(1, 8, 20), 0).ok());
+  EXPECT_EQ(tokens_of_prompts(*group.Step()), 8u);  // nobody waits for a token
+  ASSERT_TRUE(group.engine.Submit(Request(2, 8, 1), 0).ok());
+  EXPECT_EQ(tokens_of_prompts(*group.Step()), 3u);
+  EXPECT_EQ(tokens_of_prompts(*group.Step()), 3u);
+  EXPECT_EQ(tokens_of_prompts(*group.Step()), 2u);
+}
+
 TEST(Engine, EchoWithoutOutputFinishesAfterItsPrompt) {
   Group group;
   EngineRequest request = Request(1, 20, 0);

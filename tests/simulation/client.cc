@@ -51,7 +51,8 @@ void Client::Connect() {
   wire_->OnLost(WireEnd::kNear, [this, key] { OnLost(key); });
   RouterPort* router = dice_.Of(routers_);
   if (calls_++ > 0) ++stage_->sights.resumes;
-  wire_->Send(WireEnd::kNear, [this, router, wire = wire_, call = MakeCall()] {
+  wire_->Send(WireEnd::kNear, [this, router, wire = wire_, call = MakeCall(), number = calls_] {
+    overtaken_ = overtaken_ || (call.takes_over && number < calls_);
     router->Take(wire, call, [this, key = wire.get(), router, wire](const Reply& reply) {
       OnReply(key, reply);
       // A slow reader lets the next one come once it has read this one.
@@ -136,7 +137,7 @@ void Client::OnReply(const Wire* wire, const Reply& reply) {
   if (!reply.status.ok()) return OnRefusal(reply.status);
   for (const ChoiceDelta& delta : reply.deltas) {
     TakeDelta(delta);
-    if (!stage_->failure.empty()) return;
+    if (!stage_->failure.empty() || wire_.get() != wire) return;
   }
   const bool all = std::all_of(choices_.begin(), choices_.end(),
                                [](const Choice& choice) { return choice.end.has_value(); });
@@ -277,7 +278,14 @@ void Client::TakeEnd(const ChoiceDelta& delta, Choice* choice) {
                       deadline_ - stage_->now());
       return;
     case EndReason::kCancelled:
-      // Who cancels, or takes over, does not hear of it.
+      // Who cancels, or takes over, does not hear of it. But a call that was given up on its way
+      // may come after the one that followed it, and take its place.
+      if (std::exchange(overtaken_, false)) {
+        choice->end.reset();
+        std::exchange(wire_, nullptr)->Close(WireEnd::kNear);
+        may_take_over_ = true;
+        return Retry(dice_.In(10, 400) * kMs);
+      }
       stage_->Fail("{}: cancelled, but not by its client", Name(delta));
       return;
     case EndReason::kError:

@@ -75,6 +75,7 @@ class Client {
   int calls_ = 0;
   int refusals_ = 0;
   bool cancelled_ = false;  // once; what was asked before it is forgotten
+  bool overtaken_ = false;  // a call arrived after a later one, and may have taken its place
   bool may_take_over_ = false;
   bool ended_ = false;
   const char* how_ = "";

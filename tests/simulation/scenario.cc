@@ -33,6 +33,7 @@ EngineOptions DrawEngine(Dice& dice) {
   options.vocabulary_size = static_cast<int>(dice.In(40, 300));
   options.step_tokens_max = static_cast<int>(dice.In(4, 64));
   options.prefill_chunk_max = static_cast<int>(dice.In(2, 40));
+  options.mixed_prefill_max = static_cast<int>(dice.In(1, 40));
   options.sequences_max = static_cast<int>(dice.In(2, 10));
   // As in production, more than one step budget of the shortest prompts.
   options.waiting_max = 2 * (options.step_tokens_max + options.sequences_max);
