@@ -61,9 +61,10 @@ ABSL_FLAG(int, context_tokens, 0,
 ABSL_FLAG(int, step_tokens, 512, "Tokens that one step computes, at most.");
 ABSL_FLAG(int, prefill_chunk, 0,
           "Tokens of one prompt in one step, at most; 0: as many as --step_tokens.");
-ABSL_FLAG(int, mixed_prefill, 128,
-          "prompt tokens in a step that also decodes, at most; 0: --step_tokens. Less makes the other "
-          "streams smoother and long prompts a little slower");
+ABSL_FLAG(
+    int, mixed_prefill, 128,
+    "prompt tokens in a step that also decodes, at most; 0: --step_tokens. Less makes the other "
+    "streams smoother and long prompts a little slower");
 ABSL_FLAG(int, sequences, 64, "Sequences that run at once, at most.");
 ABSL_FLAG(std::string, model_name, "",
           "What requests call the model; empty: the file's name without its extension.");
@@ -73,8 +74,10 @@ ABSL_FLAG(double, join_s, 300, "How long the leader waits for the other ranks at
 ABSL_FLAG(double, rejoin_s, 30,
           "How long the leader waits for ranks that were lost, and a rank for a leader that does "
           "not answer.");
-ABSL_FLAG(int, steps_max, 2,
-          "Steps under way at a time: 2 prepares a step while the one before runs, 1 does not.");
+ABSL_FLAG(
+    int, steps_max, 1,
+    "Steps under way at a time: 2 prepares a step while the one before runs, which pays where "
+    "a processor is left for it; 1 does not.");
 ABSL_FLAG(double, drain_s, 30, "After SIGTERM, how long running sequences may go on.");
 ABSL_FLAG(bool, quiet, false, "Log warnings and errors only, and draw no progress.");
 
