@@ -124,6 +124,10 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
   fairness_.Output(plan.tenant, std::ssize(delta.tokens));
   Choice& choice = stream.choices[IndexOf(plan, delta.prompt_index, delta.choice_index)];
   if (!delta.fingerprint.empty()) choice.fingerprint = delta.fingerprint;
+  // Scores of the prompt bind it too, and do not say to whom.
+  if (!delta.prompt.empty() && choice.group) {
+    choice.fingerprint = sessions_[choice.group->value].fingerprint;
+  }
   if (!delta.tokens.empty()) choice.deaths = 0;
   if (choice.stopped) {
     if (!stage_->Require(delta.tokens.empty(), "{}: tokens of a stopped choice", name_)) return;
