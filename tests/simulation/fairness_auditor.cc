@@ -21,11 +21,14 @@ void FairnessAuditor::Take(const std::vector<TenantStats>& tenants) {
   }
   std::erase_if(limits_, [&](const auto& entry) {
     const auto waits = [&](const std::string& name) {
-      return std::any_of(waiting.begin(), waiting.end(),
+      return left_[name] < queued_[name] &&
+             std::any_of(waiting.begin(), waiting.end(),
                          [&](const Waiting& tenant) { return tenant.name == name; });
     };
     return !waits(entry.first.first) || !waits(entry.first.second);
   });
+  left_.clear();
+  for (const TenantStats& tenant : tenants) queued_[tenant.name] = tenant.queued_requests;
   for (const Waiting& a : waiting) {
     for (const Waiting& b : waiting) {
       if (a.name != b.name) TakePair(a, b);

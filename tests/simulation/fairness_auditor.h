@@ -25,6 +25,9 @@ class FairnessAuditor {
 
   // Output tokens have come for the tenant.
   void Output(const std::string& tenant, int64_t tokens) { outputs_[tenant] += tokens; }
+  // A sequence of the tenant has left the queue. As many as waited: the tenant may have stopped
+  // waiting, and begun anew, before anybody could look.
+  void Left(const std::string& tenant) { ++left_[tenant]; }
   // After everything that the core was told, with all tenants that it remembers.
   void Take(const std::vector<TenantStats>& tenants);
 
@@ -41,6 +44,8 @@ class FairnessAuditor {
   const std::string router_;
   const TenantSharesOptions options_;
   std::map<std::string, int64_t> outputs_;
+  std::map<std::string, int64_t> left_;    // since the last look
+  std::map<std::string, int64_t> queued_;  // at the last look
   // By a and b, for as long as both wait: the least that a's lead may not pass by more than
   // bound(a).
   std::map<std::pair<std::string, std::string>, int64_t> limits_;

@@ -395,6 +395,7 @@ void RouterProcess::NotePlacement(const SubmitAction& submit) {
   if (place == places_.end()) return;  // its client is gone; a cancel follows
   const auto& [id, index] = place->second;
   Stream& stream = streams_.at(id);
+  fairness_.Left(stream.call.plan->tenant);
   stream.ran = true;
   stream.choices[index].group = submit.group;
 }
