@@ -1,11 +1,13 @@
 // A router alone: facet-router in a process of its own, before leaders that answer at once and
 // behind clients that only count. Prints what the router's process time buys, which a loaded
-// machine changes little, beside what the clock says.
+// machine changes little, beside what the clock says. The router has the last processor to itself,
+// the leaders and clients have the others: what it does per second is then what one core does.
 //
 //   router_bench [--seconds 5] [--streams 64] [--leaders 2] [--prompt_tokens 32]
 
 #include <fmt/format.h>
 #include <grpcpp/grpcpp.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -77,10 +79,27 @@ std::string SocketOf(const std::string& folder, int leader) {
   for (;;) pause();
 }
 
+// The processors that this process may use: all but the last of them, and the last.
+struct Processors {
+  cpu_set_t others, last;
+};
+
+Processors SplitProcessors() {
+  Processors split;
+  CPU_ZERO(&split.last);
+  FACET_CHECK(sched_getaffinity(0, sizeof split.others, &split.others) == 0);
+  FACET_CHECK(CPU_COUNT(&split.others) > 1, "a single processor cannot be shared out");
+  int last = CPU_SETSIZE - 1;
+  while (!CPU_ISSET(last, &split.others)) --last;
+  CPU_SET(last, &split.last);
+  CPU_CLR(last, &split.others);
+  return split;
+}
+
 // A child that does not outlive this process.
 class Child {
  public:
-  explicit Child(std::vector<std::string> command) {
+  Child(std::vector<std::string> command, const cpu_set_t& processors) {
     std::vector<char*> argv;
     for (std::string& word : command) argv.push_back(word.data());
     argv.push_back(nullptr);
@@ -88,6 +107,7 @@ class Child {
     FACET_CHECK(pid_ >= 0);
     if (pid_ > 0) return;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    sched_setaffinity(0, sizeof processors, &processors);
     execv(argv[0], argv.data());
     _exit(127);
   }
@@ -240,16 +260,20 @@ int Measure() {
   WriteTinyModel(folder.File("tiny.gguf"));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const int leaders = absl::GetFlag(FLAGS_leaders);
+  const Processors processors = SplitProcessors();
+  FACET_CHECK(sched_setaffinity(0, sizeof processors.others, &processors.others) == 0);
   const Child leader_process(
-      {self, "--serve_leaders=" + folder.File(""), fmt::format("--leaders={}", leaders)});
+      {self, "--serve_leaders=" + folder.File(""), fmt::format("--leaders={}", leaders)},
+      processors.others);
   std::string router = absl::GetFlag(FLAGS_router);
   if (router.empty()) router = std::filesystem::path(self).parent_path() / "facet-router";
   std::string addresses;
   for (int i = 0; i < leaders; ++i) addresses += (i == 0 ? "" : ",") + SocketOf(folder.File(""), i);
   const std::string address = "unix:" + folder.File("router.sock");
-  const Child router_process({router, "--model=" + folder.File("tiny.gguf"),
-                              "--leaders=" + addresses, "--listen=" + address,
-                              "--log_level=warning"});
+  const Child router_process(
+      {router, "--model=" + folder.File("tiny.gguf"), "--leaders=" + addresses,
+       "--listen=" + address, "--log_level=warning"},
+      processors.last);
   AwaitReady(address, leaders);
   const auto stubs = Connect(address);
   const int streams = absl::GetFlag(FLAGS_streams);
