@@ -12,7 +12,8 @@ namespace {
 constexpr int kFull = 0;
 constexpr int kWindow = 1;
 
-// What follows these is one of few tokens, three times of four.
+// Six times of eight the tokens before decide which of the habitual ones follows, once it is any
+// of these, and once any token at all.
 constexpr size_t kHabitTokens = 2;
 constexpr uint64_t kHabits = 3;
 constexpr uint64_t kHabitMask = 0xffffffff;
@@ -62,8 +63,10 @@ uint64_t FakeExecutor::LogitsAfter(std::span<const TokenId> history, const Engin
 ScoredToken FakeExecutor::Choose(uint64_t logits, const EngineOptions& options, uint64_t seed,
                                  int64_t position, int logprobs) {
   const uint64_t draw = Mix64(logits, PositionKey(seed, position));
-  const bool habit = draw % 4 != 0;
-  const uint64_t choice = habit ? Mix64(logits & kHabitMask) % kHabits : Mix64(draw);
+  const uint64_t any = Mix64(draw);
+  uint64_t choice = Mix64(logits & kHabitMask) % kHabits;
+  if (draw % 8 == 0) choice = any;
+  if (draw % 8 == 1) choice = any % kHabits;
   return Score(logits, options, PickToken(Mix64(choice), options), logprobs);
 }
 

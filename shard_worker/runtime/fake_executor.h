@@ -17,8 +17,8 @@ namespace facet {
 // An executor without a model, for tests and simulation. Its KV blocks hold token ids, and a row's
 // "logits" are a hash of the history read back through the block tables: of all of it from pool 0
 // and of the window's from pool 1. So a wrong block, a lost chunk or a doubled token changes the
-// output. It repeats itself as text does, so that speculation has something to find: of four
-// tokens, three follow from the two before them alone. It remembers no token but the last one that each slot sampled (and what SequenceStart
+// output. It repeats itself as text does, so that speculation has something to find: of eight
+// tokens, six follow from the two before them alone. It remembers no token but the last one that each slot sampled (and what SequenceStart
 // brings). It checks the plan's contract as a rank would, and stops the process at a breach.
 class FakeExecutor : public Executor {
  public:
