@@ -78,6 +78,10 @@ ABSL_FLAG(
     int, steps_max, 1,
     "Steps under way at a time: 2 prepares a step while the one before runs, which pays where "
     "a processor is left for it; 1 does not.");
+ABSL_FLAG(std::string, speculation, "auto",
+          "Whether steps may carry guesses of a sequence's next tokens, found in what it has said "
+          "before, which changes no token: auto (where it pays) or off.");
+ABSL_FLAG(int, speculation_tokens, 8, "Guessed tokens of a sequence in one step, at most.");
 ABSL_FLAG(double, drain_s, 30, "After SIGTERM, how long running sequences may go on.");
 ABSL_FLAG(bool, quiet, false, "Log warnings and errors only, and draw no progress.");
 
@@ -150,6 +154,21 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   return rank;
 }
 
+absl::StatusOr<SpeculationOptions> SpeculationFromFlags() {
+  SpeculationOptions speculation;
+  const std::string mode = absl::GetFlag(FLAGS_speculation);
+  const int tokens = absl::GetFlag(FLAGS_speculation_tokens);
+  if (mode != "auto" && mode != "off") {
+    return InvalidArgument("--speculation: '{}' is neither auto nor off", mode);
+  }
+  if (tokens < 1 || tokens > speculation.step_rows_max) {
+    return InvalidArgument("--speculation_tokens: {} is not in [1, {}]", tokens,
+                           speculation.step_rows_max);
+  }
+  if (mode == "auto") speculation.proposals_max = tokens;
+  return speculation;
+}
+
 absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   WorkerOptions options;
   FACET_ASSIGN_OR_RETURN(options.rank, RankOptionsFromFlags());
@@ -168,6 +187,7 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (options.steps_max < 1 || options.steps_max > 2) {
     return InvalidArgument("--steps_max: {} is neither 1 nor 2", options.steps_max);
   }
+  FACET_ASSIGN_OR_RETURN(options.speculation, SpeculationFromFlags());
   FACET_ASSIGN_OR_RETURN(options.drain, Duration("drain_s", absl::GetFlag(FLAGS_drain_s)));
   if (options.rank.rank > 0 && options.link.leader.empty()) {
     return InvalidArgument("--leader is required with --rank={}", options.rank.rank);

@@ -72,6 +72,18 @@ void BlockManager::Grow(BlockTable* table, int64_t end) {
   }
 }
 
+void BlockManager::Shrink(BlockTable* table, int64_t end) {
+  FACET_CHECK(BlocksFor(end) >= std::max(table->stored, table->left_behind));
+  for (int pool = 0; pool < kBlockPools; ++pool) {
+    std::vector<int32_t>& blocks = table->blocks[pool];
+    while (static_cast<int64_t>(blocks.size()) > BlocksFor(end)) {
+      ReleaseBlock(pool, blocks.back());
+      blocks.pop_back();
+    }
+  }
+  SetQuota(table);
+}
+
 int32_t BlockManager::Take(int pool) {
   const int32_t id = pools_[pool].Take();
   PrefixNode* node = std::exchange(nodes_[pool][id], nullptr);

@@ -68,6 +68,9 @@ class BlockManager {
   bool IsShort(int pool, const BlockTable& table, int64_t end) const;
   // Extends `table` to the positions [0, end). REQUIRES: Reach(table, end) == end.
   void Grow(BlockTable* table, int64_t end);
+  // Takes back a Grow(): lets go of the blocks that hold none of the positions [0, end).
+  // REQUIRES: none of them is stored.
+  void Shrink(BlockTable* table, int64_t end);
   // Lets go of the blocks of pool 1 that no layer reads once `next` is the next position to
   // compute.
   void Leave(BlockTable* table, int64_t next);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <set>
+#include <span>
 #include <unordered_map>
 #include <utility>
 
@@ -55,6 +57,9 @@ Segment MakeSegment(const Sequence& sequence) {
   for (size_t i = first; i < end; ++i) {
     segment.tokens.push_back(i < tokens.size() ? tokens[i] : kSampledToken);
   }
+  segment.proposals = sequence.proposals;
+  const std::span<const TokenId> guess = sequence.lookup.guess();
+  segment.tokens.insert(segment.tokens.end(), guess.begin(), guess.begin() + segment.proposals);
   segment.blocks = sequence.table.blocks;
   segment.sample = sequence.samples();
   segment.score_prompt = WantsScores(sequence);
@@ -66,7 +71,8 @@ Segment MakeSegment(const Sequence& sequence) {
 struct IssuedRow {
   Sequence* sequence;  // null: it has ended since, and nobody wants the result
   int64_t first = 0;
-  int tokens = 0;
+  int tokens = 0;     // proposals not counted
+  int proposals = 0;  // behind them
   bool sample = false;
   bool scores = false;
 };
@@ -91,7 +97,8 @@ struct Engine::Impl {
   void Expire(TimeUs now);
   IssuedRow Issue(Sequence* sequence, TimeUs now, StepPlan* plan);
   void TakeResult(const IssuedRow& row, const SegmentResult& result, TimeUs now);
-  void TakeToken(Sequence* sequence, const SegmentResult& result, EngineDelta* delta, TimeUs now);
+  void TakeTokens(const IssuedRow& row, const SegmentResult& result, EngineDelta* delta,
+                  TimeUs now);
   void TakeScores(const IssuedRow& row, const SegmentResult& result, EngineDelta* delta);
   absl::Status CheckSteps() const;
 
@@ -222,8 +229,8 @@ IssuedRow Engine::Impl::Issue(Sequence* sequence, TimeUs now, StepPlan* plan) {
   if (!sequence->first_planned) sequence->first_planned = now;
   plan->segments.push_back(MakeSegment(*sequence));
   const Segment& segment = plan->segments.back();
-  const IssuedRow row{sequence, segment.first_position, sequence->planned, segment.sample,
-                      segment.score_prompt};
+  const IssuedRow row{sequence,          segment.first_position, sequence->planned,
+                      segment.proposals, segment.sample,         segment.score_prompt};
   scheduler.Issued(sequence);
   return row;
 }
@@ -260,8 +267,8 @@ void Engine::Impl::TakeResult(const IssuedRow& row, const SegmentResult& result,
   }
   if (row.scores) TakeScores(row, result, &delta);
   const bool whole = row.first + row.tokens == sequence->size();
-  if (row.sample) TakeToken(sequence, result, &delta, now);
-  scheduler.Computed(sequence, row.tokens, row.sample);
+  if (row.sample) TakeTokens(row, result, &delta, now);
+  scheduler.Computed(sequence, row.tokens, std::ssize(delta.tokens));
   if (const auto ended = whole ? Ended(*sequence) : std::nullopt) {
     delta.logits_sha256 = result.logits_sha256;
     return Finish(sequence, *ended, std::move(delta), now);
@@ -269,13 +276,15 @@ void Engine::Impl::TakeResult(const IssuedRow& row, const SegmentResult& result,
   if (!delta.tokens.empty() || !delta.prompt.empty()) deltas.push_back(std::move(delta));
 }
 
-void Engine::Impl::TakeToken(Sequence* sequence, const SegmentResult& result, EngineDelta* delta,
-                             TimeUs now) {
-  FACET_CHECK(result.sampled.has_value());
+// Only the last of the tokens can end the sequence: proposals stop short of what could.
+void Engine::Impl::TakeTokens(const IssuedRow& row, const SegmentResult& result, EngineDelta* delta,
+                              TimeUs now) {
+  Sequence* sequence = row.sequence;
+  FACET_CHECK(!result.sampled.empty() && std::ssize(result.sampled) <= 1 + row.proposals);
   if (!sequence->first_token) sequence->first_token = now;
-  sequence->request.tokens.push_back(result.sampled->id);
-  delta->tokens.push_back(*result.sampled);
-  ++output_tokens_done;
+  for (const ScoredToken& token : result.sampled) sequence->request.tokens.push_back(token.id);
+  delta->tokens = result.sampled;
+  output_tokens_done += std::ssize(result.sampled);
 }
 
 // Keeps of the scores those of prompt tokens that were not reported before a preemption.
@@ -328,6 +337,8 @@ EngineStats Engine::stats() const {
   stats.prompt_tokens_done = scheduler.prompt_tokens_done();
   stats.cached_tokens = scheduler.cached_tokens();
   stats.output_tokens_done = impl_->output_tokens_done;
+  stats.proposed_tokens = scheduler.proposed_tokens();
+  stats.accepted_tokens = scheduler.accepted_tokens();
   stats.preemptions = scheduler.preemptions();
   stats.expired_waiting = impl_->expired_waiting;
   stats.expired_running = impl_->expired_running;

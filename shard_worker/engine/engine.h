@@ -20,6 +20,17 @@ namespace facet {
 
 using TimeUs = int64_t;  // microseconds of a monotonic clock
 
+// Speculation by prompt lookup: a step may carry guesses of a sequence's next tokens and find out
+// which are right, at the cost of a row each. What is chosen is the same without.
+struct SpeculationOptions {
+  int proposals_max = 0;   // of one sequence per step; 0: none
+  int step_rows_max = 16;  // tokens of a step that carries proposals
+  // A step takes as long as reading the weights and then so many rows would. So a further row is
+  // worth its time if its chance is at least the tokens expected of the step / (rows + this).
+  double free_rows = 10;
+  int lookup_entries_max = 1 << 15;  // of each sequence's index of what it has said
+};
+
 struct EngineOptions {
   int block_tokens = 32;
   std::array<int, kBlockPools> blocks = {0, 0};  // per pool; 0: no layer uses the pool
@@ -37,6 +48,7 @@ struct EngineOptions {
   int steps_max = 2;        // planned and not complete; 1: the next is planned after the last
   int preemptions_max = 4;  // of one sequence
   bool prefix_cache = true;
+  SpeculationOptions speculation;
 };
 
 // kStopToken: the last token is one of stop_token_ids; it is among the delta's tokens.
@@ -87,6 +99,8 @@ struct EngineStats {
   int64_t prompt_tokens_done = 0;  // computed for the first time
   int64_t cached_tokens = 0;       // of prompts, not computed thanks to the prefix cache
   int64_t output_tokens_done = 0;
+  int64_t proposed_tokens = 0;  // by speculation, in complete steps
+  int64_t accepted_tokens = 0;  // of them, those that were right
   int64_t preemptions = 0;
   int64_t expired_waiting = 0;  // sequences past their deadline that held no blocks
   int64_t expired_running = 0;

@@ -1,7 +1,10 @@
 #include "shard_worker/engine/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/prefix_hash.h"
@@ -52,18 +55,22 @@ void Scheduler::Reserve(bool step_outstanding) {
     AdoptWhatIsCached(sequence);  // before anything is evicted
   }
   for (Sequence* sequence : running) {
-    if (sequence->pending() == 1) ReserveFor(sequence);
+    if (sequence->pending() != 1) continue;
+    LookAhead(sequence);
+    ReserveFor(sequence);
   }
   if (budget_ < options_.step_tokens_max) budget_ = std::min(budget_, options_.mixed_prefill_max);
   for (Sequence* sequence : running) {
     if (sequence->pending() > 1 && !WaitsForLeader(sequence)) ReserveFor(sequence);
   }
   Admit();
+  if (Speculates()) Propose();
 }
 
 int64_t Scheduler::Wanted(const Sequence& sequence) const {
   // A digest hashes positions in the order of complete steps.
   if (sequence.request.logits_digest && sequence.in_flight > 0) return 0;
+  if (WaitsForToken(sequence)) return 0;
   // The token that is being sampled is the last one.
   if (sequence.samples_in_flight > 0 &&
       (sequence.output() + sequence.samples_in_flight >= sequence.request.max_tokens ||
@@ -102,10 +109,15 @@ void Scheduler::Issued(Sequence* sequence) {
   if (samples) ++sequence->samples_in_flight;
 }
 
-void Scheduler::Computed(Sequence* sequence, int64_t tokens, bool sampled) {
-  sequence->computed += tokens;
+void Scheduler::Computed(Sequence* sequence, int64_t tokens, int64_t sampled) {
+  const int64_t accepted = std::max<int64_t>(0, sampled - 1);
+  const int proposed = std::exchange(sequence->proposals, 0);
+  proposed_tokens_ += proposed;
+  accepted_tokens_ += accepted;
+  sequence->computed += tokens + accepted;
   sequence->in_flight -= tokens;
-  if (sampled) --sequence->samples_in_flight;
+  if (sampled > 0) --sequence->samples_in_flight;
+  if (accepted < proposed) blocks_.Shrink(&sequence->table, sequence->computed);
   CountPrompt(sequence, /*cached=*/false);
   if (options_.prefix_cache) {
     UpdateLinks(sequence);
@@ -126,6 +138,79 @@ void Scheduler::CountPrompt(Sequence* sequence, bool cached) {
   sequence->prompt_seen = seen;
   (cached ? cached_tokens_ : prompt_tokens_done_) += more;
   if (cached) sequence->cached_tokens += more;
+}
+
+// --- Speculation.
+
+void Scheduler::LookAhead(Sequence* sequence) const {
+  const SpeculationOptions& speculation = options_.speculation;
+  if (!Speculates()) return;
+  sequence->lookup.Advance(sequence->request.tokens, speculation.proposals_max,
+                           speculation.lookup_entries_max);
+}
+
+// Whether an outstanding step must tell a sequence's token before the next is planned: because it
+// tells which proposals count, or because proposals after it are likely to make up for the wait.
+bool Scheduler::WaitsForToken(const Sequence& sequence) const {
+  if (sequence.in_flight == 0 || sequence.pending() != 1) return false;
+  if (sequence.proposals > 0) return true;
+  double expected = 0;
+  for (int i = ProposalsMax(sequence) - 1; i >= 0; --i) expected += sequence.lookup.chance(i);
+  return expected >= 1;
+}
+
+// Of its guess, what it may still need: not what follows a stop token or its last token. The stop
+// token itself is found without a guess, and what comes after it would be computed for nothing.
+int Scheduler::ProposalsMax(const Sequence& sequence) const {
+  const EngineRequest& request = sequence.request;
+  const std::span<const TokenId> guess = sequence.lookup.guess();
+  const int64_t wanted =
+      std::min<int64_t>(request.max_tokens - sequence.output(), context_tokens_ - sequence.size()) -
+      1;
+  const int64_t most = std::clamp<int64_t>(wanted, 0, std::ssize(guess));
+  const std::vector<TokenId>& stops = request.stop_token_ids;
+  return static_cast<int>(
+      std::find_first_of(guess.begin(), guess.begin() + most, stops.begin(), stops.end()) -
+      guess.begin());
+}
+
+// Gives what room the step has to proposals of those that decode, always where the next one has
+// the best chance, and only as long as that makes the step worth more per time. Takes no block that
+// anybody else needs in this step; those that turn out to be unneeded go back when it is complete.
+void Scheduler::Propose() {
+  struct Bidder {
+    Sequence* sequence;
+    int most;
+    double chance() const { return sequence->lookup.chance(sequence->proposals); }
+  };
+  std::vector<Bidder> bidders;
+  int rows = 0;
+  for (Sequence* sequence : running_) {
+    rows += sequence->planned;
+    if (sequence->planned != 1 || sequence->in_flight > 0 || !sequence->samples()) continue;
+    LookAhead(sequence);  // it may have just begun
+    if (const int most = ProposalsMax(*sequence); most > 0) bidders.push_back({sequence, most});
+  }
+  const SpeculationOptions& speculation = options_.speculation;
+  const int rows_max = std::min(speculation.step_rows_max, options_.step_tokens_max);
+  double expected = rows;
+  while (rows < rows_max && !bidders.empty()) {
+    const auto best =
+        std::max_element(bidders.begin(), bidders.end(),
+                         [](const Bidder& a, const Bidder& b) { return a.chance() < b.chance(); });
+    const double chance = best->chance();
+    if (chance < expected / (rows + speculation.free_rows)) return;
+    Sequence* sequence = best->sequence;
+    const int64_t end = sequence->next() + sequence->planned + sequence->proposals + 1;
+    const bool room = blocks_.Reach(sequence->table, end) == end;
+    if (room) {
+      blocks_.Grow(&sequence->table, end);
+      ++sequence->proposals;
+      ++rows;
+      expected += chance;
+    }
+    if (!room || sequence->proposals == best->most) bidders.erase(best);
+  }
 }
 
 // --- Admission.
@@ -309,6 +394,7 @@ void Scheduler::LeaveSlot(Sequence* sequence) {
   sequence->in_flight = 0;
   sequence->samples_in_flight = 0;
   sequence->planned = 0;
+  sequence->proposals = 0;
   sequence->follows = false;
   sequence->leader = nullptr;
   sequence->expected = 0;

@@ -30,9 +30,10 @@ class Scheduler {
   void Reserve(bool step_outstanding);
   // The planned tokens of `sequence` go into a step.
   void Issued(Sequence* sequence);
-  // `tokens` of `sequence` have been computed, in the oldest outstanding step. If a token was
-  // chosen, it is already among the sequence's.
-  void Computed(Sequence* sequence, int64_t tokens, bool sampled);
+  // `tokens` of `sequence` have been computed, in the oldest outstanding step, and of its proposals
+  // all but one of `sampled` tokens that were chosen (0: none was to be). They are already among
+  // the sequence's.
+  void Computed(Sequence* sequence, int64_t tokens, int64_t sampled);
 
   // Slots that started sequences have left since the last call.
   std::vector<SlotId> TakeEnds();
@@ -46,6 +47,8 @@ class Scheduler {
   int64_t preemptions() const { return preemptions_; }
   int64_t prompt_tokens_done() const { return prompt_tokens_done_; }
   int64_t cached_tokens() const { return cached_tokens_; }
+  int64_t proposed_tokens() const { return proposed_tokens_; }
+  int64_t accepted_tokens() const { return accepted_tokens_; }
 
   // Internal, with a sentence about the first invariant that is broken.
   absl::Status Check() const;
@@ -57,6 +60,13 @@ class Scheduler {
   bool Extend(Sequence* sequence, int64_t wanted);
   // The same, taking blocks from others if it has to.
   void ReserveFor(Sequence* sequence);
+
+  // --- Speculation.
+  bool Speculates() const { return options_.speculation.proposals_max > 0; }
+  void LookAhead(Sequence* sequence) const;
+  bool WaitsForToken(const Sequence& sequence) const;
+  int ProposalsMax(const Sequence& sequence) const;
+  void Propose();
 
   // --- Admission.
   void Admit();
@@ -97,6 +107,8 @@ class Scheduler {
   int64_t preemptions_ = 0;
   int64_t prompt_tokens_done_ = 0;
   int64_t cached_tokens_ = 0;
+  int64_t proposed_tokens_ = 0;
+  int64_t accepted_tokens_ = 0;
 };
 
 }  // namespace facet

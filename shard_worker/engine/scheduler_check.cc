@@ -24,9 +24,18 @@ absl::Status Scheduler::CheckRunning(const Sequence& sequence) const {
   }
   for (int pool = 0; pool < kBlockPools; ++pool) {
     const auto held = static_cast<int64_t>(sequence.table.blocks[pool].size());
-    if (options_.blocks[pool] > 0 && held * options_.block_tokens < sequence.next()) {
-      return Internal("sequence {} has no block for position {}", id, sequence.next() - 1);
+    const int64_t end = sequence.next() + sequence.proposals;
+    if (options_.blocks[pool] > 0 && held * options_.block_tokens < end) {
+      return Internal("sequence {} has no block for position {}", id, end - 1);
     }
+    if ((held - 1) * options_.block_tokens >= end) {
+      return Internal("sequence {} has {} blocks for {} positions", id, held, end);
+    }
+  }
+  const bool may_propose = sequence.in_flight > 0 && sequence.samples_in_flight == 1;
+  if (sequence.proposals < 0 || sequence.proposals > options_.speculation.proposals_max ||
+      (sequence.proposals > 0 && !may_propose)) {
+    return Internal("sequence {} has {} proposals in no step", id, sequence.proposals);
   }
   if (sequence.leader != nullptr && sequence.leader->arrival >= sequence.arrival) {
     return Internal("sequence {} waits for a younger one", id);

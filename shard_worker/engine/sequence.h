@@ -7,6 +7,7 @@
 
 #include "shard_worker/engine/block_manager.h"
 #include "shard_worker/engine/engine.h"
+#include "shard_worker/engine/prompt_lookup.h"
 
 namespace facet {
 
@@ -21,6 +22,8 @@ struct Sequence {
   int64_t in_flight = 0;      // tokens after those in outstanding steps
   int samples_in_flight = 0;  // tokens that outstanding steps choose: known when they complete
   int planned = 0;            // tokens after those in the step being made
+  PromptLookup lookup;        // of what follows the tokens
+  int proposals = 0;          // of its guess, after the tokens that are planned or in flight
   BlockTable table;
   std::vector<uint64_t> links;  // of the whole blocks of request.tokens, as far as needed
   Sequence* leader = nullptr;   // an older running sequence that computes a shared prefix

@@ -53,9 +53,12 @@ struct Segment {
   SlotId slot;
   int64_t first_position = 0;
   std::vector<TokenId> tokens;  // or {kSampledToken}
+  // So many of the last tokens are guesses. They count as far as each is what is chosen after the
+  // tokens before it. REQUIRES: 0, or `sample` is set and kSampledToken is not among the tokens.
+  int proposals = 0;
   // Block ids by position / block size; -1 where a window has left them behind.
   std::array<std::vector<int32_t>, kBlockPools> blocks;
-  bool sample = false;        // choose the token after the last one
+  bool sample = false;        // choose the token after the last one that counts
   bool score_prompt = false;  // log-probability of each token that follows in the prompt
   // With score_prompt: the prompt token after the segment's last, if the prompt goes on.
   std::optional<TokenId> next_prompt_token;
@@ -76,12 +79,14 @@ struct ScoredToken {
 };
 
 struct SegmentResult {
-  std::optional<ScoredToken> sampled;
+  // With `sample`: of the segment's proposals those that were right, in order, and the token that
+  // is chosen after them. The keys of all but the last are stored.
+  std::vector<ScoredToken> sampled;
   // With score_prompt: the tokens at first_position + 1, +2, ... and next_prompt_token.
   std::vector<ScoredToken> prompt;
   bool finite = true;  // false: the logits were not numbers; nothing was sampled
   // For a SequenceStart with logits_digest: the SHA-256 of the raw float32 logits of every position
-  // of the sequence so far, in order.
+  // of the sequence so far, in order; proposals that were wrong are no part of it.
   std::string logits_sha256;
 };
 

@@ -12,6 +12,12 @@ namespace {
 constexpr int kFull = 0;
 constexpr int kWindow = 1;
 
+// Six times of eight the tokens before decide which of the habitual ones follows, once it is any
+// of these, and once any token at all.
+constexpr size_t kHabitTokens = 2;
+constexpr uint64_t kHabits = 3;
+constexpr uint64_t kHabitMask = 0xffffffff;
+
 uint64_t HashTokens(std::span<const TokenId> tokens) {
   uint64_t hash = tokens.size();
   for (TokenId token : tokens) hash = Mix64(hash, static_cast<uint64_t>(token));
@@ -28,13 +34,16 @@ std::string DigestBytes(uint64_t digest) {
   return bytes;
 }
 
-// Of at most two histories: what layers of the full pool and of the window pool can see.
+// Of at most two histories: what layers of the full pool and of the window pool can see. The upper
+// half depends on all of it, the lower half on the last two tokens.
 uint64_t CombineLogits(const EngineOptions& options, std::span<const TokenId> all,
                        std::span<const TokenId> window) {
   uint64_t logits = 0;
   if (options.blocks[kFull] > 0) logits = Mix64(logits, HashTokens(all));
   if (options.blocks[kWindow] > 0) logits = Mix64(logits, HashTokens(window));
-  return logits;
+  const std::span<const TokenId> seen = options.blocks[kFull] > 0 ? all : window;
+  const uint64_t habit = HashTokens(seen.last(std::min<size_t>(seen.size(), kHabitTokens)));
+  return (logits & ~kHabitMask) | (habit & kHabitMask);
 }
 
 }  // namespace
@@ -53,8 +62,12 @@ uint64_t FakeExecutor::LogitsAfter(std::span<const TokenId> history, const Engin
 
 ScoredToken FakeExecutor::Choose(uint64_t logits, const EngineOptions& options, uint64_t seed,
                                  int64_t position, int logprobs) {
-  const TokenId id = PickToken(Mix64(logits, PositionKey(seed, position)), options);
-  return Score(logits, options, id, logprobs);
+  const uint64_t draw = Mix64(logits, PositionKey(seed, position));
+  const uint64_t any = Mix64(draw);
+  uint64_t choice = Mix64(logits & kHabitMask) % kHabits;
+  if (draw % 8 == 0) choice = any;
+  if (draw % 8 == 1) choice = any % kHabits;
+  return Score(logits, options, PickToken(Mix64(choice), options), logprobs);
 }
 
 ScoredToken FakeExecutor::Score(uint64_t logits, const EngineOptions& options, TokenId next,
@@ -165,35 +178,52 @@ uint64_t FakeExecutor::ReadLogits(const Segment& segment, int64_t position) cons
                        Read(segment, kWindow, std::max<int64_t>(0, end - options_.window), end));
 }
 
+ScoredToken FakeExecutor::Sample(const Segment& segment, int64_t row, uint64_t logits) const {
+  const SequenceStart& start = slots_.at(segment.slot).start;
+  return Choose(logits, options_, start.seed, segment.first_position + row + 1,
+                std::max(0, start.logprobs));
+}
+
 SegmentResult FakeExecutor::Compute(const Segment& segment) {
   Slot& slot = slots_.at(segment.slot);
-  const int logprobs = std::max(0, slot.start.logprobs);
+  const auto known = std::ssize(segment.tokens) - segment.proposals;
+  FACET_CHECK(segment.proposals >= 0 && known > 0 && (segment.sample || segment.proposals == 0),
+              "slot {}: {} proposals", segment.slot.value, segment.proposals);
   SegmentResult result;
-  for (size_t row = 0; row < segment.tokens.size(); ++row) {
-    const bool last = row + 1 == segment.tokens.size();
-    const bool sample = last && segment.sample;
-    if (segment.tokens[row] == poison_) result.finite = false;
+  for (int64_t row = 0; row < std::ssize(segment.tokens); ++row) {
+    const TokenId token = segment.tokens[row];
+    const bool proposed = row >= known;
+    if (proposed && token != result.sampled.back().id) break;
+    if (token == poison_ && proposed) break;  // its turn comes when it is a token
+    if (token == poison_) result.finite = false;
+    const bool sample = segment.sample && row + 1 >= known;
     if (!sample && !segment.score_prompt) continue;
-    const int64_t position = segment.first_position + static_cast<int64_t>(row);
-    const uint64_t logits = ReadLogits(segment, position);
+    const uint64_t logits = ReadLogits(segment, segment.first_position + row);
     slot.digest = Mix64(slot.digest, logits);
     std::optional<TokenId> next =
-        last ? segment.next_prompt_token : std::optional<TokenId>(segment.tokens[row + 1]);
+        row + 1 == known ? segment.next_prompt_token : std::optional(segment.tokens[row + 1]);
     if (segment.score_prompt && next) {
-      result.prompt.push_back(Score(logits, options_, *next, logprobs));
+      result.prompt.push_back(Score(logits, options_, *next, std::max(0, slot.start.logprobs)));
     }
-    if (sample) result.sampled = Choose(logits, options_, slot.start.seed, position + 1, logprobs);
+    if (sample) result.sampled.push_back(Sample(segment, row, logits));
   }
-  if (result.sampled) slot.last_sampled = result.sampled->id;
-  std::vector<TokenId>& history = slot.start.history;
-  if (result.sampled && !history.empty()) {
-    FACET_CHECK(static_cast<int64_t>(history.size()) == slot.next_position,
-                "penalties know {} tokens of {}", history.size(), slot.next_position);
-    history.push_back(result.sampled->id);
+  // Keys of proposals that were wrong lie beyond this, and are written over.
+  if (segment.sample) {
+    slot.next_position += std::ssize(result.sampled) - 1 - segment.proposals;
+    Remember(result.sampled, &slot);
   }
-  if (!result.finite) result.sampled.reset();
+  if (!result.finite) result.sampled.clear();
   if (slot.start.logits_digest) result.logits_sha256 = DigestBytes(slot.digest);
   return result;
+}
+
+void FakeExecutor::Remember(const std::vector<ScoredToken>& sampled, Slot* slot) {
+  slot->last_sampled = sampled.back().id;
+  std::vector<TokenId>& history = slot->start.history;
+  if (history.empty()) return;
+  for (const ScoredToken& token : sampled) history.push_back(token.id);
+  FACET_CHECK(std::ssize(history) == slot->next_position + 1, "penalties know {} tokens of {}",
+              history.size(), slot->next_position + 1);
 }
 
 }  // namespace facet

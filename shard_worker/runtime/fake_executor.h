@@ -17,7 +17,8 @@ namespace facet {
 // An executor without a model, for tests and simulation. Its KV blocks hold token ids, and a row's
 // "logits" are a hash of the history read back through the block tables: of all of it from pool 0
 // and of the window's from pool 1. So a wrong block, a lost chunk or a doubled token changes the
-// output. It remembers no token but the last one that each slot sampled (and what SequenceStart
+// output. It repeats itself as text does, so that speculation has something to find: of eight
+// tokens, six follow from the two before them alone. It remembers no token but the last one that each slot sampled (and what SequenceStart
 // brings). It checks the plan's contract as a rank would, and stops the process at a breach.
 class FakeExecutor : public Executor {
  public:
@@ -52,6 +53,9 @@ class FakeExecutor : public Executor {
   Segment Resolve(Segment segment) const;
   void Store(const Segment& segment);
   SegmentResult Compute(const Segment& segment);
+  void Remember(const std::vector<ScoredToken>& sampled, Slot* slot);
+  // The token after that of the row, of a segment that samples.
+  ScoredToken Sample(const Segment& segment, int64_t row, uint64_t logits) const;
   // Positions [first, end) of the segment's sequence as `pool` holds them.
   std::vector<TokenId> Read(const Segment& segment, int pool, int64_t first, int64_t end) const;
   uint64_t ReadLogits(const Segment& segment, int64_t position) const;

@@ -97,6 +97,7 @@ void Visit(Segment& segment, Codec& codec) {
   codec(segment.slot);
   codec(segment.first_position);
   codec(segment.tokens);
+  codec(segment.proposals);
   for (std::vector<int32_t>& blocks : segment.blocks) codec(blocks);
   codec(segment.sample);
   codec(segment.score_prompt);

@@ -309,7 +309,8 @@ class RankImpl : public Rank {
       ++moved_;
     }
     for (size_t i = 0; i < results.size(); ++i) {
-      const SequenceState& state = slots_[plan.segments[i].slot];
+      SequenceState& state = slots_[plan.segments[i].slot];
+      for (const ScoredToken& token : results[i].sampled) state.Append(token.id);
       if (state.logits_digest()) results[i].logits_sha256 = state.digest().Digest();
     }
     return results;
@@ -319,11 +320,13 @@ class RankImpl : public Rank {
                     std::vector<LogitRow>* rows) {
     const SequenceState& state = slots_[segment.slot];
     const int count = static_cast<int>(segment.tokens.size());
+    const int known = count - segment.proposals;
     for (int i = 0; i < count; ++i) {
       SampleRow sample;
       sample.state = &state;
       sample.position = segment.first_position + i;
-      sample.sample = segment.sample && i == count - 1;
+      sample.sample = segment.sample && i >= known - 1;
+      if (i >= known) sample.assumed = std::span(segment.tokens).subspan(known, i - known + 1);
       if (segment.score_prompt) {
         if (i + 1 < count) {
           sample.score = segment.tokens[i + 1];
@@ -345,42 +348,45 @@ class RankImpl : public Rank {
       step_rows.push_back(row.row);
       samples.push_back(row.sample);
     }
-    FACET_ASSIGN_OR_RETURN(const std::vector<SampleOutcome> outcomes,
-                           Sample(plan, rows, step_rows, samples));
+    // Where no row needs its logits, the output layer is searched and they are never written.
+    const bool whole = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
+      return row.sample.state->logits_digest() || Sampler::NeedsLogits(row.sample);
+    });
+    const Floats logits = whole ? forward_->Logits(step_rows) : Floats();
+    FACET_ASSIGN_OR_RETURN(
+        const std::vector<SampleOutcome> outcomes,
+        whole ? sampler_->Run(logits, samples, communicator_.get()) : Search(step_rows, samples));
     for (size_t i = 0; i < rows.size(); ++i) {
+      const Segment& segment = plan.segments[rows[i].segment];
       SegmentResult& result = (*results)[rows[i].segment];
       const SampleOutcome& outcome = outcomes[i];
+      if (!Counts(samples[i], outcome, result)) continue;
+      SequenceState& state = slots_[segment.slot];
+      if (state.logits_digest()) FACET_RETURN_IF_ERROR(HashRow(logits, i, &state));
       result.finite = result.finite && outcome.finite;
       if (outcome.scored) result.prompt.push_back(*outcome.scored);
-      if (outcome.sampled) {
-        result.sampled = outcome.sampled;
-        slots_[plan.segments[rows[i].segment].slot].Append(outcome.sampled->id);
-      }
+      if (outcome.sampled) result.sampled.push_back(*outcome.sampled);
     }
     return absl::OkStatus();
   }
 
-  // Searches the output layer where no row needs its logits. They are then never written.
-  absl::StatusOr<std::vector<SampleOutcome>> Sample(const StepPlan& plan,
-                                                    std::span<const LogitRow> rows,
-                                                    std::span<const int32_t> step_rows,
+  // Whether a row, of a segment whose rows before it gave `result`, is one of the sequence: if it
+  // has a proposal, all up to this one were right. One with logits that are no numbers is left for
+  // the next step, where it is no proposal: the tokens before it are good.
+  static bool Counts(const SampleRow& row, const SampleOutcome& outcome,
+                     const SegmentResult& result) {
+    if (row.assumed.empty()) return true;
+    return outcome.finite && result.sampled.size() == row.assumed.size() &&
+           result.sampled.back().id == row.assumed.back();
+  }
+
+  absl::StatusOr<std::vector<SampleOutcome>> Search(std::span<const int32_t> step_rows,
                                                     std::span<const SampleRow> samples) {
-    const bool whole = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
-      return row.sample.state->logits_digest() || Sampler::NeedsLogits(row.sample);
-    });
-    if (!whole) {
-      return sampler_->Search(
-          [&](std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
-            forward_->Search(step_rows, sampler_->slices(), queries, replies);
-          },
-          samples, communicator_.get());
-    }
-    const Floats logits = forward_->Logits(step_rows);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      SequenceState& state = slots_[plan.segments[rows[i].segment].slot];
-      if (state.logits_digest()) FACET_RETURN_IF_ERROR(HashRow(logits, i, &state));
-    }
-    return sampler_->Run(logits, samples, communicator_.get());
+    return sampler_->Search(
+        [&](std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
+          forward_->Search(step_rows, sampler_->slices(), queries, replies);
+        },
+        samples, communicator_.get());
   }
 
   // Adds one row of logits, assembled from all ranks in vocabulary order, to a sequence's digest.

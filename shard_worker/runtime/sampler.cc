@@ -190,7 +190,7 @@ float Sampler::RawLogit(Floats row_logits, TokenId id) const {
 void Sampler::Look(Floats logits, const SampleRow& row, int count, std::vector<std::byte>* out) {
   const int64_t size = slices_.starts.back();
   const std::vector<LogitEdit> edits =
-      row.sample ? row.state->Edits(slices_.first_id, size) : std::vector<LogitEdit>();
+      row.sample ? row.state->Edits(slices_.first_id, size, row.assumed) : std::vector<LogitEdit>();
   CandidateReply reply;
   device_->FindCandidates(logits, slices_, MakeQuery(row, count, edits), &reply);
   std::vector<float> scored;
@@ -214,7 +214,7 @@ absl::StatusOr<std::vector<SampleOutcome>> Sampler::Search(const AskHead& ask,
   std::vector<std::vector<LogitEdit>> edits;
   std::vector<CandidateQuery> queries;
   for (const SampleRow& row : rows) {
-    edits.push_back(row.state->Edits(slices_.first_id, size));
+    edits.push_back(row.state->Edits(slices_.first_id, size, row.assumed));
     queries.push_back(MakeQuery(row, FirstCount(row.state->sampling(), vocabulary_), edits.back()));
   }
   std::vector<CandidateReply> found(rows.size());

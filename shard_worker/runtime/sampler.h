@@ -25,6 +25,8 @@ struct SampleRow {
   int64_t position = 0;
   bool sample = false;               // choose the token at position + 1
   std::optional<TokenId> score;      // report the log-probability of this token at position + 1
+  // Sampled tokens up to `position` that the state does not know: proposals, taken as right.
+  std::span<const TokenId> assumed = {};
 };
 
 struct SampleOutcome {

@@ -61,27 +61,42 @@ TokenId SequenceState::last_sampled() const {
   return *last_sampled_;
 }
 
-std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows) const {
+// The penalties of a token that was `output` times among the output.
+LogitEdit SequenceState::Penalty(int32_t row, int64_t output) const {
   const SamplingParams& p = start_.sampling;
+  LogitEdit edit;
+  edit.row = row;
+  edit.repetition = p.repetition_penalty;
+  if (output > 0) {
+    edit.subtract = p.presence_penalty + p.frequency_penalty * static_cast<float>(output);
+  }
+  return edit;
+}
+
+std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows,
+                                            std::span<const TokenId> assumed) const {
   const int64_t end_id = first_id + rows;
+  if (!penalises()) assumed = {};
+  const auto times = [assumed](TokenId id) {
+    return std::count(assumed.begin(), assumed.end(), id);
+  };
   std::vector<LogitEdit> edits;
   for (auto it = counts_.lower_bound(first_id); it != counts_.end() && it->first < end_id; ++it) {
-    LogitEdit edit;
-    edit.row = it->first - first_id;
-    edit.repetition = p.repetition_penalty;
-    if (it->second.output > 0) {
-      edit.subtract =
-          p.presence_penalty + p.frequency_penalty * static_cast<float>(it->second.output);
-    }
-    edits.push_back(edit);
+    edits.push_back(Penalty(it->first - first_id, it->second.output + times(it->first)));
   }
-  for (const auto& [id, bias] : p.logit_bias) {
-    if (id < first_id || id >= end_id) continue;
-    const int32_t row = id - first_id;
-    auto edit = std::lower_bound(edits.begin(), edits.end(), row,
-                                 [](const LogitEdit& e, int32_t r) { return e.row < r; });
-    if (edit == edits.end() || edit->row != row) edit = edits.insert(edit, LogitEdit{.row = row});
-    edit->bias = bias;
+  // Makes the edit of a row if there is none yet.
+  const auto find = [&edits](int32_t row) {
+    const auto edit = std::lower_bound(edits.begin(), edits.end(), row,
+                                       [](const LogitEdit& e, int32_t r) { return e.row < r; });
+    const bool there = edit != edits.end() && edit->row == row;
+    return there ? edit : edits.insert(edit, LogitEdit{.row = row});
+  };
+  for (const TokenId id : assumed) {
+    if (id < first_id || id >= end_id || counts_.contains(id)) continue;
+    *find(id - first_id) = Penalty(id - first_id, times(id));
+  }
+  for (const auto& [id, bias] : start_.sampling.logit_bias) {
+    if (id >= first_id && id < end_id) find(id - first_id)->bias = bias;
   }
   return edits;
 }

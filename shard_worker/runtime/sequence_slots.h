@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -48,12 +49,15 @@ class SequenceState {
   // What kSampledToken stands for. REQUIRES: a token was sampled.
   TokenId last_sampled() const;
 
-  // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row.
-  std::vector<LogitEdit> Edits(int32_t first_id, int64_t rows) const;
+  // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row, as
+  // if the tokens `assumed` had been appended.
+  std::vector<LogitEdit> Edits(int32_t first_id, int64_t rows,
+                               std::span<const TokenId> assumed) const;
 
  private:
   bool penalises() const;
   void Count(TokenId token, bool output);
+  LogitEdit Penalty(int32_t row, int64_t output) const;
 
   SequenceStart start_;
   struct Counts {

@@ -39,6 +39,7 @@ EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, ui
   EngineLoopOptions loop;
   loop.core.engine = rank.engine_options();
   loop.core.engine.steps_max = options.steps_max;
+  loop.core.engine.speculation = options.speculation;
   loop.core.canary = options.canary;
   loop.core.epoch = epoch;
   loop.core.allow_logits_digest = options.allow_logits_digest;

@@ -82,6 +82,13 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
                          .Add({})),
       output_tokens_(
           Counters(registry, "facet_worker_output_tokens_total", "Tokens sampled.").Add({})),
+      proposed_tokens_(Counters(registry, "facet_worker_proposed_tokens_total",
+                                "Output tokens that steps guessed, and checked.")
+                           .Add({})),
+      accepted_tokens_(Counters(registry, "facet_worker_accepted_tokens_total",
+                                "Of the guessed output tokens, those that were right: each saves "
+                                "its sequence a step.")
+                           .Add({})),
       cached_tokens_(Counters(registry, "facet_worker_cached_prompt_tokens_total",
                               "Prompt tokens not computed thanks to the prefix cache.")
                          .Add({})),
@@ -194,6 +201,8 @@ void WorkerMetrics::SetStats(const LeaderStats& stats) {
   pending_tokens_.Set(static_cast<double>(engine.pending_prompt_tokens));
   add(prompt_tokens_, stats.prompt_tokens_done, last_.prompt_tokens_done);
   add(output_tokens_, stats.output_tokens_done, last_.output_tokens_done);
+  add(proposed_tokens_, engine.proposed_tokens, last_.engine.proposed_tokens);
+  add(accepted_tokens_, engine.accepted_tokens, last_.engine.accepted_tokens);
   add(cached_tokens_, engine.cached_tokens, last_.engine.cached_tokens);
   add(preemptions_, engine.preemptions, last_.engine.preemptions);
   add(*expired_[0], engine.expired_waiting, last_.engine.expired_waiting);

@@ -56,6 +56,8 @@ class WorkerMetrics {
   prometheus::Gauge& streams_;
   prometheus::Counter& prompt_tokens_;
   prometheus::Counter& output_tokens_;
+  prometheus::Counter& proposed_tokens_;
+  prometheus::Counter& accepted_tokens_;
   prometheus::Counter& cached_tokens_;
   prometheus::Gauge& pending_tokens_;
   prometheus::Counter& preemptions_;

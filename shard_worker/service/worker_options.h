@@ -22,6 +22,7 @@ struct WorkerOptions {
   bool allow_logits_digest = false;
   int routers_max = 64;
   int steps_max = 2;  // outstanding at a time; 1: the next is planned after the last
+  SpeculationOptions speculation;
   std::chrono::milliseconds join{300000};   // for the other ranks to come at first, ...
   std::chrono::milliseconds rejoin{30000};  // ... and after an epoch that broke
   CanaryOptions canary;

@@ -45,10 +45,14 @@ class Prefix : public ::testing::Test {
     return Connection({.endpoints = cluster_->endpoints(), .tenant = tenant});
   }
 
-  // Rows that steps computed, less the sampled ones: prompt tokens, however the worker counts them.
+  // Rows that steps computed, less the sampled ones and wrong guesses of these: prompt tokens,
+  // however the worker counts them.
   double PrefilledTokens() {
-    return cluster_->Metric("worker-0-0", "facet_worker_step_rows_sum") -
-           cluster_->Metric("worker-0-0", "facet_worker_output_tokens_total");
+    const auto metric = [this](const char* name) { return cluster_->Metric("worker-0-0", name); };
+    const double wrong = metric("facet_worker_proposed_tokens_total") -
+                         metric("facet_worker_accepted_tokens_total");
+    return metric("facet_worker_step_rows_sum") - metric("facet_worker_output_tokens_total") -
+           wrong;
   }
 
   // The answers of requests that share nothing: each has its tenant, and so its salt.

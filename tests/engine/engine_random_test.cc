@@ -1,7 +1,7 @@
 // Random workloads on random small engines. Whatever the scheduler does (chunks, shared prefixes,
-// preemptions, windows, overlapped steps, cancels, deadlines), every sequence must print what a
-// naive loop over plain tokens prints, every pool must come back whole, everybody must finish, and
-// the engine's invariants hold after every event.
+// preemptions, windows, overlapped steps, speculation, cancels, deadlines), every sequence must
+// print what a naive loop over plain tokens prints, every pool must come back whole, everybody must
+// finish, and the engine's invariants hold after every event.
 
 #include <gtest/gtest.h>
 
@@ -45,6 +45,13 @@ EngineOptions RandomOptions(Dice* dice) {
   options.steps_max = dice->In(1, 3);
   options.preemptions_max = dice->In(1, 4);
   options.prefix_cache = !dice->OneIn(5);
+  if (dice->OneIn(2)) {
+    options.speculation.proposals_max = dice->In(1, 8);
+    options.speculation.step_rows_max = dice->In(4, 40);
+    // In most of them a proposal is worth a row however unlikely it is.
+    options.speculation.free_rows = dice->OneIn(3) ? 10 : 1000;
+    options.speculation.lookup_entries_max = 1 << dice->In(3, 10);
+  }
   return options;
 }
 
@@ -122,6 +129,7 @@ struct Coverage {
   int64_t preemptions = 0;
   int64_t cached_tokens = 0;
   int64_t evicted = 0;
+  int64_t accepted = 0, rejected = 0;
   int overlapped = 0;
   int resumed = 0;
   int cancelled_in_step = 0;
@@ -154,6 +162,8 @@ class RandomRun {
     EXPECT_EQ(engine_.NextDeadline(), std::nullopt);
     coverage_->preemptions += stats.preemptions;
     coverage_->cached_tokens += stats.cached_tokens;
+    coverage_->accepted += stats.accepted_tokens;
+    coverage_->rejected += stats.proposed_tokens - stats.accepted_tokens;
     for (const Case& c : cases_) CheckCase(c);
   }
 
@@ -265,13 +275,17 @@ class RandomRun {
   }
 
   void CheckPlan(const StepPlan& plan) {
-    int tokens = 0;
+    int tokens = 0, proposals = 0;
     std::set<SlotId> slots;
     std::map<std::pair<int, int32_t>, int> users;
     for (const Segment& segment : plan.segments) {
       ASSERT_TRUE(slots.insert(segment.slot).second) << "two segments of one slot";
-      ASSERT_LE(static_cast<int>(segment.tokens.size()), options_.prefill_chunk_max);
-      tokens += static_cast<int>(segment.tokens.size());
+      const int known = static_cast<int>(segment.tokens.size()) - segment.proposals;
+      ASSERT_GE(known, 1);
+      ASSERT_LE(known, options_.prefill_chunk_max);
+      ASSERT_LE(segment.proposals, options_.speculation.proposals_max);
+      tokens += known + segment.proposals;
+      proposals += segment.proposals;
       for (int pool = 0; pool < kBlockPools; ++pool) {
         for (int32_t id : segment.blocks[pool]) ++users[{pool, id}];
       }
@@ -293,6 +307,9 @@ class RandomRun {
     }
     ASSERT_GT(tokens, 0);
     ASSERT_LE(tokens, options_.step_tokens_max);
+    if (proposals > 0) {
+      ASSERT_LE(tokens, options_.speculation.step_rows_max);
+    }
     ASSERT_LE(engine_.stats().running, options_.sequences_max);
   }
 
@@ -360,6 +377,8 @@ TEST(EngineRandom, EverySequencePrintsWhatItPrintsAlone) {
   EXPECT_GT(coverage.preemptions, 500);
   EXPECT_GT(coverage.cached_tokens, 5000);
   EXPECT_GT(coverage.evicted, 5000);
+  EXPECT_GT(coverage.accepted, 1000);
+  EXPECT_GT(coverage.rejected, 1000);
   EXPECT_GT(coverage.overlapped, 5000);
   EXPECT_GT(coverage.resumed, 1000);
   EXPECT_GT(coverage.cancelled_in_step, 100);

@@ -39,7 +39,7 @@ TEST(FakeExecutor, AnswersWhatPlainTokensGive) {
   const std::vector<TokenId> history = {10, 11, 12, 13, 14};
   const ScoredToken expected =
       FakeExecutor::Choose(FakeExecutor::LogitsAfter(history, options), options, 7, 5, 0);
-  EXPECT_EQ(result->segments[0].sampled->id, expected.id);
+  EXPECT_EQ(result->segments[0].sampled[0].id, expected.id);
 }
 
 TEST(FakeExecutor, AWrongBlockChangesTheAnswer) {
@@ -57,7 +57,7 @@ TEST(FakeExecutor, AWrongBlockChangesTheAnswer) {
     const std::vector<TokenId> history = {10, 11, 12, 13, 14};
     const ScoredToken right =
         FakeExecutor::Choose(FakeExecutor::LogitsAfter(history, options), options, 7, 5, 0);
-    EXPECT_NE(result->segments[0].sampled->id, right.id) << "pool " << pool;
+    EXPECT_NE(result->segments[0].sampled[0], right) << "pool " << pool;
   }
 }
 
@@ -73,10 +73,10 @@ StepPlan NextPlan(std::vector<TokenId> tokens, int64_t position) {
 TEST(FakeExecutor, SampledTokenIsTheOneOfTheStepBefore) {
   const EngineOptions options = SmallOptions();
   FakeExecutor executor(options);
-  const TokenId first = executor.Run(OnePlan({10, 11, 12, 13}))->segments[0].sampled->id;
+  const TokenId first = executor.Run(OnePlan({10, 11, 12, 13}))->segments[0].sampled[0].id;
   const auto result = executor.Run(NextPlan({kSampledToken}, 4));
   const std::vector<TokenId> history = {10, 11, 12, 13, first};
-  EXPECT_EQ(result->segments[0].sampled->id,
+  EXPECT_EQ(result->segments[0].sampled[0].id,
             FakeExecutor::Choose(FakeExecutor::LogitsAfter(history, options), options, 7, 5, 0).id);
 }
 
@@ -90,7 +90,7 @@ TEST(FakeExecutor, CachedPrefixIsReadFromItsBlocks) {
   plan.starts[0].slot = plan.segments[0].slot = SlotId{1};
   const auto result = executor.Run(plan);
   const std::vector<TokenId> history = {10, 11, 12, 13, 14};
-  EXPECT_EQ(result->segments[0].sampled->id,
+  EXPECT_EQ(result->segments[0].sampled[0].id,
             FakeExecutor::Choose(FakeExecutor::LogitsAfter(history, options), options, 7, 5, 0).id);
 }
 

@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const Grou
   EngineOptions engine = group->ranks_[0]->engine_options();
   engine.steps_max = options.steps_max;
   engine.prefix_cache = options.prefix_cache;
+  engine.speculation = options.speculation;
   group->engine_ = std::make_unique<Engine>(engine);
   group->steps_max_ = options.steps_max;
   return group;

@@ -21,6 +21,7 @@ struct GroupOptions {
   int world = 1;
   int steps_max = 2;  // of the engine
   bool prefix_cache = true;
+  SpeculationOptions speculation;
 };
 
 struct Output {
@@ -45,6 +46,7 @@ class InProcessGroup {
   // Submits all requests at once and steps until they end; outputs are in the requests' order.
   std::vector<Output> Run(std::vector<EngineRequest> requests);
   Rank& leader() { return *ranks_[0]; }
+  EngineStats stats() const { return engine_->stats(); }
 
  private:
   InProcessGroup() = default;

@@ -22,6 +22,7 @@ StepPlan SomePlan() {
   segment.slot = SlotId{1};
   segment.first_position = 1 << 20;
   segment.tokens = {1, 2, 3};
+  segment.proposals = 2;
   segment.blocks = {std::vector<int32_t>{0, 4}, std::vector<int32_t>{-1, 7}};
   segment.sample = true;
   segment.next_prompt_token = 12;
@@ -38,6 +39,7 @@ TEST(PlanCodec, RoundTripKeepsEveryField) {
   ASSERT_EQ(decoded->starts.size(), 1u);
   EXPECT_EQ(decoded->starts[0].sampling, plan.starts[0].sampling);
   EXPECT_EQ(decoded->starts[0].history, plan.starts[0].history);
+  EXPECT_EQ(decoded->segments[0].proposals, 2);
   EXPECT_EQ(decoded->segments[0].blocks, plan.segments[0].blocks);
   EXPECT_EQ(decoded->segments[0].next_prompt_token, plan.segments[0].next_prompt_token);
   EXPECT_EQ(decoded->ends, plan.ends);

@@ -58,8 +58,9 @@ class FakeRank::GroupExecutor : public Executor {
     absl::StatusOr<StepResult> result = rank_->executor_->Run(plan);
     if (rank_->options_.lies == nullptr || !*rank_->options_.lies) return result;
     for (SegmentResult& segment : result->segments) {
-      if (segment.sampled)
-        segment.sampled->logprob = std::nextafter(segment.sampled->logprob, 1.0f);
+      for (ScoredToken& token : segment.sampled) {
+        token.logprob = std::nextafter(token.logprob, 1.0f);
+      }
     }
     return result;
   }

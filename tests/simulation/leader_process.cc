@@ -93,7 +93,7 @@ void LeaderProcess::Drain() {
 }
 
 void LeaderProcess::End(bool abrupt) {
-  stage_->sights.preemptions += core_.stats().engine.preemptions;
+  CountEngine();
   over_ = true;
   wake_.Set(kNever);
   step_.Set(kNever);
@@ -193,6 +193,14 @@ void LeaderProcess::SendNews() {
   }
 }
 
+// What the epoch's engine has seen, once it is over or the run is.
+void LeaderProcess::CountEngine() {
+  const EngineStats stats = core_.stats().engine;
+  stage_->sights.preemptions += stats.preemptions;
+  stage_->sights.accepted_tokens += stats.accepted_tokens;
+  stage_->sights.rejected_tokens += stats.proposed_tokens - stats.accepted_tokens;
+}
+
 // --- Judgement.
 
 void LeaderProcess::CheckAll() {
@@ -244,7 +252,7 @@ void LeaderProcess::CheckIdle() {
     stage_->Require(canary || stats.blocks_used[pool] == 0,
                     "{}: {} blocks of pool {} are left over", name_, stats.blocks_used[pool], pool);
   }
-  stage_->sights.preemptions += stats.preemptions;
+  CountEngine();
 }
 
 std::optional<std::set<uint64_t>> LeaderProcess::TakeLinks() {

@@ -70,6 +70,7 @@ class LeaderProcess {
   void StartStep();
   void CompleteStep();
   void SendNews();
+  void CountEngine();
   void CheckAll();
   void CheckDoomed();
   void CheckReadiness();

@@ -15,13 +15,18 @@ absl::Status PlanAuditor::Take(const StepPlan& plan) {
   if (plan.step <= last_step_) return Internal("step {} after step {}", plan.step, last_step_);
   last_step_ = plan.step;
   FACET_RETURN_IF_ERROR(TakeSlots(plan));
-  int tokens = 0;
+  int tokens = 0, proposals = 0;
   std::map<SlotId, int> segments;
   for (const Segment& segment : plan.segments) {
     if (++segments[segment.slot] > 1) {
       return Internal("step {}: two segments of slot {}", plan.step, segment.slot.value);
     }
     FACET_RETURN_IF_ERROR(TakeSegment(segment, &tokens));
+    proposals += segment.proposals;
+  }
+  if (proposals > 0 && tokens > options_.speculation.step_rows_max) {
+    return Internal("step {}: {} tokens with {} proposals, at most {} may be", plan.step, tokens,
+                    proposals, options_.speculation.step_rows_max);
   }
   if (tokens > options_.step_tokens_max) {
     return Internal("step {}: {} tokens, at most {} may be", plan.step, tokens,
@@ -55,14 +60,23 @@ absl::Status PlanAuditor::TakeSegment(const Segment& segment, int* tokens) {
   if (found == slots_.end()) return Internal("slot {} was not started", segment.slot.value);
   Slot& slot = found->second;
   const auto size = static_cast<int>(segment.tokens.size());
-  if (size == 0 || size > options_.prefill_chunk_max) {
-    return Internal("a segment of {} tokens, at most {} may be", size, options_.prefill_chunk_max);
+  const int known = size - segment.proposals;
+  if (known <= 0 || known > options_.prefill_chunk_max) {
+    return Internal("a segment of {} tokens, at most {} may be", known, options_.prefill_chunk_max);
+  }
+  const SpeculationOptions& speculation = options_.speculation;
+  if (segment.proposals < 0 || segment.proposals > speculation.proposals_max ||
+      (segment.proposals > 0 && !segment.sample)) {
+    return Internal("slot {}: {} proposals, at most {} may be", segment.slot.value,
+                    segment.proposals, segment.sample ? speculation.proposals_max : 0);
   }
   // It goes on where it was, or behind whole blocks that were found in the cache.
   const bool over_blocks = segment.first_position > slot.next_position &&
                            segment.first_position % options_.block_tokens == 0 &&
                            slot.next_position % options_.block_tokens == 0;
-  if (segment.first_position != slot.next_position && !over_blocks) {
+  const bool goes_on = segment.first_position <= slot.next_position &&
+                       segment.first_position >= slot.next_position - slot.unsure;
+  if (!goes_on && !over_blocks) {
     return Internal("slot {}: position {} after {}", segment.slot.value, segment.first_position,
                     slot.next_position);
   }
@@ -73,6 +87,7 @@ absl::Status PlanAuditor::TakeSegment(const Segment& segment, int* tokens) {
     if (!known && !sampled) return Internal("slot {}: token {}", segment.slot.value, token);
   }
   slot.next_position = segment.first_position + size;
+  slot.unsure = segment.proposals;
   slot.sampled = segment.sample;
   *tokens += size;
   for (int pool = 0; pool < kBlockPools; ++pool) {

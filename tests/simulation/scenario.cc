@@ -44,6 +44,17 @@ EngineOptions DrawEngine(Dice& dice) {
   return options;
 }
 
+// Most worlds that speculate propose whatever there is, however unlikely it is.
+SpeculationOptions DrawSpeculation(Dice& dice) {
+  SpeculationOptions options;
+  if (dice.Percent(40)) return options;
+  options.proposals_max = static_cast<int>(dice.In(1, 8));
+  options.step_rows_max = static_cast<int>(dice.In(4, 40));
+  options.free_rows = dice.Percent(70) ? 1e6 : 10;
+  options.lookup_entries_max = 1 << dice.In(3, 10);
+  return options;
+}
+
 void DrawGroups(Dice& dice, Scenario* scenario) {
   const EngineOptions base = DrawEngine(dice);
   const auto groups = dice.In(1, 3);
@@ -59,6 +70,7 @@ void DrawGroups(Dice& dice, Scenario* scenario) {
     const bool odd = mixed && i % 2 == 1;
     if (odd) --engine.vocabulary_size;
     group.fingerprint = odd ? "odd" : "even";
+    engine.speculation = DrawSpeculation(dice);
     group.ranks = static_cast<int>(dice.In(1, 4));
     group.step_base = dice.Low(1, 25) * kMs;
     group.step_per_token = dice.Low(0, 1000);

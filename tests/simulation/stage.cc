@@ -45,6 +45,8 @@ void ForEachSight(Visitor visit) {
   visit("shed", &Sights::shed);
   visit("unretried", &Sights::unretried);
   visit("mirrors", &Sights::mirrors);
+  visit("accepted_tokens", &Sights::accepted_tokens);
+  visit("rejected_tokens", &Sights::rejected_tokens);
 }
 
 }  // namespace

@@ -133,6 +133,7 @@ struct Sights {
   int64_t breaks = 0, partitions = 0, drains = 0, poison_tokens = 0, epochs = 0;
   int64_t overlapped_steps = 0, steps = 0, takeovers = 0, fair_pairs = 0, stops = 0, shed = 0,
           unretried = 0, mirrors = 0;
+  int64_t accepted_tokens = 0, rejected_tokens = 0;  // of those that speculation proposed
   void Add(const Sights& other);
   std::string Text() const;
   // The names of those that are 0.

@@ -1,0 +1,247 @@
+// What speculation gains and costs: one group of ranks in this process (a thread or more per rank)
+// runs the same requests with it off and on, alternately, on a real model file. For each kind of
+// text it prints the tokens per second of the decoding steps, the median of the rounds' ratios, and
+// how many proposals were right. Both must print the same tokens.
+//
+//   speculation_bench MODEL.gguf [--text=tests/golden/text.txt] [--world=2] [--threads=1]
+//                     [--batch=1] [--tokens=128] [--rounds=5] [--proposals=8] [--rows=16]
+//                     [--free_rows=10]
+//
+// The texts: "story", sampled at temperature 1, which hardly repeats itself; "greedy", the
+// likeliest continuation of the same prompts; and "copy", a paragraph that the prompt has already
+// twice.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "base/check.h"
+#include "checkpoint/gguf.h"
+#include "kernels/collectives/local.h"
+#include "router/tokenizer/tokenizer.h"
+#include "shard_worker/engine/engine.h"
+#include "shard_worker/runtime/rank.h"
+
+namespace facet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string model;
+  std::string text = "tests/golden/text.txt";
+  int world = 2;
+  int threads = 1;
+  int batch = 1;
+  int tokens = 128;
+  int rounds = 5;
+  SpeculationOptions speculation{.proposals_max = 8};
+};
+
+template <typename T>
+bool Number(std::string_view argument, std::string_view name, T* value) {
+  if (!argument.starts_with(name)) return false;
+  argument.remove_prefix(name.size());
+  const char* end = argument.data() + argument.size();
+  return std::from_chars(argument.data(), end, *value).ptr == end;
+}
+
+Options ParseArguments(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    SpeculationOptions& speculation = options.speculation;
+    const bool known = Number(argument, "--world=", &options.world) ||
+                       Number(argument, "--threads=", &options.threads) ||
+                       Number(argument, "--batch=", &options.batch) ||
+                       Number(argument, "--tokens=", &options.tokens) ||
+                       Number(argument, "--rounds=", &options.rounds) ||
+                       Number(argument, "--proposals=", &speculation.proposals_max) ||
+                       Number(argument, "--rows=", &speculation.step_rows_max) ||
+                       Number(argument, "--free_rows=", &speculation.free_rows);
+    if (known) continue;
+    if (argument.starts_with("--text=")) {
+      options.text = argument.substr(7);
+    } else {
+      FACET_CHECK(options.model.empty() && !argument.starts_with("--"), "what is {}?", argument);
+      options.model = argument;
+    }
+  }
+  FACET_CHECK(!options.model.empty() && options.batch > 0 && options.rounds > 0,
+              "usage: speculation_bench MODEL.gguf [--batch=8] ...; see the source");
+  return options;
+}
+
+// The file's paragraphs that are worth the name.
+std::vector<std::string> ReadParagraphs(const std::string& path) {
+  std::ifstream file(path);
+  FACET_CHECK(file.good(), "{} cannot be read", path);
+  std::vector<std::string> paragraphs;
+  for (std::string line; std::getline(file, line);) {
+    if (line.size() > 400) paragraphs.push_back(line);
+  }
+  FACET_CHECK(!paragraphs.empty(), "{} has no paragraphs", path);
+  return paragraphs;
+}
+
+class Group {
+ public:
+  explicit Group(const Options& options) {
+    std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalGroup(options.world);
+    for (int rank = 0; rank < options.world; ++rank) {
+      RankOptions rank_options;
+      rank_options.model_path = options.model;
+      rank_options.rank = rank;
+      rank_options.world = options.world;
+      rank_options.threads = options.threads;
+      rank_options.step_timeout = std::chrono::minutes(5);
+      absl::StatusOr<std::unique_ptr<Rank>> loaded = Rank::Load(rank_options);
+      FACET_CHECK(loaded.ok(), "{}", loaded.status().ToString());
+      (*loaded)->Attach(std::move(communicators[static_cast<size_t>(rank)]));
+      ranks_.push_back(*std::move(loaded));
+    }
+    for (int rank = 1; rank < options.world; ++rank) {
+      followers_.emplace_back([follower = ranks_[static_cast<size_t>(rank)].get()] {
+        FACET_CHECK(follower->Follow().ok());
+      });
+    }
+    executor_ = ranks_[0]->MakeExecutor();
+  }
+
+  ~Group() {
+    FACET_CHECK(ranks_[0]->StopFollowers().ok());
+    for (std::thread& follower : followers_) follower.join();
+  }
+
+  struct Run {
+    std::vector<std::vector<TokenId>> outputs;  // of each request
+    int64_t tokens = 0;                         // that decoding steps chose ...
+    int64_t steps = 0;                          // ... in so many steps ...
+    double seconds = 0;                         // ... and this time
+    EngineStats stats;
+    double rate() const { return static_cast<double>(tokens) / seconds; }
+  };
+
+  // With an engine that knows of nothing before.
+  Run Answer(const std::vector<EngineRequest>& requests, const SpeculationOptions& speculation) {
+    EngineOptions options = ranks_[0]->engine_options();
+    options.steps_max = 1;
+    options.speculation = speculation;
+    Engine engine(options);
+    Run run;
+    run.outputs.resize(requests.size());
+    for (const EngineRequest& request : requests) FACET_CHECK(engine.Submit(request, 0).ok());
+    while (engine.stats().running + engine.stats().waiting > 0) Step(&engine, &run);
+    FACET_CHECK(executor_->Run(engine.PlanIdle()).ok());  // the slots are free again
+    run.stats = engine.stats();
+    return run;
+  }
+
+ private:
+  void Step(Engine* engine, Run* run) {
+    const Clock::time_point start = Clock::now();
+    const std::optional<StepPlan> plan = engine->Plan(0);
+    FACET_CHECK(plan.has_value());
+    const bool decodes = std::all_of(
+        plan->segments.begin(), plan->segments.end(),
+        [](const Segment& segment) { return std::ssize(segment.tokens) == 1 + segment.proposals; });
+    const absl::StatusOr<StepResult> result = executor_->Run(*plan);
+    FACET_CHECK(result.ok(), "{}", result.status().ToString());
+    engine->Complete(*result, 0);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    for (const EngineDelta& delta : engine->TakeDeltas()) {
+      std::vector<TokenId>& output = run->outputs[delta.id.value];
+      for (const ScoredToken& token : delta.tokens) output.push_back(token.id);
+      if (decodes) run->tokens += std::ssize(delta.tokens);
+    }
+    if (!decodes) return;
+    ++run->steps;
+    run->seconds += seconds;
+  }
+
+  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<std::thread> followers_;
+  std::unique_ptr<Executor> executor_;
+};
+
+EngineRequest Request(size_t index, std::vector<TokenId> prompt, float temperature, int tokens) {
+  EngineRequest request;
+  request.id = SequenceId{index};
+  request.seed = index;
+  request.prompt_length = static_cast<int>(prompt.size());
+  request.tokens = std::move(prompt);
+  request.sampling.temperature = temperature;
+  request.max_tokens = tokens;
+  return request;
+}
+
+struct Text {
+  const char* name;
+  std::vector<EngineRequest> requests;
+};
+
+std::vector<Text> MakeTexts(const Options& options) {
+  const GgufModel model = *GgufModel::Open(options.model);
+  const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::Create(model);
+  const std::vector<std::string> paragraphs = ReadParagraphs(options.text);
+  std::vector<Text> texts = {{"story", {}}, {"greedy", {}}, {"copy", {}}};
+  for (size_t i = 0; i < static_cast<size_t>(options.batch); ++i) {
+    const std::string& paragraph = paragraphs[i % paragraphs.size()];
+    const std::vector<TokenId> beginning = tokenizer->Encode(paragraph.substr(0, 200));
+    texts[0].requests.push_back(Request(i, beginning, 1, options.tokens));
+    texts[1].requests.push_back(Request(i, beginning, 0, options.tokens));
+    std::vector<TokenId> copies = tokenizer->Encode(paragraph + "\n\n" + paragraph + "\n\n");
+    const std::vector<TokenId> once = tokenizer->Encode(paragraph);
+    copies.insert(copies.end(), once.begin() + tokenizer->add_bos(), once.begin() + 12);
+    texts[2].requests.push_back(Request(i, std::move(copies), 0, options.tokens));
+  }
+  return texts;
+}
+
+void Compare(const Text& text, const Options& options, Group* group) {
+  std::vector<double> ratios, off_rates, on_rates;
+  Group::Run off, on;
+  for (int round = 0; round < options.rounds; ++round) {
+    const auto run_off = [&] { off = group->Answer(text.requests, {}); };
+    if (round % 2 == 0) run_off();
+    on = group->Answer(text.requests, options.speculation);
+    if (round % 2 == 1) run_off();
+    FACET_CHECK(on.outputs == off.outputs, "{}: speculation changes the text", text.name);
+    ratios.push_back(on.rate() / off.rate());
+    off_rates.push_back(off.rate());
+    on_rates.push_back(on.rate());
+  }
+  const auto median = [](std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  };
+  const double proposed = static_cast<double>(on.stats.proposed_tokens);
+  fmt::print("{:<8}{:>7}{:>10.1f}{:>10.1f}{:>8.3f}{:>8}{:>8}{:>10.0f}{:>10.2f}\n", text.name,
+             options.batch, median(off_rates), median(on_rates), median(ratios), off.steps,
+             on.steps, proposed,
+             proposed > 0 ? static_cast<double>(on.stats.accepted_tokens) / proposed : 0);
+}
+
+int Main(int argc, char** argv) {
+  const Options options = ParseArguments(argc, argv);
+  Group group(options);
+  fmt::print("{:<8}{:>7}{:>10}{:>10}{:>8}{:>8}{:>8}{:>10}{:>10}\n", "text", "batch", "off/s",
+             "on/s", "ratio", "steps", "with", "proposed", "accepted");
+  for (const Text& text : MakeTexts(options)) Compare(text, options, &group);
+  return 0;
+}
+
+}  // namespace
+}  // namespace facet
+
+int main(int argc, char** argv) { return facet::Main(argc, argv); }
