@@ -69,6 +69,7 @@ class GgufModel {
   static absl::StatusOr<GgufModel> Open(const std::string& path);
 
   const std::string& path() const { return files_.front().path(); }
+  const std::vector<MappedFile>& files() const { return files_; }  // all parts
   const GgufHeader& header() const { return header_; }  // of the first part; tensors of all parts
   const std::vector<GgufTensor>& tensors() const { return header_.tensors; }
   const GgufTensor* FindTensor(std::string_view name) const;

@@ -32,9 +32,11 @@ absl::Status SystemError(int error, const std::string& path) {
   }
 }
 
-absl::StatusOr<std::span<const std::byte>> MapDescriptor(int descriptor, const std::string& path) {
+absl::StatusOr<std::span<const std::byte>> MapDescriptor(int descriptor, const std::string& path,
+                                                         int64_t* modified_ns) {
   struct stat info;
   if (::fstat(descriptor, &info) != 0) return SystemError(errno, path);
+  *modified_ns = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
   if (!S_ISREG(info.st_mode)) return InvalidArgument("{}: not a regular file", path);
   if (info.st_size == 0) return InvalidArgument("{}: the file is empty", path);
   const auto size = static_cast<size_t>(info.st_size);
@@ -49,20 +51,24 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   // Without O_NONBLOCK, opening a pipe would wait for its writer.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return SystemError(errno, path);
-  absl::StatusOr<std::span<const std::byte>> bytes = MapDescriptor(descriptor, path);
+  int64_t modified_ns = 0;
+  absl::StatusOr<std::span<const std::byte>> bytes = MapDescriptor(descriptor, path, &modified_ns);
   ::close(descriptor);  // the mapping keeps the file
   if (!bytes.ok()) return bytes.status();
-  return MappedFile(path, *bytes);
+  return MappedFile(path, *bytes, modified_ns);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), bytes_(std::exchange(other.bytes_, {})) {}
+    : path_(std::move(other.path_)),
+      bytes_(std::exchange(other.bytes_, {})),
+      modified_ns_(other.modified_ns_) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   // The temporary leaves with what this object held.
   MappedFile moved(std::move(other));
   std::swap(path_, moved.path_);
   std::swap(bytes_, moved.bytes_);
+  std::swap(modified_ns_, moved.modified_ns_);
   return *this;
 }
 

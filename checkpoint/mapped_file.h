@@ -2,6 +2,7 @@
 #define FACET_CHECKPOINT_MAPPED_FILE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -22,17 +23,20 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return bytes_; }
   const std::string& path() const { return path_; }
+  // When it was last written, as the file system says: nanoseconds since 1970.
+  int64_t modified_ns() const { return modified_ns_; }
 
   // Tells the kernel that `range`, inside bytes(), is not needed soon, so that it no longer counts
   // as this process's resident memory. Reading it again stays correct.
   void Release(std::span<const std::byte> range) const;
 
  private:
-  MappedFile(std::string path, std::span<const std::byte> bytes)
-      : path_(std::move(path)), bytes_(bytes) {}
+  MappedFile(std::string path, std::span<const std::byte> bytes, int64_t modified_ns)
+      : path_(std::move(path)), bytes_(bytes), modified_ns_(modified_ns) {}
 
   std::string path_;
   std::span<const std::byte> bytes_;
+  int64_t modified_ns_ = 0;
 };
 
 }  // namespace facet

@@ -196,6 +196,8 @@ struct HeadReads {
   int64_t completed = 0;  // of these, then read whole, because they could still win
 };
 
+class MatrixImages;
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -210,6 +212,8 @@ class Device {
   // ProductRoots() is available.
   virtual absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
                                                              const LeafCut* cut) = 0;
+  // How whole packed matrices are kept and shared (matrix_images.h); null where they cannot be.
+  virtual const MatrixImages* images() const { return nullptr; }
   virtual absl::StatusOr<Floats> AllocateFloats(int64_t size) = 0;
   // Keys and values of every layer of both pools; a pool without layers takes nothing.
   virtual absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) = 0;

@@ -8,11 +8,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "absl/flags/flag.h"
@@ -54,6 +56,11 @@ ABSL_FLAG(std::string, device, "auto",
 ABSL_FLAG(std::string, screened_head, "auto",
           "Whether searches for tokens may leave most of the output layer unread, which changes no "
           "token: auto (where it pays) or off.");
+ABSL_FLAG(std::string, packed_cache, "auto",
+          "The folder where packed weights are kept, for the next start and for all ranks on this "
+          "host: auto ($XDG_CACHE_HOME/facet/packed, else ~/.cache/facet/packed), a path, or off.");
+ABSL_FLAG(int64_t, packed_cache_bytes, int64_t{64} << 30,
+          "What that folder may hold; the files used longest ago go first.");
 ABSL_FLAG(std::string, kv_type, "f16", "How keys and values are stored: f16 or f32.");
 ABSL_FLAG(int64_t, kv_tokens, 16384, "Tokens whose keys and values fit, over all sequences.");
 ABSL_FLAG(int, context_tokens, 0,
@@ -121,6 +128,20 @@ absl::StatusOr<std::chrono::milliseconds> Duration(const char* flag, double seco
   return InvalidArgument("--{}: {} s is not in [0, 1e6]", flag, seconds);
 }
 
+// Empty where --packed_cache says off, or auto and there is no home.
+std::string PackedCacheFolder() {
+  const std::string folder = absl::GetFlag(FLAGS_packed_cache);
+  if (folder == "off") return "";
+  if (folder != "auto") return folder;
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache == '/') {
+    return std::string(cache) + "/facet/packed";
+  }
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/') {
+    return std::string(home) + "/.cache/facet/packed";
+  }
+  return "";
+}
+
 absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   RankOptions rank;
   rank.model_path = absl::GetFlag(FLAGS_model);
@@ -140,6 +161,8 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
     return InvalidArgument("--screened_head: '{}' is neither auto nor off", screened_head);
   }
   rank.screened_head = screened_head == "auto";
+  rank.packed_cache.folder = PackedCacheFolder();
+  rank.packed_cache.bytes_max = absl::GetFlag(FLAGS_packed_cache_bytes);
   const std::string kv_type = absl::GetFlag(FLAGS_kv_type);
   if (kv_type != "f16" && kv_type != "f32") {
     return InvalidArgument("--kv_type: '{}' is neither f16 nor f32", kv_type);
@@ -216,6 +239,7 @@ absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options) {
       progress->Update(done);
     };
   }
+  options.warn = [](std::string_view what) { spdlog::warn("{}", what); };
   absl::StatusOr<std::unique_ptr<Rank>> rank = Rank::Load(options);
   if (rank.ok() && progress) progress->Finish();
   return rank;

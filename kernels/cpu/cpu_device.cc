@@ -16,6 +16,7 @@
 #include "kernels/cpu/cpu_vocabulary.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/pack.h"
+#include "kernels/cpu/packed_images.h"
 #include "kernels/cpu/packed_matrix.h"
 #include "kernels/host/host_device.h"
 #include "kernels/host/rotation.h"
@@ -57,6 +58,8 @@ class CpuDevice final : public HostDevice {
                                                      const LeafCut* cut) override {
     return PackedMatrix::Pack(source, cut, &pool_);
   }
+
+  const MatrixImages* images() const override { return &images_; }
 
   void BeginStep(const StepLayout& layout) override {
     HostDevice::BeginStep(layout);
@@ -259,6 +262,7 @@ class CpuDevice final : public HostDevice {
 
   const std::string name_;
   const KernelTable& kernels_;
+  const PackedImages images_;
   ThreadPool pool_;
   CpuProduct product_;
   CpuAttention attention_;

@@ -384,6 +384,21 @@ int64_t LowBytes(PackedFormat format, int64_t columns) {
   return IsSplit(format) ? columns / kBlockColumns * SplitLayoutOf(format).low_bytes() : 0;
 }
 
+PackedShape PackedShape::Of(const MatrixSource& source) {
+  PackedShape shape;
+  shape.format = PackedFormatOf(source);
+  shape.panels = (source.rows + kPanelColumns - 1) / kPanelColumns;
+  shape.panel_bytes = PanelBytes(shape.format, source.columns);
+  shape.low_bytes = LowBytes(shape.format, source.columns);
+  return shape;
+}
+
+absl::Status FirstFailure::Take() const {
+  return std::min_element(failures_.begin(), failures_.end(),
+                          [](const Failure& a, const Failure& b) { return a.task < b.task; })
+      ->status;
+}
+
 absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out) {
   const PackedFormat format = PackedFormatOf(source);
   Byte* to = reinterpret_cast<Byte*>(out.panel);

@@ -2,35 +2,23 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "base/status.h"
 #include "shard_worker/model/tensor_roles.h"
+#include "shard_worker/model/tensor_source.h"
 
 namespace facet {
 namespace {
-
-// Source rows of heads [heads.begin, heads.end) in the order the device rotates: the file keeps
-// rotation pairs adjacent (2j, 2j + 1), the device wants (j, j + rotary / 2).
-std::vector<int32_t> SeparateRotationPairs(Span heads, int head_dim, int rotary) {
-  std::vector<int32_t> order;
-  for (int64_t head = 0; head < heads.size(); ++head) {
-    const int64_t base = head * head_dim;
-    for (int i = 0; i < head_dim; ++i) {
-      const int half = rotary / 2;
-      const int source = i < half ? 2 * i : i < rotary ? 2 * (i - half) + 1 : i;
-      order.push_back(static_cast<int32_t>(base + source));
-    }
-  }
-  return order;
-}
 
 class Loader {
  public:
   Loader(const GgufModel& model, const ModelSpec& spec, const ShardPlan& plan, int rank,
          Device* device, bool screened_head,
-         const std::function<void(int64_t, int64_t)>& progress)
+         const std::function<void(int64_t, int64_t)>& progress, WeightImages images)
       : model_(model), spec_(spec), plan_(plan), rank_(rank), device_(device),
         screened_head_(screened_head), progress_(progress) {
+    weights_.images = std::move(images);
     for (const GgufTensor& tensor : model.tensors()) {
       total_bytes_ += static_cast<int64_t>(tensor.data.size());
     }
@@ -38,7 +26,7 @@ class Loader {
 
   absl::StatusOr<Weights> Load() {
     if (progress_) progress_(0, total_bytes_);  // whoever shows a rate starts its clock here
-    Weights weights;
+    Weights& weights = weights_;
     const Span vocabulary = plan_.VocabularyRows(rank_);
     FACET_RETURN_IF_ERROR(
         LoadRows(TensorRole::kTokenEmbedding, 0, vocabulary, {}, &weights.embedding));
@@ -54,7 +42,7 @@ class Loader {
     }
     weights.packed_bytes = packed_bytes_;
     weights.slice_bytes = slice_bytes_;
-    return weights;
+    return std::move(weights_);
   }
 
  private:
@@ -82,13 +70,10 @@ class Loader {
     const auto rows_of = [&](Span heads) {
       return Span{heads.begin * head_dim, heads.end * head_dim};
     };
-    std::vector<int32_t> query_order, key_order;
-    if (spec_.rotation_pairs_adjacent) {
-      const int rotary =
-          static_cast<int>(spec_.ropes[spec.rope].inverse_frequency.size()) * 2;
-      query_order = SeparateRotationPairs(shard.heads, spec.head_dim, rotary);
-      key_order = SeparateRotationPairs(shard.kv_heads, spec.head_dim, rotary);
-    }
+    const std::vector<int32_t> query_order =
+        RowOrder(spec_, TensorRole::kQuery, layer, shard.heads);
+    const std::vector<int32_t> key_order =
+        RowOrder(spec_, TensorRole::kKey, layer, shard.kv_heads);
     FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kQuery, layer, rows_of(shard.heads), query_order,
                                    &weights->query));
     FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kKey, layer, rows_of(shard.kv_heads), key_order,
@@ -110,9 +95,8 @@ class Loader {
     source.rows = rows.size();
     source.data += rows.begin * source.row_stride;
     source.row_order = order;
-    const TensorRole head = spec_.tied_head ? TensorRole::kTokenEmbedding : TensorRole::kOutput;
-    source.searched = screened_head_ && role == head;
-    return Pack(*tensor, source, nullptr, matrix);
+    source.searched = screened_head_ && IsHead(spec_, role);
+    return LoadMatrix(*tensor, role, layer, source, nullptr, matrix);
   }
 
   // All rows, columns [columns.begin, columns.end), cut into leaves.
@@ -122,23 +106,18 @@ class Loader {
     MatrixSource source = SourceOf(*tensor);
     source.columns = columns.size();
     source.data += RowBytes(tensor->type, columns.begin);
-    return Pack(*tensor, source, &leaves, matrix);
+    return LoadMatrix(*tensor, role, layer, source, &leaves, matrix);
   }
 
-  static MatrixSource SourceOf(const GgufTensor& tensor) {
-    MatrixSource source;
-    source.name = std::string(tensor.name);
-    source.type = tensor.type;
-    source.rows = tensor.shape[1];
-    source.columns = tensor.shape[0];
-    source.data = tensor.data.data();
-    source.row_stride = RowBytes(tensor.type, tensor.shape[0]);
-    return source;
-  }
-
-  absl::Status Pack(const GgufTensor& tensor, const MatrixSource& source, const LeafCut* leaves,
-                    std::unique_ptr<Matrix>* matrix) {
-    FACET_ASSIGN_OR_RETURN(*matrix, device_->LoadMatrix(source, leaves));
+  // From the packed file if that has the tensor, else packed from `source`, this rank's slice.
+  absl::Status LoadMatrix(const GgufTensor& tensor, TensorRole role, int layer,
+                          const MatrixSource& source, const LeafCut* leaves,
+                          std::unique_ptr<Matrix>* matrix) {
+    if (weights_.images.Holds(role, layer)) {
+      FACET_ASSIGN_OR_RETURN(*matrix, weights_.images.Load(role, layer, leaves));
+    } else {
+      FACET_ASSIGN_OR_RETURN(*matrix, device_->LoadMatrix(source, leaves));
+    }
     packed_bytes_ += (*matrix)->packed_bytes();
     slice_bytes_ += source.rows * RowBytes(source.type, source.columns);
     Done(tensor);
@@ -174,6 +153,7 @@ class Loader {
   Device* const device_;
   const bool screened_head_;
   const std::function<void(int64_t, int64_t)>& progress_;
+  Weights weights_;
   int64_t total_bytes_ = 0;
   int64_t done_bytes_ = 0;
   int64_t packed_bytes_ = 0;
@@ -185,9 +165,20 @@ class Loader {
 absl::StatusOr<Weights> LoadWeights(const GgufModel& model, const ModelSpec& spec,
                                     const ShardPlan& plan, int rank, Device* device,
                                     bool screened_head,
-                                    const std::function<void(int64_t, int64_t)>& progress) {
+                                    const std::function<void(int64_t, int64_t)>& progress,
+                                    const WeightCache* cache) {
   FACET_RETURN_IF_ERROR(CheckTensors(model, spec));
-  return Loader(model, spec, plan, rank, device, screened_head, progress).Load();
+  WeightImages images;
+  if (cache != nullptr && device->images() != nullptr) {
+    absl::StatusOr<WeightImages> opened = WeightImages::Open(
+        model, spec, plan, rank, *device->images(), screened_head, *cache, progress);
+    if (opened.ok()) {
+      images = *std::move(opened);
+    } else if (cache->warn) {
+      cache->warn(fmt::format("packed weights are not kept: {}", MessageOf(opened.status())));
+    }
+  }
+  return Loader(model, spec, plan, rank, device, screened_head, progress, std::move(images)).Load();
 }
 
 }  // namespace facet

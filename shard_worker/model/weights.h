@@ -13,6 +13,7 @@
 #include "kernels/device.h"
 #include "shard_worker/model/model_spec.h"
 #include "shard_worker/model/shard_plan.h"
+#include "shard_worker/model/weight_images.h"
 
 namespace facet {
 
@@ -23,6 +24,7 @@ struct LayerWeights {
 };
 
 struct Weights {
+  WeightImages images;  // what matrices may look into, so the last to go
   std::unique_ptr<Matrix> embedding;    // [vocabulary rows of the rank, width]
   std::unique_ptr<Matrix> untied_head;  // null where the embedding is the head
   Floats output_norm;
@@ -35,11 +37,14 @@ struct Weights {
 
 // Packs rank `rank`'s slice, reading each byte of it once and releasing the file's pages behind.
 // `screened_head`: the output layer is packed for searches that leave most of it unread.
-// `progress` (may be empty) hears bytes done of bytes in all.
+// `progress` (may be empty) hears bytes done of bytes in all. With a `cache`, what the file there
+// holds is not packed but used where it is mapped; the file is made first if need be. Where there
+// can be none, the rank packs for itself.
 absl::StatusOr<Weights> LoadWeights(const GgufModel& model, const ModelSpec& spec,
                                     const ShardPlan& plan, int rank, Device* device,
                                     bool screened_head,
-                                    const std::function<void(int64_t, int64_t)>& progress);
+                                    const std::function<void(int64_t, int64_t)>& progress,
+                                    const WeightCache* cache = nullptr);
 
 }  // namespace facet
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "base/check.h"
@@ -100,9 +101,7 @@ class RankImpl : public Rank {
     FACET_ASSIGN_OR_RETURN(spec_, ReadModelSpec(model_));
     FACET_ASSIGN_OR_RETURN(plan_, ShardPlan::Make(model_, spec_, options_.world));
     FACET_ASSIGN_OR_RETURN(device_, MakeDevice(options_));
-    FACET_ASSIGN_OR_RETURN(weights_, LoadWeights(model_, spec_, plan_, options_.rank,
-                                                 device_.get(), options_.screened_head,
-                                                 options_.progress));
+    FACET_RETURN_IF_ERROR(Load());
     FACET_ASSIGN_OR_RETURN(forward_,
                            Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
                                            options_.step_tokens_max));
@@ -227,6 +226,22 @@ class RankImpl : public Rank {
     size_t segment;
     SampleRow sample;
   };
+
+  absl::Status Load() {
+    PackedCacheOptions files = options_.packed_cache;
+    files.warn = options_.warn;
+    PackedCache packed(std::move(files));
+    WeightCache cache{.files = &packed, .load_threads = options_.threads, .warn = options_.warn};
+    // The others of the group wait for the file that one of them packs.
+    const unsigned processors = std::max(1u, std::thread::hardware_concurrency());
+    cache.pack_threads = static_cast<int>(
+        std::min<int64_t>(processors, int64_t{options_.threads} * options_.world));
+    FACET_ASSIGN_OR_RETURN(
+        weights_, LoadWeights(model_, spec_, plan_, options_.rank, device_.get(),
+                              options_.screened_head, options_.progress,
+                              options_.packed_cache.folder.empty() ? nullptr : &cache));
+    return absl::OkStatus();
+  }
 
   absl::Status AllocateKv() {
     kv_pools_ = forward_->pools();

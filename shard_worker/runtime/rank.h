@@ -10,9 +10,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "checkpoint/packed_cache.h"
 #include "kernels/collectives/communicator.h"
 #include "kernels/device.h"
 #include "shard_worker/engine/engine.h"
@@ -38,10 +40,14 @@ struct RankOptions {
   // Of each collective. A leader that idles runs an empty plan well within it, and a rank that does
   // not move for 2 s inside a step is given up anyhow: this is what holds if nobody watches.
   std::chrono::milliseconds step_timeout{2500};
+  // Where packed weights are kept for the next start and for other ranks; no folder: nowhere.
+  PackedCacheOptions packed_cache;
   // Makes the device instead of `device`; for tests.
   std::function<std::unique_ptr<Device>()> make_device;
   // Called from Load() with bytes done of bytes in all; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
+  // Called from Load() with what went wrong and did no harm; may be empty.
+  std::function<void(std::string_view)> warn;
 };
 
 struct ModelFacts {

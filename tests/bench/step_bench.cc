@@ -72,6 +72,7 @@ class TimedDevice final : public Device {
                                                      const LeafCut* cut) override {
     return device_->LoadMatrix(source, cut);
   }
+  const MatrixImages* images() const override { return device_->images(); }
   absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
     return device_->AllocateFloats(size);
   }

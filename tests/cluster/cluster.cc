@@ -38,7 +38,8 @@ absl::Status Cluster::StartGroup(const ClusterOptions& options, int replica) {
   for (int rank = 0; rank < options.tensor_parallel; ++rank) {
     std::vector<std::string> command = {
         Binary("facet-worker"), "--model=" + options.model, fmt::format("--rank={}", rank),
-        fmt::format("--world={}", options.tensor_parallel), "--metrics_port=0"};
+        fmt::format("--world={}", options.tensor_parallel), "--metrics_port=0",
+        "--packed_cache=" + folder_.File("packed")};
     command.push_back((rank == 0 ? "--listen=" : "--leader=") + leader);
     command.insert(command.end(), options.worker_flags.begin(), options.worker_flags.end());
     ranks.push_back({.command = std::move(command),

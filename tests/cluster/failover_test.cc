@@ -72,7 +72,8 @@ class Failover : public ::testing::Test {
     model_ = ModelPath(kGemmaFile);
     leader_ = "unix:" + folder_.File("leader.sock");
     auto worker = Process::Spawn({Binary("facet-worker"), "--model=" + model_, "--world=1",
-                                  "--threads=2", "--kv_tokens=16384", "--listen=" + leader_},
+                                  "--threads=2", "--kv_tokens=16384", "--packed_cache=off",
+                                  "--listen=" + leader_},
                                  folder_.File("worker.log"));
     ASSERT_TRUE(worker.ok()) << worker.status();
     worker_ = std::make_unique<Process>(*std::move(worker));

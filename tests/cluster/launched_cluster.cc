@@ -56,6 +56,7 @@ absl::StatusOr<std::unique_ptr<LaunchedCluster>> LaunchedCluster::Start(
   cluster->state_path_ = cluster->folder_.File("state.json");
   std::vector<std::string> command = {"/usr/bin/env",
                                       "TMPDIR=" + scratch,
+                                      "XDG_CACHE_HOME=" + cluster->folder_.File("cache"),
                                       "python3",
                                       "deploy/local/cluster.py",
                                       "--bin=" FACET_BIN_DIR,

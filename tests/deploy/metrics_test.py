@@ -41,7 +41,9 @@ def total(metrics, name):
 class Metrics(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.cluster = cluster.Cluster(MODEL, tp=2, bin_folder=BIN)
+        cls.cluster = cluster.Cluster(
+            MODEL, tp=2, bin_folder=BIN, worker_flags=["--packed_cache=off"]
+        )
         cls.addClassCleanup(cls.cluster.stop)
         cls.cluster.start()
         command = [os.path.join(BIN, "facet"), "generate", "--max-tokens=8", "--ignore-eos", "Hi"]

@@ -19,6 +19,7 @@ class ForwardingDevice : public Device {
                                                      const LeafCut* cut) override {
     return inner_->LoadMatrix(source, cut);
   }
+  const MatrixImages* images() const override { return inner_->images(); }
   absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
     return inner_->AllocateFloats(size);
   }

@@ -47,6 +47,7 @@ THIRD_PARTY = [
     (r"absl/(synchronization|time)/", SERVICE_ROOMS),
     (r"(absl|fmt)/", EVERYWHERE),
     (r"(grpc|grpcpp|google/protobuf|prometheus|boost|spdlog)/", SERVICE_ROOMS),
+    (r"xxhash\.h", ["checkpoint", "tests"]),
     (r"pcre2\.h", ["router/tokenizer", "tests"]),
     (r"openssl/", ["kernels", "shard_worker/runtime", "router/service", "shard_worker/service",
                    "tests"]),
