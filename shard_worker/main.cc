@@ -46,6 +46,17 @@ ABSL_FLAG(
     "logged) or unix:/path.");
 ABSL_FLAG(std::string, address_file, "",
           "The leader writes the address it listens on to this file, for a launcher.");
+ABSL_FLAG(std::string, collective, "auto",
+          "How the ranks of a group exchange data, as rank 0 says for all: shm (one host, network "
+          "namespace and user), tcp, or auto: shm where all ranks can, else tcp.");
+ABSL_FLAG(
+    std::string, collective_listen, "",
+    "Where this rank waits for its peers over tcp while the group forms, host:port (port 0: any "
+    "free one); empty: any free port, of loopback if the leader is there, else of all interfaces. "
+    "What ranks send each other is not encrypted.");
+ABSL_FLAG(std::string, collective_address, "",
+          "How other ranks reach --collective_listen, host or host:port; empty: its own host, or "
+          "the one that this rank and its leader see each other at.");
 ABSL_FLAG(std::string, metrics_address, "0.0.0.0", "Where the metrics port listens.");
 ABSL_FLAG(
     int, metrics_port, -1,
@@ -106,6 +117,11 @@ routers; the others name it with --leader. Options that decide what is computed 
   facet-worker --model=gemma.gguf --listen=localhost:8480
   facet-worker --model=gemma.gguf --world=2 --rank=0 --listen=unix:/tmp/group.sock
   facet-worker --model=gemma.gguf --world=2 --rank=1 --leader=unix:/tmp/group.sock
+
+Ranks of one host share memory; ranks on several hosts exchange data over TCP (--collective):
+
+  host-a$ facet-worker --model=gemma.gguf --world=2 --rank=0 --listen=0.0.0.0:8480
+  host-b$ facet-worker --model=gemma.gguf --world=2 --rank=1 --leader=host-a:8480
 
 SIGTERM or SIGINT: the leader takes nothing new, finishes what runs (--drain_s) and lets the other
 ranks go. When a rank dies or hangs, its group's requests end with UNAVAILABLE; the other ranks keep
@@ -192,12 +208,27 @@ absl::StatusOr<SpeculationOptions> SpeculationFromFlags() {
   return speculation;
 }
 
+absl::StatusOr<CollectiveOptions> CollectiveFromFlags() {
+  CollectiveOptions collective;
+  const std::string kind = absl::GetFlag(FLAGS_collective);
+  if (kind != "auto" && kind != "shm" && kind != "tcp") {
+    return InvalidArgument("--collective: '{}' is none of auto, shm and tcp", kind);
+  }
+  collective.kind = kind == "shm"   ? CollectiveKind::kShm
+                    : kind == "tcp" ? CollectiveKind::kTcp
+                                    : CollectiveKind::kAuto;
+  collective.listen = absl::GetFlag(FLAGS_collective_listen);
+  collective.address = absl::GetFlag(FLAGS_collective_address);
+  return collective;
+}
+
 absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   WorkerOptions options;
   FACET_ASSIGN_OR_RETURN(options.rank, RankOptionsFromFlags());
   options.server.listen = absl::GetFlag(FLAGS_listen);
   options.server.address_file = absl::GetFlag(FLAGS_address_file);
   options.link.leader = absl::GetFlag(FLAGS_leader);
+  FACET_ASSIGN_OR_RETURN(options.collective, CollectiveFromFlags());
   options.model_name = absl::GetFlag(FLAGS_model_name);
   if (options.model_name.empty()) {
     options.model_name = std::filesystem::path(options.rank.model_path).stem();

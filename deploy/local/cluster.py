@@ -82,6 +82,7 @@ class Cluster:
         bin_folder=None,
         listen="127.0.0.1:0",
         metrics=True,
+        collective="auto",
         worker_flags=(),
         router_flags=(),
         ready_s=120,
@@ -98,6 +99,7 @@ class Cluster:
         self.bin_folder = bin_folder or os.path.join(ROOT, "build", "bin")
         self.listen = listen
         self.metrics = metrics
+        self.collective = collective
         self.worker_flags = list(worker_flags)
         self.router_flags = list(router_flags)
         self.ready_s = ready_s
@@ -232,6 +234,7 @@ class Cluster:
             f"--rank={rank}",
             f"--world={self.tp}",
             f"--threads={self.threads}",
+            f"--collective={self.collective}",
             f"--listen={leader}" if rank == 0 else f"--leader={leader}",
         ]
         return command + self._common_flags(metrics_port) + self.worker_flags
@@ -350,6 +353,12 @@ def parse_options():
     parser.add_argument("--threads", type=int, default=0, help="per rank; 0: the cores' share")
     parser.add_argument("--bin", help="folder of the binaries (default build/bin)")
     parser.add_argument("--listen", default="127.0.0.1:0", help="of the first router")
+    parser.add_argument(
+        "--collective",
+        choices=["auto", "shm", "tcp"],
+        default="auto",
+        help="how ranks exchange data; auto is shared memory here",
+    )
     parser.add_argument("--worker-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument("--router-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument(
@@ -381,6 +390,7 @@ def main():
         threads=options.threads,
         bin_folder=options.bin,
         listen=options.listen,
+        collective=options.collective,
         worker_flags=options.worker_flag,
         router_flags=options.router_flag,
         ready_s=options.ready_s,

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/collectives/call.h"
 
 namespace facet {
 
@@ -30,25 +31,17 @@ struct ArenaOptions {
   size_t message_bytes_max = size_t{256} << 20;
 };
 
-inline constexpr int kMaxRanks = 64;
 inline constexpr size_t kSlotBytesUnit = 8 << 10;  // two buffers of whole pages
 inline constexpr size_t kMinSlotBytes = 16 << 10;
 inline constexpr size_t kMaxSlotBytes = size_t{1} << 30;
 
-// What a rank says about a round when it enters it. Peers in the same round compare.
-struct RoundHeader {
-  uint64_t step = 0;
-  uint64_t size = 0;       // elements; bytes of the sender where sizes may differ
-  uint32_t layout = 0;     // digest of how `size` is cut
-  uint32_t operation = 0;  // an ArenaCommunicator::Operation
-};
-
-// A rank's counter and its two headers share a line: who sees the one has the other.
+// A rank's counter and its two headers share a line: who sees the one has the other. A header says
+// what the round is about; peers in the same round compare.
 struct alignas(64) RankState {
   // Twice the number of rounds entered; bit 0 says that the group has failed. Only the rank adds,
   // any rank sets the bit, and waiters sleep on this word, so that both wake them.
   std::atomic<uint32_t> rounds;
-  RoundHeader headers[2];
+  CallHeader headers[2];
   // On a line that only sleepers write: how many sleep on `rounds`.
   alignas(64) std::atomic<uint32_t> sleepers;
 };
@@ -75,9 +68,7 @@ class Arena {
   int world() const { return world_; }
   size_t buffer_bytes() const { return slot_bytes_ / 2; }
   RankState& rank(int rank) const { return ranks_[rank]; }
-  RoundHeader& header(int rank, uint32_t round) const {
-    return ranks_[rank].headers[Parity(round)];
-  }
+  CallHeader& header(int rank, uint32_t round) const { return ranks_[rank].headers[Parity(round)]; }
   std::byte* buffer(int rank, uint32_t round) const {
     return buffers_ + static_cast<size_t>(rank) * slot_bytes_ + Parity(round) * buffer_bytes();
   }

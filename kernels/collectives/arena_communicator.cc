@@ -5,31 +5,11 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/prng.h"
 #include "base/status.h"
+#include "kernels/collectives/slices.h"
 
 namespace facet {
 namespace {
-
-// Slices begin at cache lines.
-constexpr int64_t kLineFloats = 16;
-// Above this a rank of more than two adds only its slice of the elements (README).
-constexpr int64_t kSliceBytesMin = 16 << 10;
-
-int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-template <typename Int>
-uint32_t DigestOf(std::span<const Int> values) {
-  uint64_t digest = values.size();
-  for (const Int value : values) digest = Mix64(digest, static_cast<uint64_t>(value));
-  return static_cast<uint32_t>(digest >> 32);
-}
-
-int RootCountMax(const SumTree& tree) {
-  int most = 0;
-  for (int rank = 0; rank < tree.world(); ++rank) most = std::max(most, tree.root_count(rank));
-  return most;
-}
 
 void CopyFloats(float* to, const float* from, int64_t count) {
   if (count > 0) std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
@@ -41,17 +21,6 @@ void CopyRoots(const float* roots, int count, int64_t elements, int64_t begin, i
   for (int root = 0; root < count; ++root) {
     CopyFloats(buffer + root * stride, roots + root * elements + begin, length);
   }
-}
-
-// The part of `length` elements that `rank` adds.
-struct Slice {
-  int64_t begin;
-  int64_t length;
-};
-Slice SliceOf(int rank, int world, int64_t length) {
-  const int64_t most = RoundUp((length + world - 1) / world, kLineFloats);
-  const int64_t begin = std::min(rank * most, length);
-  return {begin, std::min(most, length - begin)};
 }
 
 }  // namespace
@@ -76,17 +45,14 @@ absl::Status ArenaCommunicator::Call(Operation operation, uint64_t size, uint32_
 absl::Status ArenaCommunicator::AllReduceSum(const SumTree& tree, const float* roots,
                                              int64_t elements, float* out) {
   FACET_CHECK(tree.world() == world(), "a tree for {} ranks, a group of {}", tree.world(), world());
-  const uint32_t layout = DigestOf(std::span<const int>(tree.rank_begin()));
+  const uint32_t layout = LayoutDigest(tree.rank_begin());
   return Call(Operation::kAllReduce, static_cast<uint64_t>(elements), layout, [&] {
     if (world() == 1) {
       tree.Finish({&roots, 1}, elements, out);
       return absl::OkStatus();
     }
-    const int64_t bytes = elements * RootCountMax(tree) * static_cast<int64_t>(sizeof(float));
-    if (world() == 2 || bytes < kSliceBytesMin) {
-      return ReduceEverywhere(tree, roots, elements, out);
-    }
-    return ReduceInSlices(tree, roots, elements, out);
+    return AddsSlices(tree, elements) ? ReduceInSlices(tree, roots, elements, out)
+                                      : ReduceEverywhere(tree, roots, elements, out);
   });
 }
 
@@ -201,7 +167,7 @@ absl::Status ArenaCommunicator::AllGather(std::span<const float> mine,
               "counts do not match rank {} of {}", rank(), world());
   uint64_t total = 0;
   for (const int64_t count : counts) total += static_cast<uint64_t>(count);
-  return Call(Operation::kAllGather, total, DigestOf(counts), [&] {
+  return Call(Operation::kAllGather, total, LayoutDigest(counts), [&] {
     return Gather(std::as_bytes(mine), [&](std::vector<std::span<std::byte>>* to) {
       float* place = out;
       for (const int64_t count : counts) {

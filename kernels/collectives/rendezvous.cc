@@ -265,10 +265,6 @@ absl::StatusOr<UniqueFd> Connect(const GroupName& group, RendezvousClock::time_p
 
 }  // namespace
 
-UniqueFd::~UniqueFd() {
-  if (fd_ >= 0) close(fd_);
-}
-
 absl::Status HandOut(int fd, const GroupName& group, RendezvousClock::time_point deadline) {
   FACET_ASSIGN_OR_RETURN(UniqueFd listener, MakeSocket(SOCK_NONBLOCK));
   const Address address = AddressOf(group.name);

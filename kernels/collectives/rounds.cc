@@ -34,31 +34,6 @@ double Seconds(std::chrono::nanoseconds duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
-const char* NameOf(uint32_t operation) {
-  switch (static_cast<Operation>(operation)) {
-    case Operation::kAllReduce:
-      return "all-reduce";
-    case Operation::kAllGather:
-      return "all-gather";
-    case Operation::kAllGatherBytes:
-      return "all-gather of bytes";
-    case Operation::kBroadcast:
-      return "broadcast";
-    case Operation::kBarrier:
-      return "barrier";
-  }
-  return "an unknown operation";
-}
-
-bool SizesMustAgree(uint32_t operation) {
-  return operation == static_cast<uint32_t>(Operation::kAllReduce) ||
-         operation == static_cast<uint32_t>(Operation::kAllGather);
-}
-
-std::string Describe(const RoundHeader& header) {
-  return fmt::format("{} of step {}", NameOf(header.operation), header.step);
-}
-
 }  // namespace
 
 Rounds::Rounds(Arena arena, int rank, const ArenaOptions& options)
@@ -176,25 +151,9 @@ absl::Status Rounds::FailLate() const {
 }
 
 absl::Status Rounds::CheckHeader(int peer) const {
-  const RoundHeader& mine = arena_.header(rank_, round_);
-  const RoundHeader& theirs = arena_.header(peer, round_);
-  std::string difference;
-  if (theirs.operation != mine.operation || theirs.step != mine.step) {
-    difference = fmt::format("rank {} is in {}, rank {} in {}", peer, Describe(theirs), rank_,
-                             Describe(mine));
-  } else if (!SizesMustAgree(mine.operation)) {
-    return absl::OkStatus();
-  } else if (theirs.size != mine.size) {
-    difference = fmt::format("rank {} is in {} with {} elements, rank {} with {}", peer,
-                             Describe(theirs), theirs.size, rank_, mine.size);
-  } else if (theirs.layout != mine.layout) {
-    difference = fmt::format(
-        "rank {} and rank {} are in {} with {} elements each, but divide them "
-        "differently between the ranks",
-        peer, rank_, Describe(mine), mine.size);
-  } else {
-    return absl::OkStatus();
-  }
+  const std::string difference =
+      DifferenceOf(peer, arena_.header(peer, round_), rank_, arena_.header(rank_, round_));
+  if (difference.empty()) return absl::OkStatus();
   return arena_.Fail(absl::StatusCode::kFailedPrecondition, difference);
 }
 

@@ -10,17 +10,10 @@
 
 #include "absl/status/status.h"
 #include "kernels/collectives/arena.h"
+#include "kernels/collectives/call.h"
 #include "kernels/collectives/communicator.h"
 
 namespace facet {
-
-enum class Operation : uint32_t {
-  kAllReduce = 1,
-  kAllGather,
-  kAllGatherBytes,
-  kBroadcast,
-  kBarrier
-};
 
 // One rank's way through the rounds of an arena. A call of the communicator is a sequence of
 // rounds; in a round the rank fills its buffer, enters, and reads the buffers of the peers that it
@@ -38,11 +31,10 @@ class Rounds {
   void SetTimeout(std::chrono::milliseconds timeout);
 
   // What the following rounds are about; starts their deadline and clock. `size` and `layout` are
-  // as in RoundHeader. Fails if the group has failed.
+  // as in CallHeader. Fails if the group has failed.
   absl::Status BeginCall(Operation operation, uint64_t size, uint32_t layout);
   void EndCall();
   Communicator::Times TakeTimes();
-  // Such as "all-reduce of step 17".
   std::string DescribeCall() const;
 
   // Waits until nobody reads this rank's next buffer any more.
@@ -79,7 +71,7 @@ class Rounds {
   uint64_t step_ = 0;
   std::chrono::milliseconds timeout_{10'000};
 
-  RoundHeader header_;  // of the current call
+  CallHeader header_;  // of the current call
   Clock::time_point call_begin_;
   Clock::time_point deadline_;
   double call_wait_s_ = 0;

@@ -2,46 +2,178 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <random>
-#include <string>
-#include <string_view>
+#include <utility>
 
 #include "base/status.h"
 #include "kernels/collectives/local.h"
 #include "kernels/collectives/shm.h"
+#include "kernels/collectives/tcp.h"
+#include "shard_worker/service/host_name.h"
 
 namespace facet {
 namespace {
 
 constexpr std::string_view kShm = "shm:";
+constexpr std::string_view kTcp = "tcp";
 // All ranks are ready when they are told to attach: who is not here soon has died.
-constexpr std::chrono::milliseconds kAttachTimeout{2000};
+constexpr std::chrono::milliseconds kShmAttachTimeout{2000};
+constexpr std::chrono::milliseconds kTcpAttachTimeout{5000};  // a call may be lost and said again
 
-}  // namespace
-
-v1::GroupMessage::Start NewCollective() {
+uint64_t RandomWord() {
   std::random_device random;
-  const uint64_t nonce = (uint64_t{random()} << 32) | random();
+  return (uint64_t{random()} << 32) | random();
+}
+
+std::string RandomKey() {
+  std::string key;
+  while (key.size() < sizeof(TcpKey)) {
+    const uint64_t word = RandomWord();
+    key.append(reinterpret_cast<const char*>(&word), sizeof(word));
+  }
+  return key;
+}
+
+std::string HostPart(std::string_view address) {
+  return std::string(address.substr(0, address.rfind(':')));
+}
+
+// "name" and "[::1]" lack a port, "name:80" and "[::1]:80" have one.
+bool HasPort(std::string_view address) {
+  const size_t colon = address.rfind(':');
+  return colon != address.npos && address.find(']', colon) == address.npos;
+}
+
+absl::StatusOr<TcpListener> Listen(const CollectiveOptions& options,
+                                   const std::string& leader_host) {
+  if (!options.listen.empty()) return TcpListener::Bind(options.listen);
+  if (IsLoopback(leader_host)) return TcpListener::Bind(leader_host + ":0");
+  absl::StatusOr<TcpListener> both = TcpListener::Bind("[::]:0");
+  return both.ok() ? std::move(both) : TcpListener::Bind("0.0.0.0:0");  // no IPv6 here
+}
+
+bool CanShareMemory(const v1::RankMessage::Hello& leader, const RankPlace& place) {
+  return !leader.host().empty() && place.hello.host() == leader.host() &&
+         IsOwnAddress(HostOfPeer(place.peer));
+}
+
+std::vector<int> RanksElsewhere(const v1::RankMessage::Hello& leader,
+                                const std::vector<RankPlace>& others) {
+  std::vector<int> elsewhere;
+  for (size_t i = 0; i < others.size(); ++i) {
+    if (!CanShareMemory(leader, others[i])) elsewhere.push_back(static_cast<int>(i) + 1);
+  }
+  return elsewhere;
+}
+
+v1::GroupMessage::Start NewShm() {
   v1::GroupMessage::Start start;
-  start.set_nonce(nonce);
-  start.set_collective(fmt::format("{}facet-{}-{:016x}", kShm, getpid(), nonce));
+  start.set_nonce(RandomWord());
+  start.set_collective(fmt::format("{}facet-{}-{:016x}", kShm, getpid(), start.nonce()));
   return start;
 }
 
-absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMessage::Start& start,
-                                                               int rank, int world) {
-  if (world == 1) return std::move(MakeLocalGroup(1).front());
-  const std::string_view collective = start.collective();
-  if (!collective.starts_with(kShm)) {
-    return Unimplemented("collective: this worker does not know '{}'", collective);
+std::string AddressOf(const RankPlace& place) {
+  const std::string& address = place.hello.collective_address();
+  return address.starts_with(':') ? HostOfPeer(place.peer) + address : address;
+}
+
+absl::StatusOr<v1::GroupMessage::Start> NewTcp(const v1::RankMessage::Hello& leader,
+                                               const std::vector<RankPlace>& others) {
+  v1::GroupMessage::Start start;
+  start.set_collective(std::string(kTcp));
+  start.set_key(RandomKey());
+  start.add_addresses(leader.collective_address());
+  for (const RankPlace& place : others) start.add_addresses(AddressOf(place));
+  // A rank is called by those above it.
+  for (int rank = 1; rank + 1 < start.addresses_size(); ++rank) {
+    if (!IsLoopback(HostPart(start.addresses(rank)))) continue;
+    for (int caller = rank + 1; caller < start.addresses_size(); ++caller) {
+      if (CanShareMemory(leader, others[static_cast<size_t>(caller) - 1])) continue;
+      return FailedPrecondition(
+          "collective: rank {} is known as {} only, where rank {}, on another host, would not "
+          "find it; start it with --collective_address",
+          rank, start.addresses(rank), caller);
+    }
   }
-  const std::string_view name = collective.substr(kShm.size());
+  return start;
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> AttachShm(const v1::GroupMessage::Start& start,
+                                                        int rank, int world) {
+  const std::string_view name = std::string_view(start.collective()).substr(kShm.size());
   ShmOptions options;
   options.nonce = start.nonce();
-  options.attach_timeout = kAttachTimeout;
+  options.attach_timeout = kShmAttachTimeout;
   return rank == 0 ? CreateShmGroup(name, world, options)
                    : AttachShmGroup(name, rank, world, options);
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> AttachTcp(const v1::GroupMessage::Start& start,
+                                                        TcpListener listener,
+                                                        const std::string& leader_host, int rank,
+                                                        int world) {
+  TcpGroup group;
+  group.rank = rank;
+  group.world = world;
+  group.addresses.assign(start.addresses().begin(), start.addresses().end());
+  if (start.key().size() != sizeof(group.key) || start.addresses_size() != world) {
+    return InvalidArgument("collective: {} addresses and a key of {} bytes for {} ranks",
+                           start.addresses_size(), start.key().size(), world);
+  }
+  std::memcpy(&group.key, start.key().data(), sizeof(group.key));
+  if (group.addresses[0].starts_with(':')) group.addresses[0].insert(0, leader_host);
+  TcpOptions options;
+  options.attach_timeout = kTcpAttachTimeout;
+  return JoinTcpGroup(std::move(listener), group, options);
+}
+
+}  // namespace
+
+absl::StatusOr<CollectiveSeat> CollectiveSeat::Take(const CollectiveOptions& options,
+                                                    std::string_view leader) {
+  std::string leader_host = HostOfPeer(leader);
+  if (leader_host == "localhost") leader_host = "127.0.0.1";  // of its two addresses, one for all
+  absl::StatusOr<TcpListener> listener = Listen(options, leader_host);
+  if (!listener.ok()) return Annotate(listener.status(), "--collective_listen");
+  CollectiveSeat seat(*std::move(listener), std::move(leader_host));
+  std::string host = options.address;
+  if (host.empty() && IsOneHost(HostPart(options.listen))) host = HostPart(options.listen);
+  seat.address_ = HasPort(host) ? host : fmt::format("{}:{}", host, seat.listener_.port());
+  return seat;
+}
+
+void CollectiveSeat::Describe(v1::RankMessage::Hello* hello) const {
+  hello->set_host(HostIdentity());
+  hello->set_collective_address(address_);
+}
+
+absl::StatusOr<v1::GroupMessage::Start> NewCollective(CollectiveKind kind,
+                                                      const v1::RankMessage::Hello& leader,
+                                                      const std::vector<RankPlace>& others) {
+  const std::vector<int> elsewhere = RanksElsewhere(leader, others);
+  if (kind == CollectiveKind::kShm && !elsewhere.empty()) {
+    return FailedPrecondition(
+        "--collective=shm: rank(s) {} cannot share memory with the leader: another host, network "
+        "namespace or user",
+        fmt::join(elsewhere, ", "));
+  }
+  if (kind == CollectiveKind::kTcp || !elsewhere.empty()) return NewTcp(leader, others);
+  return NewShm();
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMessage::Start& start,
+                                                               CollectiveSeat seat, int rank,
+                                                               int world) {
+  if (world == 1) return std::move(MakeLocalGroup(1).front());
+  if (start.collective().starts_with(kShm)) return AttachShm(start, rank, world);
+  if (start.collective() == kTcp) {
+    return AttachTcp(start, std::move(seat.listener_), seat.leader_host_, rank, world);
+  }
+  return Unimplemented("collective: this worker does not know '{}'", start.collective());
 }
 
 }  // namespace facet

@@ -1,21 +1,74 @@
 #ifndef FACET_SHARD_WORKER_SERVICE_COLLECTIVE_H_
 #define FACET_SHARD_WORKER_SERVICE_COLLECTIVE_H_
 
+// How the ranks of a new group find each other: over shared memory where they can share it, over
+// TCP where they cannot.
+
 #include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "facet/v1/shard.pb.h"
 #include "kernels/collectives/communicator.h"
+#include "kernels/collectives/socket.h"
 
 namespace facet {
 
-// How the ranks of a new group will find each other; goes to all of them.
-v1::GroupMessage::Start NewCollective();
+enum class CollectiveKind { kAuto, kShm, kTcp };
+
+struct CollectiveOptions {
+  // Rank 0's counts for all. kAuto: shared memory if all ranks can share it.
+  CollectiveKind kind = CollectiveKind::kAuto;
+  // Of TCP: where this rank listens while a group forms, host:port. Empty: on any free port, of
+  // loopback if the leader is there, else of all interfaces.
+  std::string listen;
+  // How other ranks reach that: host or host:port. Empty: the host of `listen`, and if that is
+  // none in particular, the one that the leader and this rank see each other at.
+  std::string address;
+};
+
+// What a rank has ready for the epoch that it joins or forms: a port, and the words to describe
+// where it is.
+class CollectiveSeat {
+ public:
+  // `leader`: where rank 0 serves. FailedPrecondition if the port is in use.
+  static absl::StatusOr<CollectiveSeat> Take(const CollectiveOptions& options,
+                                             std::string_view leader);
+
+  void Describe(v1::RankMessage::Hello* hello) const;
+
+ private:
+  friend absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(
+      const v1::GroupMessage::Start& start, CollectiveSeat seat, int rank, int world);
+  CollectiveSeat(TcpListener listener, std::string leader_host)
+      : listener_(std::move(listener)), leader_host_(std::move(leader_host)) {}
+
+  TcpListener listener_;
+  std::string leader_host_;
+  std::string address_;
+};
+
+// What the leader knows of another rank: its hello, and how gRPC names the other end of its stream.
+struct RankPlace {
+  v1::RankMessage::Hello hello;
+  std::string peer;
+};
+
+// How the ranks of a new group will find each other; goes to all of them. `leader`: rank 0's own
+// hello; `others`: from rank 1 on. FailedPrecondition names the ranks that cannot share memory if
+// `kind` asks for it, or that others would not find.
+absl::StatusOr<v1::GroupMessage::Start> NewCollective(CollectiveKind kind,
+                                                      const v1::RankMessage::Hello& leader,
+                                                      const std::vector<RankPlace>& others);
 
 // Attaches one rank to it; returns when all ranks have. Unimplemented names a kind that this
 // version does not know.
 absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMessage::Start& start,
-                                                               int rank, int world);
+                                                               CollectiveSeat seat, int rank,
+                                                               int world);
 
 }  // namespace facet
 

@@ -25,12 +25,14 @@ constexpr absl::Duration kAfterDrain = absl::Seconds(2);
 // Longer than it takes to give a leader up: standing still for its sake is no fault of this rank.
 constexpr TimeUs kRankStuck = 3'500'000;
 
-v1::RankMessage::Hello HelloOf(const WorkerOptions& options, const Rank& rank) {
+v1::RankMessage::Hello HelloOf(const WorkerOptions& options, const Rank& rank,
+                               const CollectiveSeat& seat) {
   v1::RankMessage::Hello hello;
   hello.set_rank(options.rank.rank);
   hello.set_world(options.rank.world);
   hello.set_model_digest(rank.facts().digest);
   hello.set_plan_hash(rank.plan_hash());
+  seat.Describe(&hello);
   return hello;
 }
 
@@ -117,14 +119,16 @@ absl::Status RunFollower(const WorkerOptions& options, Rank* rank, WorkerMetrics
   std::optional<TimeUs> broke;
   metrics->SetRank(options.rank.rank, options.rank.world, rank->device_name(), rank->memory());
   while (true) {
+    FACET_ASSIGN_OR_RETURN(CollectiveSeat seat,
+                           CollectiveSeat::Take(options.collective, options.link.leader));
     FACET_ASSIGN_OR_RETURN(
         const std::unique_ptr<GroupLink> link,
         GroupLink::Join(
-            options.link, HelloOf(options, *rank), [rank] { return rank->progress(); },
+            options.link, HelloOf(options, *rank, seat), [rank] { return rank->progress(); },
             [pulse] { pulse->Beat(); }, stop));
     pulse->Rest();  // an attempt has a timeout of its own
     absl::StatusOr<std::unique_ptr<Communicator>> communicator =
-        AttachCollective(link->start(), options.rank.rank, options.rank.world);
+        AttachCollective(link->start(), std::move(seat), options.rank.rank, options.rank.world);
     pulse->Beat();
     if (!communicator.ok()) {
       spdlog::warn("could not attach to the group: {}", MessageOf(communicator.status()));

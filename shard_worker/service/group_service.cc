@@ -229,17 +229,22 @@ absl::Status GroupService::AwaitRanks(std::chrono::milliseconds timeout, std::st
   return DeadlineExceeded("ranks are missing");
 }
 
-absl::StatusOr<uint64_t> GroupService::Start(const v1::GroupMessage::Start& start) {
+absl::StatusOr<v1::GroupMessage::Start> GroupService::Start(const MakeStart& make) {
   const absl::MutexLock lock(&mutex_);
   if (!AllReady()) return Unavailable("a rank has gone before the start");
+  std::vector<RankPlace> places;
+  for (size_t rank = 1; rank < members_.size(); ++rank) {
+    places.push_back({members_[rank].hello, members_[rank].stream->peer()});
+  }
+  FACET_ASSIGN_OR_RETURN(v1::GroupMessage::Start start, make(places));
+  start.set_epoch(epoch_);
   started_ = true;
   v1::GroupMessage message;
   *message.mutable_start() = start;
-  message.mutable_start()->set_epoch(epoch_);
   for (const Member& member : members_) {
     if (member.stream != nullptr) member.stream->Send(message);
   }
-  return epoch_;
+  return start;
 }
 
 void GroupService::OnLost(std::function<void(const Break&)> on_lost) {

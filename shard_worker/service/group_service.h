@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "facet/v1/shard.grpc.pb.h"
+#include "shard_worker/service/collective.h"
 #include "shard_worker/service/peer_watch.h"
 
 namespace facet {
@@ -36,9 +37,12 @@ class GroupService : public v1::Group::CallbackService {
   absl::Status AwaitRanks(std::chrono::milliseconds timeout, std::stop_token stop);
   // The ranks that are not ready, as text.
   std::string Missing() const;
-  // Begins an epoch: tells the ranks to attach. Returns its number. Unavailable if a rank has gone
-  // meanwhile.
-  absl::StatusOr<uint64_t> Start(const v1::GroupMessage::Start& start);
+  // Begins an epoch: asks `make` how the ranks, from rank 1 on, find each other, and tells them to
+  // attach. Returns what they were told. Unavailable if a rank has gone meanwhile; else the errors
+  // of `make`, which must not call back.
+  using MakeStart =
+      std::function<absl::StatusOr<v1::GroupMessage::Start>(const std::vector<RankPlace>&)>;
+  absl::StatusOr<v1::GroupMessage::Start> Start(const MakeStart& make);
   // Once started: the first loss of a rank is told to `on_lost`, at once if there has been one, on
   // this thread, one of gRPC's or Tick()'s. Null: the ranks are about to be told to stop.
   void OnLost(std::function<void(const Break&)> on_lost);

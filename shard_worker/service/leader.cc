@@ -149,15 +149,24 @@ absl::Status Leader::AwaitRanks(TimeUs give_up, std::stop_token stop) {
 }
 
 absl::StatusOr<uint64_t> Leader::TryAttach() {
-  const v1::GroupMessage::Start start = NewCollective();
-  FACET_ASSIGN_OR_RETURN(const uint64_t epoch, group_.Start(start));
+  absl::StatusOr<CollectiveSeat> seat =
+      CollectiveSeat::Take(options_.collective, options_.server.listen);
+  // No other rank's fault: they may come again.
+  if (!seat.ok()) return Unavailable("{}", MessageOf(seat.status()));
+  v1::RankMessage::Hello mine;
+  seat->Describe(&mine);
+  FACET_ASSIGN_OR_RETURN(const v1::GroupMessage::Start start,
+                         group_.Start([&](const std::vector<RankPlace>& others) {
+                           return NewCollective(options_.collective.kind, mine, others);
+                         }));
   pulse_->Rest();  // the attempt has a timeout of its own
   absl::StatusOr<std::unique_ptr<Communicator>> communicator =
-      AttachCollective(start, 0, options_.rank.world);
+      AttachCollective(start, *std::move(seat), 0, options_.rank.world);
   pulse_->Beat();
   FACET_RETURN_IF_ERROR(communicator.status());
+  if (options_.rank.world > 1) spdlog::info("the ranks are attached over {}", start.collective());
   rank_->Attach(*std::move(communicator));
-  return epoch;
+  return start.epoch();
 }
 
 EpochEnd Leader::ServeEpoch(uint64_t epoch, std::stop_token stop) {

@@ -6,6 +6,7 @@
 
 #include "serving/grpc_server.h"
 #include "shard_worker/runtime/rank.h"
+#include "shard_worker/service/collective.h"
 #include "shard_worker/service/engine_loop.h"
 #include "shard_worker/service/group_link.h"
 #include "shard_worker/service/leader_service.h"
@@ -30,6 +31,7 @@ struct WorkerOptions {
   // Of the other ranks:
   GroupLinkOptions link;
   // Of all:
+  CollectiveOptions collective;
   std::chrono::milliseconds drain{30000};  // for running sequences after SIGTERM
 };
 

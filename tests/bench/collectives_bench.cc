@@ -1,5 +1,6 @@
-// Microseconds per all-reduce between processes over shared memory, each pinned to a processor.
-//   collectives_bench [ranks = 2] [slot KiB = default]
+// Microseconds per all-reduce between processes, each pinned to a processor: over shared memory,
+// and over TCP on loopback.
+//   collectives_bench [ranks = 2] [slot KiB = default, of shared memory]
 // Prints the median over batches, and how long one copy of the same floats takes for scale.
 
 #include <sched.h>
@@ -11,12 +12,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/collectives/shm.h"
+#include "kernels/collectives/tcp.h"
 #include "kernels/sum_tree.h"
 
 namespace facet {
@@ -25,7 +28,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kLeaves = 16;
-constexpr int kBatches = 31;
+// Short ones: on a busy host most of them fall between the time slices of others.
+constexpr int kBatches = 301;
 constexpr int64_t kElements[] = {1, 640, 5'120, 65'536, 327'680};
 
 void PinTo(int processor) {
@@ -46,7 +50,7 @@ double Median(std::vector<double> values) {
 
 template <typename Body>
 double MedianMicroseconds(int64_t elements, const Body& body) {
-  const int repeats = static_cast<int>(std::clamp<int64_t>(4'000'000 / (elements + 2'000), 4, 500));
+  const int repeats = static_cast<int>(std::clamp<int64_t>(400'000 / (elements + 2'000), 2, 50));
   std::vector<double> batches;
   for (int batch = 0; batch < kBatches; ++batch) {
     const Clock::time_point begin = Clock::now();
@@ -56,7 +60,7 @@ double MedianMicroseconds(int64_t elements, const Body& body) {
   return Median(batches);
 }
 
-void Measure(Communicator& comm) {
+void Measure(Communicator& comm, const char* backend) {
   std::vector<int> rank_begin;
   for (int rank = 0; rank <= comm.world(); ++rank) {
     rank_begin.push_back(kLeaves * rank / comm.world());
@@ -76,31 +80,64 @@ void Measure(Communicator& comm) {
     });
     if (comm.rank() != 0) continue;
     std::printf(
-        "all-reduce of %7lld floats over %d ranks: %8.2f us (waiting %2.0f %%), copy %8.2f us\n",
-        static_cast<long long>(elements), comm.world(), reduce_us,
+        "%s: all-reduce of %7lld floats over %d ranks: %8.2f us (waiting %2.0f %%), copy %8.2f "
+        "us\n",
+        backend, static_cast<long long>(elements), comm.world(), reduce_us,
         100 * times.wait_s / (times.wait_s + times.work_s), copy_us);
   }
+}
+
+using Join = std::function<absl::StatusOr<std::unique_ptr<Communicator>>(int rank)>;
+
+// Every rank a process of its own, rank 0 this one.
+void MeasureGroup(const char* backend, int world, const Join& join) {
+  std::fflush(stdout);
+  for (int rank = 1; rank < world; ++rank) {
+    if (fork() != 0) continue;
+    PinTo(rank % static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
+    auto comm = join(rank);
+    FACET_CHECK(comm.ok(), "{}", MessageOf(comm.status()));
+    Measure(**comm, backend);
+    _exit(0);
+  }
+  PinTo(0);
+  auto comm = join(0);
+  FACET_CHECK(comm.ok(), "{}", MessageOf(comm.status()));
+  Measure(**comm, backend);
+  while (wait(nullptr) > 0) {
+  }
+}
+
+void MeasureShm(int world, const ShmOptions& options) {
+  const std::string name = fmt::format("bench-{}", getpid());
+  MeasureGroup("shm", world, [&](int rank) {
+    return rank == 0 ? CreateShmGroup(name, world, options)
+                     : AttachShmGroup(name, rank, world, options);
+  });
+}
+
+void MeasureTcp(int world) {
+  TcpGroup group;
+  group.world = world;
+  std::vector<TcpListener> listeners;
+  for (int rank = 0; rank < world; ++rank) {
+    auto listener = TcpListener::Bind("127.0.0.1:0");
+    FACET_CHECK(listener.ok(), "{}", MessageOf(listener.status()));
+    group.addresses.push_back(fmt::format("127.0.0.1:{}", listener->port()));
+    listeners.push_back(*std::move(listener));
+  }
+  MeasureGroup("tcp", world, [&](int rank) {
+    group.rank = rank;
+    return JoinTcpGroup(std::move(listeners[rank]), group, TcpOptions());
+  });
 }
 
 int Main(int argc, char** argv) {
   const int world = argc > 1 ? std::atoi(argv[1]) : 2;
   ShmOptions options;
   if (argc > 2) options.arena.slot_bytes = static_cast<size_t>(std::atoi(argv[2])) << 10;
-  const std::string name = fmt::format("bench-{}", getpid());
-  for (int rank = 1; rank < world; ++rank) {
-    if (fork() != 0) continue;
-    PinTo(rank % static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
-    auto comm = AttachShmGroup(name, rank, world, options);
-    FACET_CHECK(comm.ok(), "{}", MessageOf(comm.status()));
-    Measure(**comm);
-    _exit(0);
-  }
-  PinTo(0);
-  auto comm = CreateShmGroup(name, world, options);
-  FACET_CHECK(comm.ok(), "{}", MessageOf(comm.status()));
-  Measure(**comm);
-  while (wait(nullptr) > 0) {
-  }
+  MeasureShm(world, options);
+  MeasureTcp(world);
   return 0;
 }
 

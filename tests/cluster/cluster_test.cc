@@ -29,10 +29,12 @@ std::unique_ptr<Cluster> StartOrFail(const ClusterOptions& options) {
   return cluster.ok() ? *std::move(cluster) : nullptr;
 }
 
-std::unique_ptr<Cluster> StartTiny(int tensor_parallel) {
+std::unique_ptr<Cluster> StartTiny(int tensor_parallel,
+                                   const std::vector<std::string>& worker_flags = {}) {
   ClusterOptions options;
   options.model = kTiny;
   options.tensor_parallel = tensor_parallel;
+  options.worker_flags = worker_flags;
   return StartOrFail(options);
 }
 
@@ -94,8 +96,16 @@ TEST(Cluster, IsReadySoonAndLean) {
   }
 }
 
-TEST(Cluster, IdleCostsLittle) {
-  auto cluster = StartTiny(2);
+// How the ranks of a group exchange data.
+class ClusterOver : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::vector<std::string> Flags() const { return {"--collective=" + GetParam()}; }
+};
+INSTANTIATE_TEST_SUITE_P(, ClusterOver, ::testing::Values("shm", "tcp"),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(ClusterOver, IdleCostsLittle) {
+  auto cluster = StartTiny(2, Flags());
   ASSERT_NE(cluster, nullptr);
   const auto cpu = [&] {
     return cluster->router().CpuSeconds() + cluster->worker(0, 0).CpuSeconds() +
@@ -186,8 +196,8 @@ TEST(Cluster, SigtermEndsEveryProcessWithZero) {
 }
 
 // The survivors of a dead rank keep their weights and wait for its successor.
-TEST(Cluster, GroupFormsAgainAroundItsDeadRank) {
-  auto cluster = StartTiny(3);
+TEST_P(ClusterOver, GroupFormsAgainAroundItsDeadRank) {
+  auto cluster = StartTiny(3, Flags());
   ASSERT_NE(cluster, nullptr);
   v1::CompleteResponse before, after;
   ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &before).ok());
@@ -241,12 +251,13 @@ std::vector<int32_t> StreamIds(Cluster& cluster, const v1::GenerateRequest& requ
 }
 
 // Kills a rank of the group that runs the stream: another group goes on with the same tokens.
-TEST(Cluster, StreamOutlivesItsGroup) {
+TEST_P(ClusterOver, StreamOutlivesItsGroup) {
   ClusterOptions options;
   options.model = ModelPath(kGemmaFile);
   options.tensor_parallel = 2;
   options.replicas = 2;
-  options.worker_flags = {"--kv_tokens=4096"};
+  options.worker_flags = Flags();
+  options.worker_flags.push_back("--kv_tokens=4096");
   auto cluster = StartOrFail(options);
   ASSERT_NE(cluster, nullptr);
   v1::GenerateRequest request = Request("The harbour lay still, and", 150);

@@ -82,6 +82,8 @@ TEST(SameEverywhere, Gemma) {
                                                {2, {}},
                                                {3, {}},
                                                {4, {}},
+                                               {2, {"--collective=tcp"}},
+                                               {3, {"--collective=tcp"}},
                                                {1, {"--threads=2"}},
                                                {2, {"--device=avx2"}},
                                                {2, {"--prefill_chunk=1"}},
@@ -98,7 +100,7 @@ TEST(SameEverywhere, SmolLm2) {
 
 TEST(SameEverywhere, EightRanks) {
   const std::string model = "tests/golden/tiny/gemma3_8h_quantized.gguf";
-  ExpectSameEverywhere(model, {{1, {}}, {8, {}}, {1, {"--device=reference"}}});
+  ExpectSameEverywhere(model, {{1, {}}, {8, {}}, {8, {"--collective=tcp"}}, {1, {"--device=reference"}}});
 }
 
 // Alone and among 1 to 15 neighbours of other lengths and parameters.

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <thread>
@@ -22,13 +23,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> Join(const std::string& name, int 
 }
 
 // In the child. The status goes through the pipe as its code and its message.
-[[noreturn]] void RunChild(int pipe, const std::string& name, int rank, int world,
-                           const RankWork& work, const ShmOptions& options) {
-  absl::Status status;
-  {
-    auto comm = Join(name, rank, world, options);
-    status = comm.ok() ? work(**comm) : comm.status();
-  }
+[[noreturn]] void RunChild(int pipe, int rank, const std::function<absl::Status(int)>& body) {
+  const absl::Status status = body(rank);
   const std::string text = std::string(1, static_cast<char>(status.code())) + MessageOf(status);
   FACET_CHECK(write(pipe, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
   _exit(0);  // no handlers of the test binary
@@ -73,23 +69,114 @@ std::vector<absl::Status> RunThreads(int world, const RankWork& work, const Aren
   return statuses;
 }
 
-std::vector<absl::Status> RunProcesses(int world, const RankWork& work,
-                                       const ArenaOptions& options) {
-  const std::string name = UniqueGroupName();
-  const ShmOptions shm_options = {.arena = options, .nonce = 7};
+std::vector<absl::Status> RunChildren(int world, const std::function<absl::Status(int)>& body) {
   std::vector<Child> children;
   for (int rank = 0; rank < world; ++rank) {
     int ends[2];
     FACET_CHECK(pipe(ends) == 0);
     const pid_t pid = fork();
     FACET_CHECK(pid >= 0);
-    if (pid == 0) RunChild(ends[1], name, rank, world, work, shm_options);
+    if (pid == 0) RunChild(ends[1], rank, body);
     close(ends[1]);
     children.push_back({pid, ends[0]});
   }
   std::vector<absl::Status> statuses;
   for (const Child& child : children) statuses.push_back(ReadStatus(child));
   return statuses;
+}
+
+std::vector<absl::Status> RunProcesses(int world, const RankWork& work,
+                                       const ArenaOptions& options) {
+  const std::string name = UniqueGroupName();
+  const ShmOptions shm_options = {.arena = options, .nonce = 7};
+  return RunChildren(world, [&](int rank) {
+    auto comm = Join(name, rank, world, shm_options);
+    return comm.ok() ? work(**comm) : comm.status();
+  });
+}
+
+TcpPorts TakeTcpPorts(int world) {
+  TcpPorts ports;
+  ports.group.world = world;
+  ports.group.key.caller.fill(std::byte{0x11});
+  ports.group.key.host.fill(std::byte{0x22});
+  for (int rank = 0; rank < world; ++rank) {
+    auto listener = TcpListener::Bind("127.0.0.1:0");
+    FACET_CHECK(listener.ok(), "{}", MessageOf(listener.status()));
+    ports.group.addresses.push_back(fmt::format("127.0.0.1:{}", listener->port()));
+    ports.listeners.push_back(*std::move(listener));
+  }
+  return ports;
+}
+
+namespace {
+
+// A slow host, eight ranks on two processors, and a sanitizer are no lost link.
+TcpOptions OptionsFrom(const ArenaOptions& arena) {
+  TcpOptions options;
+  options.mesh.lost_link = std::chrono::seconds(60);
+  options.exchange.spin = arena.spin;
+  options.exchange.message_bytes_max = arena.message_bytes_max;
+  options.buffer_bytes = std::max<size_t>(arena.slot_bytes, size_t{64} << 10);
+  options.attach_timeout = std::chrono::seconds(60);
+  return options;
+}
+
+absl::Status RunTcpRank(TcpPorts* ports, int rank, const RankWork& work,
+                        const ArenaOptions& options) {
+  TcpGroup group = ports->group;
+  group.rank = rank;
+  auto comm = JoinTcpGroup(std::move(ports->listeners[rank]), group, OptionsFrom(options));
+  return comm.ok() ? work(**comm) : comm.status();
+}
+
+}  // namespace
+
+std::vector<absl::Status> RunTcpThreads(int world, const RankWork& work,
+                                        const ArenaOptions& options) {
+  TcpPorts ports = TakeTcpPorts(world);
+  std::vector<absl::Status> statuses(static_cast<size_t>(world));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < world; ++rank) {
+    threads.emplace_back([&, rank] { statuses[rank] = RunTcpRank(&ports, rank, work, options); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return statuses;
+}
+
+std::vector<absl::Status> RunTcpProcesses(int world, const RankWork& work,
+                                          const ArenaOptions& options) {
+  TcpPorts ports = TakeTcpPorts(world);
+  return RunChildren(world, [&](int rank) { return RunTcpRank(&ports, rank, work, options); });
+}
+
+std::string NameOf(Backend backend) {
+  switch (backend) {
+    case Backend::kThreads:
+      return "Threads";
+    case Backend::kProcesses:
+      return "Processes";
+    case Backend::kTcpThreads:
+      return "TcpThreads";
+    case Backend::kTcpProcesses:
+      return "TcpProcesses";
+  }
+  return "";
+}
+
+std::vector<absl::Status> RunGroup(Backend backend, int world, const RankWork& work,
+                                   const ArenaOptions& options) {
+  switch (backend) {
+    case Backend::kThreads:
+      return RunThreads(world, work, options);
+    case Backend::kProcesses:
+      return RunProcesses(world, work, options);
+    case Backend::kTcpThreads:
+      return RunTcpThreads(world, work, options);
+    case Backend::kTcpProcesses:
+      return RunTcpProcesses(world, work, options);
+  }
+  return {};
 }
 
 }  // namespace facet

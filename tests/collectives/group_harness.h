@@ -1,8 +1,9 @@
 #ifndef FACET_TESTS_COLLECTIVES_GROUP_HARNESS_H_
 #define FACET_TESTS_COLLECTIVES_GROUP_HARNESS_H_
 
-// Runs every rank of a group at once: as threads over the local backend, or as forked processes
-// over shared memory. A rank's work returns a Status; the harness hands back one per rank.
+// Runs every rank of a group at once: as threads over the local backend, as forked processes over
+// shared memory, and as both over TCP. A rank's work returns a Status; the harness hands back one
+// per rank.
 
 #include <functional>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "base/status.h"
 #include "kernels/collectives/arena.h"
 #include "kernels/collectives/communicator.h"
+#include "kernels/collectives/tcp.h"
 
 namespace facet {
 
@@ -26,13 +28,32 @@ std::vector<absl::Status> RunThreads(int world, const RankWork& work,
 std::vector<absl::Status> RunProcesses(int world, const RankWork& work,
                                        const ArenaOptions& options = {});
 
-enum class Backend { kThreads, kProcesses };
+// The same over TCP, on loopback. Of `options` the slot, which becomes the buffer, and the bounds
+// count.
+std::vector<absl::Status> RunTcpThreads(int world, const RankWork& work,
+                                        const ArenaOptions& options = {});
+std::vector<absl::Status> RunTcpProcesses(int world, const RankWork& work,
+                                          const ArenaOptions& options = {});
 
-inline std::vector<absl::Status> RunGroup(Backend backend, int world, const RankWork& work,
-                                          const ArenaOptions& options = {}) {
-  return backend == Backend::kThreads ? RunThreads(world, work, options)
-                                      : RunProcesses(world, work, options);
+enum class Backend { kThreads, kProcesses, kTcpThreads, kTcpProcesses };
+
+std::string NameOf(Backend backend);
+inline bool IsTcp(Backend backend) {
+  return backend == Backend::kTcpThreads || backend == Backend::kTcpProcesses;
 }
+
+std::vector<absl::Status> RunGroup(Backend backend, int world, const RankWork& work,
+                                   const ArenaOptions& options = {});
+
+// A port of loopback for every rank, and the key of an epoch.
+struct TcpPorts {
+  std::vector<TcpListener> listeners;
+  TcpGroup group;  // of rank 0
+};
+TcpPorts TakeTcpPorts(int world);
+
+// Runs `body(rank)` in a child process per rank.
+std::vector<absl::Status> RunChildren(int world, const std::function<absl::Status(int)>& body);
 
 // A group name that nobody else uses.
 std::string UniqueGroupName();

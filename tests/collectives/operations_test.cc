@@ -1,4 +1,4 @@
-// What the collectives compute, on both backends, against the naive definitions.
+// What the collectives compute, on all backends, against the naive definitions.
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -25,10 +25,6 @@ namespace {
 
 constexpr int kLeavesMax = 16;
 constexpr int64_t kElementsMax = 70'001;
-
-std::string NameOfBackend(Backend backend) {
-  return backend == Backend::kThreads ? "Threads" : "Processes";
-}
 
 ArenaOptions SmallSlots() {
   ArenaOptions options;
@@ -125,14 +121,14 @@ class Operations : public ::testing::TestWithParam<std::tuple<Backend, int>> {
   int world() const { return std::get<1>(GetParam()); }
 };
 
-INSTANTIATE_TEST_SUITE_P(, Operations,
-                         ::testing::Combine(::testing::Values(Backend::kThreads,
-                                                              Backend::kProcesses),
-                                            ::testing::Values(1, 2, 3, 4, 5, 8)),
-                         [](const auto& info) {
-                           return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)),
-                                              std::get<1>(info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    , Operations,
+    ::testing::Combine(::testing::Values(Backend::kThreads, Backend::kProcesses,
+                                         Backend::kTcpThreads, Backend::kTcpProcesses),
+                       ::testing::Values(1, 2, 3, 4, 5, 8)),
+    [](const auto& info) {
+      return fmt::format("{}{}", NameOf(std::get<0>(info.param)), std::get<1>(info.param));
+    });
 
 TEST_P(Operations, AllReduceGivesTheBitsOfTheNaiveTree) {
   EXPECT_ALL_OK(RunGroup(backend(), world(), ReduceMatrix));
@@ -274,9 +270,13 @@ INSTANTIATE_TEST_SUITE_P(, Stress,
                                            std::tuple(Backend::kThreads, 8, 2'000),
                                            std::tuple(Backend::kProcesses, 2, 10'000),
                                            std::tuple(Backend::kProcesses, 3, 5'000),
-                                           std::tuple(Backend::kProcesses, 8, 2'000)),
+                                           std::tuple(Backend::kProcesses, 8, 2'000),
+                                           std::tuple(Backend::kTcpThreads, 2, 3'000),
+                                           std::tuple(Backend::kTcpThreads, 4, 1'000),
+                                           std::tuple(Backend::kTcpProcesses, 3, 2'000),
+                                           std::tuple(Backend::kTcpProcesses, 8, 500)),
                          [](const auto& info) {
-                           return fmt::format("{}{}", NameOfBackend(std::get<0>(info.param)),
+                           return fmt::format("{}{}", NameOf(std::get<0>(info.param)),
                                               std::get<1>(info.param));
                          });
 

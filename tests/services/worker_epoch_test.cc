@@ -19,7 +19,10 @@ class MuteRank {
  public:
   MuteRank(const std::string& leader, int rank, int world)
       : stub_(v1::Group::NewStub(MakeChannel(leader))), stream_(stub_->Join(&context_)) {
+    absl::StatusOr<CollectiveSeat> seat = CollectiveSeat::Take({}, leader);
+    EXPECT_TRUE(seat.ok()) << seat.status();
     v1::RankMessage message;
+    seat->Describe(message.mutable_hello());
     message.mutable_hello()->set_rank(rank);
     message.mutable_hello()->set_world(world);
     message.mutable_hello()->set_model_digest(1);
@@ -31,7 +34,7 @@ class MuteRank {
     while (stream_->Read(&answer) && !answer.has_start()) {
     }
     absl::StatusOr<std::unique_ptr<Communicator>> communicator =
-        AttachCollective(answer.start(), rank, world);
+        AttachCollective(answer.start(), *std::move(seat), rank, world);
     EXPECT_TRUE(communicator.ok()) << communicator.status();
     communicator_ = *std::move(communicator);
   }
