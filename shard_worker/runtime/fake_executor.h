@@ -18,8 +18,9 @@ namespace facet {
 // "logits" are a hash of the history read back through the block tables: of all of it from pool 0
 // and of the window's from pool 1. So a wrong block, a lost chunk or a doubled token changes the
 // output. It repeats itself as text does, so that speculation has something to find: of eight
-// tokens, six follow from the two before them alone. It remembers no token but the last one that each slot sampled (and what SequenceStart
-// brings). It checks the plan's contract as a rank would, and stops the process at a breach.
+// tokens, six follow from the two before them alone. It remembers no token but the last one that
+// each slot sampled (and what SequenceStart brings). It checks the plan's contract as a rank would,
+// and stops the process at a breach.
 class FakeExecutor : public Executor {
  public:
   // Uses the block, window and vocabulary fields. Rows whose token is `poison` have logits that

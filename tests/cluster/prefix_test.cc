@@ -49,8 +49,8 @@ class Prefix : public ::testing::Test {
   // however the worker counts them.
   double PrefilledTokens() {
     const auto metric = [this](const char* name) { return cluster_->Metric("worker-0-0", name); };
-    const double wrong = metric("facet_worker_proposed_tokens_total") -
-                         metric("facet_worker_accepted_tokens_total");
+    const double wrong =
+        metric("facet_worker_proposed_tokens_total") - metric("facet_worker_accepted_tokens_total");
     return metric("facet_worker_step_rows_sum") - metric("facet_worker_output_tokens_total") -
            wrong;
   }

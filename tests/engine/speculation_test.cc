@@ -1,5 +1,5 @@
-// What proposals do to steps and blocks. That they change no token is in everything that is compared
-// with a naive loop, here and in engine_random_test.
+// What proposals do to steps and blocks. That they change no token is in everything that is
+// compared with a naive loop, here and in engine_random_test.
 
 #include <gtest/gtest.h>
 

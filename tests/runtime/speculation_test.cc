@@ -4,11 +4,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/prng.h"
+#include "shard_worker/runtime/sequence_slots.h"
 #include "tests/runtime/in_process_group.h"
 
 namespace facet::testing {
@@ -114,6 +118,36 @@ INSTANTIATE_TEST_SUITE_P(Models, SpeculationTest,
                            name = name.substr(name.rfind('/') + 1);
                            return name.substr(0, name.find('.'));
                          });
+
+// What penalties make of proposals before a row is what they make of tokens that were sampled.
+TEST(SequenceStateTest, AssumedTokensCountAsIfAppended) {
+  const auto fields = [](const LogitEdit& e) {
+    return std::tuple(e.row, e.bias, e.repetition, e.subtract);
+  };
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    SequenceStart start;
+    for (uint64_t i = 0; i < 10; ++i) start.history.push_back(Mix64(seed, i) % 30);
+    start.prompt_length = static_cast<int>(seed % 10);
+    start.sampling.presence_penalty = seed % 3 == 0 ? 0 : 0.3f;
+    start.sampling.frequency_penalty = seed % 5 == 0 ? 0 : 0.7f;
+    start.sampling.repetition_penalty = seed % 2 == 0 ? 1 : 1.3f;
+    start.sampling.logit_bias = {{3, 1.5f}, {11, -2}};
+    if (seed % 30 == 0) start.history.clear();  // and no penalty
+    const SequenceState before(start);
+    SequenceState after(start);
+    std::vector<TokenId> assumed;
+    for (uint64_t i = 0; i < seed % 7; ++i) {
+      assumed.push_back(static_cast<TokenId>(Mix64(seed, 100 + i) % 30));
+      after.Append(assumed.back());
+    }
+    const std::vector<LogitEdit> expected = after.Edits(5, 20, {});
+    const std::vector<LogitEdit> edits = before.Edits(5, 20, assumed);
+    EXPECT_TRUE(
+        std::equal(edits.begin(), edits.end(), expected.begin(), expected.end(),
+                   [&](const LogitEdit& a, const LogitEdit& b) { return fields(a) == fields(b); }))
+        << "seed " << seed;
+  }
+}
 
 }  // namespace
 }  // namespace facet::testing

@@ -52,6 +52,7 @@ CLASSES = {
     "livelock",
     "leader's bookkeeping",
     "resume and failover",
+    "speculation",
 }
 
 

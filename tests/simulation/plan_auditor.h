@@ -22,7 +22,7 @@ class PlanAuditor {
  private:
   struct Slot {
     int64_t next_position = 0;
-    int64_t unsure = 0;  // of the positions before it, the last that may not have counted
+    int64_t unsure = 0;    // of the positions before it, the last that may not have counted
     bool sampled = false;  // by its latest segment
   };
 
