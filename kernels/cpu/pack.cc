@@ -137,55 +137,81 @@ Byte* HeaderAt(const PackedLayout& layout, Byte* panel, int64_t index) {
   return panel + index / layout.super_blocks * layout.super_bytes();
 }
 
-void PackIntegerRow(const MatrixSource& source, int64_t row, int column, Byte* panel) {
-  const PackedLayout layout = LayoutOf(PackedFormatOf(source.type));
+// Panels are packed in stretches of this many columns, all rows of one before the next: what the
+// rows write then lies in the first-level cache. Whole blocks of every type.
+constexpr int64_t kStretch = 256;
+
+// A part of one row of a source, and the column of the panel it goes to.
+struct RowPart {
+  int64_t row = 0;
+  int column = 0;
+  int64_t begin = 0;  // columns of the source, in whole blocks
+  int64_t end = 0;
+};
+
+// Calls visit(block in the file, group of 32 in it, index of the group in the row) for the part.
+template <typename Visit>
+void ForEachGroup(const MatrixSource& source, const RowPart& part, const Visit& visit) {
   const BlockFormat& format = FormatOf(source.type);
   const int groups = format.elements / kBlockColumns;
-  const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, row));
-  for (int64_t index = 0; index < source.columns / kBlockColumns; ++index) {
-    const Byte* block = from + index / groups * format.bytes;
-    const int g = static_cast<int>(index % groups);
-    ColumnBlock read;
-    ReadColumnBlock(source.type, block, g, &read);
-    Byte* to = BlockAt(layout, panel, index);
-    WriteScales(layout, read, column, to);
-    WriteWeights(layout, read, column, to + layout.scale_bytes);
-    if (layout.super_blocks == 1 || g != 0) continue;
-    Byte* header = HeaderAt(layout, panel, index);
-    if (layout.has_min) {
-      std::memcpy(header + 2 * column, block, 2);
-      std::memcpy(header + 64 + 2 * column, block + 2, 2);
-    } else {
-      std::memcpy(header + 2 * column, block + 208, 2);  // Q6_K keeps d at the end
-    }
+  const Byte* block = reinterpret_cast<const Byte*>(SourceRow(source, part.row)) +
+                      part.begin / format.elements * format.bytes;
+  for (int64_t index = part.begin / kBlockColumns; index < part.end / kBlockColumns;
+       block += format.bytes) {
+    for (int g = 0; g < groups; ++g) visit(block, g, index++);
   }
 }
 
+void PackIntegers(const MatrixSource& source, const PackedLayout& layout, const RowPart& part,
+                  Byte* panel) {
+  ForEachGroup(source, part, [&](const Byte* block, int g, int64_t index) {
+    ColumnBlock read;
+    ReadColumnBlock(source.type, block, g, &read);
+    Byte* to = BlockAt(layout, panel, index);
+    WriteScales(layout, read, part.column, to);
+    WriteWeights(layout, read, part.column, to + layout.scale_bytes);
+    if (layout.super_blocks == 1 || g != 0) return;
+    Byte* header = HeaderAt(layout, panel, index);
+    if (layout.has_min) {
+      std::memcpy(header + 2 * part.column, block, 2);
+      std::memcpy(header + 64 + 2 * part.column, block + 2, 2);
+    } else {
+      std::memcpy(header + 2 * part.column, block + 208, 2);  // Q6_K keeps d at the end
+    }
+  });
+}
+
 // Four K values to a word: the high four bits as for a 4-bit format, the low bits by granules.
-void WriteSplitWeights(const SplitLayout& layout, const ColumnBlock& block, int column, Byte* high,
-                       Byte* low) {
+template <int kLowBits>
+void WriteSplitWeights(const ColumnBlock& block, int column, Byte* high, Byte* low) {
+  constexpr int kPerGranule = 8 / kLowBits;
+  constexpr uint32_t kLow = ((1u << kLowBits) - 1) * 0x01010101u;
   const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
-  const uint32_t mask = ((1u << layout.low_bits) - 1) * 0x01010101u;
-  const int per_granule = 8 / layout.granules;
-  for (int g = 0; g < 8; ++g) {
-    const uint32_t top = (block.quads[g] >> layout.low_bits) & 0x0f0f0f0fu;
-    const uint32_t rest = (block.quads[g] & mask) << (layout.low_bits * (g % per_granule));
-    Byte* to = high + 128 * (g / 2) + lane;
-    Store32(to, Load32(to) | top << (4 * (g % 2)));
-    to = low + SplitLayout::kGranuleBytes * (g / per_granule) + lane;
-    Store32(to, Load32(to) | rest);
+  for (int pair = 0; pair < 4; ++pair) {
+    const uint32_t even = (block.quads[2 * pair] >> kLowBits) & 0x0f0f0f0fu;
+    const uint32_t odd = (block.quads[2 * pair + 1] >> kLowBits) & 0x0f0f0f0fu;
+    Store32(high + 128 * pair + lane, even | odd << 4);
+  }
+  for (int granule = 0; granule < 8 / kPerGranule; ++granule) {
+    uint32_t rest = 0;
+    for (int g = 0; g < kPerGranule; ++g) {
+      rest |= (block.quads[kPerGranule * granule + g] & kLow) << (kLowBits * g);
+    }
+    Store32(low + SplitLayout::kGranuleBytes * granule + lane, rest);
   }
 }
 
 // The largest norm that what the low bits leave of `block` has under one scale, squared.
-int ResidualSquared(const SplitLayout& layout, const ColumnBlock& block) {
-  const int parts = layout.whole.scales_per_block;
+template <int kLowBits, int kParts>
+int ResidualSquared(const ColumnBlock& block) {
+  Byte values[32];
+  std::memcpy(values, block.quads, sizeof(values));
   int largest = 0;
-  for (int part = 0; part < parts; ++part) {
+  for (int part = 0; part < kParts; ++part) {
     int sum = 0;
-    for (int k = 32 / parts * part; k < 32 / parts * (part + 1); ++k) {
-      const int value = static_cast<int>(block.quads[k / 4] >> (8 * (k % 4)) & 0xffu);
-      const int residual = value % (1 << layout.low_bits) - layout.center();
+    for (int k = 0; k < 32 / kParts; ++k) {
+      const int residual =
+          (values[32 / kParts * part + k] & ((1 << kLowBits) - 1)) - (1 << (kLowBits - 1));
       sum += residual * residual;
     }
     largest = std::max(largest, sum);
@@ -193,48 +219,66 @@ int ResidualSquared(const SplitLayout& layout, const ColumnBlock& block) {
   return largest;
 }
 
-void PackSplitRow(const MatrixSource& source, int64_t row, int column, Byte* panel, Byte* low) {
-  const PackedFormat packed = PackedFormatOf(source);
-  const SplitLayout layout = SplitLayoutOf(packed);
-  const BlockFormat& format = FormatOf(source.type);
-  const int groups = format.elements / kBlockColumns;
-  const int64_t blocks = source.columns / kBlockColumns;
-  const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, row));
-  int residual = 0;
-  for (int64_t index = 0; index < blocks; ++index) {
-    const Byte* block = from + index / groups * format.bytes;
-    const int g = static_cast<int>(index % groups);
+// `residual` is the largest of the row so far.
+template <PackedFormat kFormat>
+void PackSplit(const MatrixSource& source, const RowPart& part, Byte* panel, Byte* low_bits,
+               int* residual) {
+  constexpr SplitLayout kLayout = SplitLayoutOf(kFormat);
+  static_assert(8 / kLayout.low_bits == 8 / kLayout.granules);
+  ForEachGroup(source, part, [&](const Byte* block, int g, int64_t index) {
     ColumnBlock read;
     ReadColumnBlock(source.type, block, g, &read);
-    Byte* scales = panel + layout.scales_at(index);
-    WriteScales(layout.whole, read, column, scales);
-    WriteSplitWeights(layout, read, column, scales + layout.whole.scale_bytes,
-                      low + index * layout.low_bytes());
-    residual = std::max(residual, ResidualSquared(layout, read));
-    if (packed == PackedFormat::kQ6KSplit && g == 0) {
-      std::memcpy(panel + layout.header_at(index) + 2 * column, block + 208, 2);
+    Byte* scales = panel + kLayout.scales_at(index);
+    WriteScales(kLayout.whole, read, part.column, scales);
+    WriteSplitWeights<kLayout.low_bits>(read, part.column, scales + kLayout.whole.scale_bytes,
+                                        low_bits + index * kLayout.low_bytes());
+    *residual = std::max(*residual,
+                         ResidualSquared<kLayout.low_bits, kLayout.whole.scales_per_block>(read));
+    if (kFormat == PackedFormat::kQ6KSplit && g == 0) {
+      std::memcpy(panel + kLayout.header_at(index) + 2 * part.column, block + 208, 2);
     }
-  }
-  const double norm = kResidualUnits * std::sqrt(static_cast<double>(residual));
+  });
+}
+
+void WriteResidual(int squared, int column, Byte* panel) {
+  const double norm = kResidualUnits * std::sqrt(static_cast<double>(squared));
   panel[column] = static_cast<Byte>(std::ceil(std::max(norm, double{kResidualFloor})));
 }
 
-void PackNarrowFloats(const MatrixSource& source, int64_t row, int column, Byte* panel) {
-  const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, row));
-  for (int64_t k = 0; k < source.columns; ++k) {
-    std::memcpy(panel + (k * kPanelColumns + column) * 2, from + 2 * k, 2);
+void PackNarrowFloats(const MatrixSource& source, const RowPart& part, Byte* panel) {
+  const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, part.row));
+  for (int64_t k = part.begin; k < part.end; ++k) {
+    std::memcpy(panel + (k * kPanelColumns + part.column) * 2, from + 2 * k, 2);
   }
 }
 
-absl::Status PackFloats(const MatrixSource& source, int64_t row, int column, Byte* panel) {
-  std::vector<float> values(static_cast<size_t>(source.columns));
-  DequantizeRow(source.type, SourceRow(source, row), source.columns, values.data());
-  for (int64_t k = 0; k < source.columns; ++k) {
-    const float value = values[static_cast<size_t>(k)];
-    if (source.type != TensorType::kF32 && !std::isfinite(value)) {
-      return InvalidArgument("{}: row {} has a weight that is not finite", source.name, row);
+absl::Status PackFloats(const MatrixSource& source, const RowPart& part, Byte* panel) {
+  float values[kStretch];
+  const int64_t count = part.end - part.begin;
+  DequantizeRow(source.type, SourceRow(source, part.row) + RowBytes(source.type, part.begin), count,
+                values);
+  for (int64_t i = 0; i < count; ++i) {
+    if (source.type != TensorType::kF32 && !std::isfinite(values[i])) {
+      return InvalidArgument("{}: row {} has a weight that is not finite", source.name, part.row);
     }
-    std::memcpy(panel + (k * kPanelColumns + column) * 4, &value, 4);
+    std::memcpy(panel + ((part.begin + i) * kPanelColumns + part.column) * 4, &values[i], 4);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PackPart(const MatrixSource& source, PackedFormat format, const PackedLayout& layout,
+                      const RowPart& part, PanelAt<std::byte> out, int* residual) {
+  Byte* panel = reinterpret_cast<Byte*>(out.panel);
+  Byte* low = reinterpret_cast<Byte*>(out.low);
+  if (format == PackedFormat::kF32) return PackFloats(source, part, panel);
+  if (format == PackedFormat::kQ8Split) {
+    PackSplit<PackedFormat::kQ8Split>(source, part, panel, low, residual);
+  } else if (format == PackedFormat::kQ6KSplit) {
+    PackSplit<PackedFormat::kQ6KSplit>(source, part, panel, low, residual);
+  } else if (layout.is_float) {
+    PackNarrowFloats(source, part, panel);
+  } else {
+    PackIntegers(source, layout, part, panel);
   }
   return absl::OkStatus();
 }
@@ -401,21 +445,24 @@ absl::Status FirstFailure::Take() const {
 
 absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out) {
   const PackedFormat format = PackedFormatOf(source);
-  Byte* to = reinterpret_cast<Byte*>(out.panel);
+  const PackedLayout layout = LayoutOf(format);
   const int64_t first = panel * kPanelColumns;
   const int64_t last = std::min(first + kPanelColumns, source.rows);
   for (int64_t row = first; row < last; ++row) {
-    const int column = static_cast<int>(row - first);
     FACET_RETURN_IF_ERROR(CheckScales(source, row));
-    if (format == PackedFormat::kF32) {
-      FACET_RETURN_IF_ERROR(PackFloats(source, row, column, to));
-    } else if (IsSplit(format)) {
-      PackSplitRow(source, row, column, to, reinterpret_cast<Byte*>(out.low));
-    } else if (LayoutOf(format).is_float) {
-      PackNarrowFloats(source, row, column, to);
-    } else {
-      PackIntegerRow(source, row, column, to);
+  }
+  int residuals[kPanelColumns] = {};
+  for (int64_t begin = 0; begin < source.columns; begin += kStretch) {
+    const int64_t end = std::min(begin + kStretch, source.columns);
+    for (int64_t row = first; row < last; ++row) {
+      const int column = static_cast<int>(row - first);
+      FACET_RETURN_IF_ERROR(
+          PackPart(source, format, layout, {row, column, begin, end}, out, &residuals[column]));
     }
+  }
+  if (!IsSplit(format)) return absl::OkStatus();
+  for (int column = 0; column < last - first; ++column) {
+    WriteResidual(residuals[column], column, reinterpret_cast<Byte*>(out.panel));
   }
   return absl::OkStatus();
 }

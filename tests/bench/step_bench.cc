@@ -3,7 +3,7 @@
 // device operation on rank 0. Steps are the forward pass and a greedy look at the logits.
 //
 //   step_bench MODEL.gguf [--world=2] [--threads=1] [--isa=avx2] [--screened_head=false]
-//              [--seconds=2] [STEP ...]
+//              [--packed_cache=FOLDER] [--seconds=2] [STEP ...]
 //
 // A STEP is ROWSxSEQUENCES@CONTEXT: 1x8@512 decodes one token of 8 sequences after 512 others,
 // 512x1@0 is a prefill. What is printed is the median step by the clock; operations are means of
@@ -186,6 +186,7 @@ struct Options {
   int threads = 1;
   CpuDeviceOptions::Isa isa = CpuDeviceOptions::kAuto;
   bool screened_head = true;
+  std::string packed_cache;  // empty: weights are packed into memory of their own
   double seconds = 2;
   std::vector<StepKind> steps;
 };
@@ -219,6 +220,8 @@ Options ParseArguments(int argc, char** argv) {
       options.threads = ToInt(value);
     } else if (text.starts_with("--isa=")) {
       options.isa = value == "avx2" ? CpuDeviceOptions::kAvx2 : CpuDeviceOptions::kAvx512;
+    } else if (text.starts_with("--packed_cache=")) {
+      options.packed_cache = value;
     } else if (text == "--screened_head=false") {
       options.screened_head = false;
     } else if (text.starts_with("--seconds=")) {
@@ -247,7 +250,10 @@ class BenchRank {
         plan_(plan),
         rank_(rank),
         device_(*MakeCpuDevice({options.threads, options.isa})),
-        weights_(*LoadWeights(model, spec, plan, rank, &device_, options.screened_head, {})),
+        files_({.folder = options.packed_cache}),
+        cache_{.files = &files_, .load_threads = options.threads, .pack_threads = 2},
+        weights_(*LoadWeights(model, spec, plan, rank, &device_, options.screened_head, {},
+                              options.packed_cache.empty() ? nullptr : &cache_)),
         forward_(*Forward::Create(spec, plan, rank, weights_, &device_, kRowsMax)) {
     int blocks = 0;
     for (const StepKind& kind : options.steps) blocks = std::max(blocks, BlocksOf(kind));
@@ -300,6 +306,8 @@ class BenchRank {
   const ShardPlan& plan_;
   const int rank_;
   TimedDevice device_;
+  PackedCache files_;
+  WeightCache cache_;
   Weights weights_;
   std::unique_ptr<Forward> forward_;
   std::vector<int32_t> table_;

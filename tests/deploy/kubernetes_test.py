@@ -211,11 +211,21 @@ class Manifests:
                 mount = next(m for m in container["volumeMounts"] if m["name"] == "models")
                 self.assertTrue(mount["readOnly"])
         worker = pods(self.objects)["worker"]["spec"]
-        memory = [v["name"] for v in worker["volumes"] if "emptyDir" in v]
-        volume = next(v for v in worker["volumes"] if v["name"] in memory)
+        volume = next(v for v in worker["volumes"] if v["name"] == "memory")
         self.assertEqual(volume["emptyDir"]["medium"], "Memory")
         for container in worker["containers"]:
             self.assertIn(volume["name"], [m["name"] for m in container["volumeMounts"]])
+
+    def test_ranks_share_packed_weights_on_disk_within_the_volumes_limit(self):
+        worker = pods(self.objects)["worker"]["spec"]
+        volume = next(v["emptyDir"] for v in worker["volumes"] if v["name"] == "packed")
+        self.assertNotIn("medium", volume)
+        limit = int(re.fullmatch(r"(\d+)Gi", volume["sizeLimit"]).group(1)) << 30
+        for container in worker["containers"]:
+            flags = flags_of(container)
+            mount = next(m for m in container["volumeMounts"] if m["name"] == "packed")
+            self.assertEqual(flags["packed_cache"], mount["mountPath"])
+            self.assertLess(int(flags["packed_cache_bytes"]), limit)
 
 
 class Invariants(Manifests, unittest.TestCase):
@@ -297,8 +307,10 @@ class Flags(unittest.TestCase):
         self.assertEqual(set(manifests), {"facet-router", "facet-worker"})
         self.assertEqual(set(launcher), set(manifests))
         for binary in manifests:
+            # Locally packed weights lie where a user's caches do, which is the default.
+            of_pods = {"packed_cache", "packed_cache_bytes"}
             names = [
-                {name for flags in started[binary] for name in flags}
+                {name for flags in started[binary] for name in flags} - of_pods
                 for started in (manifests, launcher)
             ]
             self.assertEqual(*names, binary)
