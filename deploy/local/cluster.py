@@ -234,9 +234,10 @@ class Cluster:
             f"--rank={rank}",
             f"--world={self.tp}",
             f"--threads={self.threads}",
-            f"--collective={self.collective}",
             f"--listen={leader}" if rank == 0 else f"--leader={leader}",
         ]
+        if self.collective != "auto":
+            command.append(f"--collective={self.collective}")
         return command + self._common_flags(metrics_port) + self.worker_flags
 
     def _router_command(self, endpoint, leaders, metrics_port):

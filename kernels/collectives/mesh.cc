@@ -174,8 +174,9 @@ void Mesh::Advance(Call* call) {
   links_[call->to] = std::move(call->socket);
 }
 
+// Not all that may come in a flood: the links that stand and the deadline want to be looked at.
 void Mesh::Accept() {
-  while (true) {
+  for (size_t i = 0; i < options_.visitors_max; ++i) {
     UniqueFd socket(accept4(listener_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket.valid()) {
       // Out of descriptors: the oldest gives its up, else who waits would keep the poll awake.
