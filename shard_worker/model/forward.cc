@@ -6,6 +6,13 @@
 #include "base/status.h"
 
 namespace facet {
+namespace {
+
+// Devices leave parts of the output layer unread for a few rows only: with more of them, to agree
+// on floors would be in vain.
+constexpr size_t kAgreedRowsMax = 4;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const ModelSpec& spec,
                                                          const ShardPlan& plan, int rank,
@@ -90,6 +97,7 @@ absl::Status Forward::Allocate(int rows_max) {
 absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tokens,
                           Communicator* communicator) {
   FACET_CHECK(static_cast<int>(tokens.size()) == layout.rows);
+  communicator_ = communicator;
   device_->BeginStep(layout);
   FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
   const int layers = static_cast<int>(layers_.size());
@@ -198,7 +206,21 @@ void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slic
   search.slices = &slices;
   search.queries = queries;
   search.scratch = logits_;
+  if (plan_.world() > 1 && rows.size() <= kAgreedRowsMax) {
+    search.agree = [this](std::span<float> floors) { AgreeOnFloors(floors); };
+  }
   device_->SearchHead(search, replies);
+}
+
+void Forward::AgreeOnFloors(std::span<float> floors) {
+  const auto world = static_cast<size_t>(plan_.world());
+  floor_counts_.assign(world, static_cast<int64_t>(floors.size()));
+  all_floors_.resize(world * kAgreedRowsMax);
+  if (!communicator_->AllGather(floors, floor_counts_, all_floors_.data()).ok()) return;
+  for (size_t i = 0; i < world * floors.size(); ++i) {
+    float& floor = floors[i % floors.size()];
+    floor = std::max(floor, all_floors_[i]);
+  }
 }
 
 }  // namespace facet
