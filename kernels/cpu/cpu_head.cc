@@ -28,7 +28,7 @@ constexpr double kRefinedMax = 0.75;
 // Fewer half panels are completed at once.
 constexpr size_t kRefineFrom = 12;
 // Granules that refining reads.
-constexpr int kRefinedGranules = 16;
+constexpr int kRefinedGranules = 24;
 // Keeps the bound's own rounding within its margin.
 constexpr int64_t kBlocksMax = 4096;
 // With one, a panel is needed sooner than the memory has brought it.
