@@ -27,6 +27,9 @@ constexpr double kCompletedMax = 0.25;
 constexpr double kRefinedMax = 0.75;
 // Fewer half panels are completed at once.
 constexpr size_t kRefineFrom = 12;
+// Of the rows of the head: where more reach the threshold, refining them costs too much.
+constexpr int64_t kReachedPart = 8;
+constexpr int64_t kReachedMin = 1024;
 // Granules that refining reads.
 constexpr int kRefinedGranules = 24;
 // Keeps the bound's own rounding within its margin.
@@ -107,9 +110,23 @@ bool CpuHead::Begin() {
   activations_.ChooseGranules(planned_);
   FirstPass();
   reads_.screened += rows() * head_->rows();
-  questions_.resize(std::max(questions_.size(), search_->queries.size()));
+  Reserve();
   for (int row = 0; row < rows(); ++row) Seed(row);
   return true;
+}
+
+// What grows with the rows that must be looked at again is as large as it can become from the
+// first search on.
+void CpuHead::Reserve() {
+  reached_max_ = static_cast<size_t>(std::max(head_->rows() / kReachedPart, kReachedMin));
+  vocabulary_.Reserve(search_->slices->starts.size(), kScreenedCountMax + kSeeds,
+                      reached_max_ + CpuVocabulary::kChunk);
+  questions_.resize(kScreenedRowsMax);
+  for (Question& asked : questions_) asked.reached.reserve(reached_max_);
+  wanted_.reserve(reached_max_);
+  halves_.reserve(reached_max_);
+  const size_t halves = std::min(reached_max_, 2 * static_cast<size_t>(head_->panels()));
+  lanes_.resize(std::max(lanes_.size(), halves * kHalfPanel));
 }
 
 void CpuHead::Agree() {
@@ -199,6 +216,7 @@ void CpuHead::Seed(int row) {
   if (!asked.bounded) return;
   if (query.gumbel) {  // the noise decides who is promising
     Reach(row);
+    if (!asked.bounded) return;
     CompleteFirst(row, static_cast<size_t>(count));
   }
   floors_[static_cast<size_t>(row)] = asked.best.threshold();
@@ -209,6 +227,7 @@ bool CpuHead::Finish(int row, CandidateReply* reply) {
   if (!asked.bounded) return false;
   asked.best.Raise(floors_[static_cast<size_t>(row)]);
   if (!asked.has_reached) Reach(row);
+  if (!asked.bounded) return false;
   WantReached(row);
   if (HalvesShare(halves_.size()) > kRefinedMax) return false;
   if (halves_.size() >= kRefineFrom) {
@@ -218,7 +237,8 @@ bool CpuHead::Finish(int row, CandidateReply* reply) {
   if (HalvesShare(halves_.size()) > kCompletedMax) return false;
   Complete(row, wanted_);
   asked.best.Prune();
-  *reply = CandidateReply();
+  Clear(reply);
+  reply->best.reserve(static_cast<size_t>(asked.query->count));
   reply->best = asked.best.kept();
   std::sort(reply->best.begin(), reply->best.end(), ComesBefore);
   return true;
@@ -226,7 +246,8 @@ bool CpuHead::Finish(int row, CandidateReply* reply) {
 
 void CpuHead::Reach(int row) {
   Question& asked = question(row);
-  vocabulary_.Reach(&asked.scan, asked.best.threshold(), &asked.reached);
+  asked.bounded =
+      vocabulary_.Reach(&asked.scan, asked.best.threshold(), reached_max_, &asked.reached);
   asked.has_reached = true;
 }
 
@@ -261,7 +282,6 @@ void CpuHead::SetHalves(std::span<const int32_t> head_rows) {
     const int32_t half = head_row / kHalfPanel;
     if (halves_.empty() || halves_.back() != half) halves_.push_back(half);
   }
-  lanes_.resize(std::max(lanes_.size(), halves_.size() * kHalfPanel));
 }
 
 void CpuHead::Refine(int row) {

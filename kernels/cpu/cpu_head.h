@@ -36,7 +36,8 @@ class CpuHead {
   // One row of activations that is screened.
   struct Question {
     const CandidateQuery* query = nullptr;
-    bool bounded = false;  // by finite bounds, with a best row to compare with
+    // By finite bounds, with a best row to compare with, that not too many others may surpass.
+    bool bounded = false;
     CpuVocabulary::Scan scan;
     TopCandidates best;
     std::vector<CpuVocabulary::Reached> reached;  // rows of the head that may be among the best
@@ -49,6 +50,7 @@ class CpuHead {
   bool CanScreen() const;
   // The first pass. False: it would not pay, or cannot bound these activations.
   bool Begin();
+  void Reserve();
   // Agrees with the other ranks on what the best candidates reach at least.
   void Agree();
   void FinishScreening(std::span<CandidateReply> replies);
@@ -100,7 +102,8 @@ class CpuHead {
   SplitLayout layout_;
   const SplitKernels* split_ = nullptr;
   HeadActivations activations_;
-  int planned_ = 0;  // granules of the first pass
+  int planned_ = 0;         // granules of the first pass
+  size_t reached_max_ = 0;  // more rows of the head are not worth another look
   std::vector<Question> questions_;
   std::vector<float> floors_;
   std::vector<int32_t> wanted_;  // rows of the head to complete

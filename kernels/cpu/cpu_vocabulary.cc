@@ -12,13 +12,24 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // A list is pruned when it has grown to twice the count wanted, and not before this size.
 constexpr size_t kPruneFrom = 64;
+// Room for candidates is made beforehand if no more are wanted.
+constexpr size_t kReservedMax = 4096;
 
 }  // namespace
+
+void Clear(CandidateReply* reply) {
+  reply->best.clear();
+  reply->sums.clear();
+  reply->raw_best.clear();
+  reply->raw_sums.clear();
+  reply->finite = true;
+}
 
 void TopCandidates::Reset(int count, float floor) {
   count_ = static_cast<size_t>(count);
   threshold_ = floor;
   kept_.clear();
+  kept_.reserve(std::clamp(2 * count_, kPruneFrom, kReservedMax));
 }
 
 void TopCandidates::Offer(const Candidate& candidate) {
@@ -37,6 +48,15 @@ void TopCandidates::Prune() {
 CpuVocabulary::CpuVocabulary(const KernelTable& kernels, ThreadPool* pool)
     : kernels_(kernels), pool_(*pool), scratch_(static_cast<size_t>(pool->threads())) {}
 
+void CpuVocabulary::Reserve(size_t slices, int count, size_t reached) {
+  find_.state.reserve(slices);
+  merged_.reserve(std::min(static_cast<size_t>(count) * scratch_.size(), kReservedMax));
+  for (Scratch& scratch : scratch_) {
+    scratch.best[kProcessed].Reset(count, -kInfinity);
+    scratch.reached.reserve(reached);
+  }
+}
+
 void CpuVocabulary::Find(const float* logits, const VocabularySlices& slices,
                          const CandidateQuery& query, CandidateReply* reply) {
   scan_ = &find_;
@@ -45,7 +65,7 @@ void CpuVocabulary::Find(const float* logits, const VocabularySlices& slices,
   find_.slices = &slices;
   find_.query = &query;
   find_.state.assign(static_cast<size_t>(count), Slice());
-  *reply = CandidateReply();
+  Clear(reply);
   if (query.sums) reply->sums.resize(find_.state.size());
   if (query.raw_sums) reply->raw_sums.resize(find_.state.size());
   pool_.ParallelFor(count, [&](int64_t i, int thread) {
@@ -57,12 +77,14 @@ void CpuVocabulary::Find(const float* logits, const VocabularySlices& slices,
   });
   for (const Slice& slice : find_.state) {
     if (slice.finite) continue;
-    *reply = CandidateReply();
+    Clear(reply);
     reply->finite = false;
     return;
   }
-  SelectBest(kProcessed, query.count, &reply->best);
-  SelectBest(kRaw, query.raw_count, &reply->raw_best);
+  SelectBest(kProcessed, query.count);
+  reply->best = merged_;
+  SelectBest(kRaw, query.raw_count);
+  reply->raw_best = merged_;
 }
 
 bool CpuVocabulary::Seed(const float* bounds, const VocabularySlices& slices,
@@ -82,31 +104,36 @@ bool CpuVocabulary::Seed(const float* bounds, const VocabularySlices& slices,
   }
   if (query.gumbel) {  // the noise of all is looked at once, in Reach()
     SeedThreshold(kProcessed, count);
-    seeds_ = scratch_.front().best[kProcessed].kept();
+    merged_ = scratch_.front().best[kProcessed].kept();
   } else {
-    SelectBest(kProcessed, count, &seeds_);
+    SelectBest(kProcessed, count);
   }
-  for (const Candidate& candidate : seeds_) rows->push_back(candidate.id - slices.first_id);
+  for (const Candidate& candidate : merged_) rows->push_back(candidate.id - slices.first_id);
   std::sort(rows->begin(), rows->end());
   return true;
 }
 
-void CpuVocabulary::Reach(Scan* scan, float threshold, std::vector<Reached>* reached) {
+bool CpuVocabulary::Reach(Scan* scan, float threshold, size_t limit,
+                          std::vector<Reached>* reached) {
   scan_ = scan;
   for (Scratch& scratch : scratch_) scratch.reached.clear();
   pool_.ParallelFor(static_cast<int64_t>(scan->state.size()), [&](int64_t slice, int thread) {
-    ReachInSlice(static_cast<size_t>(slice), threshold, &scratch_[static_cast<size_t>(thread)]);
+    ReachInSlice(static_cast<size_t>(slice), threshold, limit,
+                 &scratch_[static_cast<size_t>(thread)]);
   });
   reached->clear();
   for (const Scratch& scratch : scratch_) {
+    if (reached->size() + scratch.reached.size() > limit) return false;
     reached->insert(reached->end(), scratch.reached.begin(), scratch.reached.end());
   }
+  return true;
 }
 
-void CpuVocabulary::ReachInSlice(size_t slice, float threshold, Scratch* scratch) {
+void CpuVocabulary::ReachInSlice(size_t slice, float threshold, size_t limit, Scratch* scratch) {
   const float noise = scan_->query->gumbel ? canonical::kGumbelBound : 0;
   if (scan_->state[slice].max[kProcessed] + noise < threshold) return;
   for (int64_t chunk = begin(slice); chunk < end(slice); chunk += kChunk) {
+    if (scratch->reached.size() > limit) return;
     const int size = static_cast<int>(std::min<int64_t>(kChunk, end(slice) - chunk));
     Process(chunk, size, scratch);
     const float* order = Orders(chunk, size, threshold, scratch);
@@ -171,8 +198,8 @@ SliceSum CpuVocabulary::SumSlice(size_t slice, Logits which, Scratch* scratch) {
   return result;
 }
 
-void CpuVocabulary::SelectBest(Logits which, int count, std::vector<Candidate>* best) {
-  best->clear();
+void CpuVocabulary::SelectBest(Logits which, int count) {
+  merged_.clear();
   if (count <= 0) return;
   const float floor = SeedThreshold(which, count);
   for (Scratch& scratch : scratch_) scratch.best[which].Reset(count, floor);
@@ -182,10 +209,10 @@ void CpuVocabulary::SelectBest(Logits which, int count, std::vector<Candidate>* 
   for (Scratch& scratch : scratch_) {
     scratch.best[which].Prune();
     const std::vector<Candidate>& kept = scratch.best[which].kept();
-    best->insert(best->end(), kept.begin(), kept.end());
+    merged_.insert(merged_.end(), kept.begin(), kept.end());
   }
-  std::sort(best->begin(), best->end(), ComesBefore);
-  best->resize(std::min(best->size(), static_cast<size_t>(count)));
+  std::sort(merged_.begin(), merged_.end(), ComesBefore);
+  merged_.resize(std::min(merged_.size(), static_cast<size_t>(count)));
 }
 
 // What the best candidates of the most promising chunk reach.

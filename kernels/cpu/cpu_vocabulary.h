@@ -12,6 +12,9 @@
 
 namespace facet {
 
+// As new, but with the memory that it has.
+void Clear(CandidateReply* reply);
+
 // Keeps the `count` best of the candidates offered. Exact whatever the order of the offers.
 class TopCandidates {
  public:
@@ -42,6 +45,9 @@ class CpuVocabulary {
  public:
   CpuVocabulary(const KernelTable& kernels, ThreadPool* pool);
 
+  // Makes room for calls about as many slices, candidates and rows that reach a threshold.
+  void Reserve(size_t slices, int count, size_t reached);
+
   void Find(const float* logits, const VocabularySlices& slices, const CandidateQuery& query,
             CandidateReply* reply);
 
@@ -67,12 +73,12 @@ class CpuVocabulary {
     float order = 0;
     int32_t row = 0;
   };
+  static constexpr int kChunk = 1024;
   // The rows whose bounds reach `threshold`, in no order. `scan`: as Seed() left it; bounds may
-  // have become lower since.
-  void Reach(Scan* scan, float threshold, std::vector<Reached>* reached);
+  // have become lower since. False, and only some of them, if they are more than `limit`.
+  bool Reach(Scan* scan, float threshold, size_t limit, std::vector<Reached>* reached);
 
  private:
-  static constexpr int kChunk = 1024;
   // Which logits are looked at: as the device gave them, or after edits and temperature.
   enum Logits { kProcessed, kRaw };
 
@@ -87,7 +93,7 @@ class CpuVocabulary {
   int64_t begin(size_t slice) const { return scan_->slices->starts[slice]; }
   int64_t end(size_t slice) const { return scan_->slices->starts[slice + 1]; }
 
-  void ReachInSlice(size_t slice, float threshold, Scratch* scratch);
+  void ReachInSlice(size_t slice, float threshold, size_t limit, Scratch* scratch);
   // The orders of the processed logits of [begin, begin + size), which may lie in scratch->order;
   // what cannot reach the threshold may be -infinity.
   const float* Orders(int64_t begin, int size, float threshold, Scratch* scratch) const;
@@ -96,17 +102,18 @@ class CpuVocabulary {
   void SelectFromSlice(size_t slice, Logits which, Scratch* scratch);
   void SelectFromChunk(int64_t begin, int size, Logits which, Scratch* scratch);
   SliceSum SumSlice(size_t slice, Logits which, Scratch* scratch);
-  void SelectBest(Logits which, int count, std::vector<Candidate>* best);
+  // Into merged_.
+  void SelectBest(Logits which, int count);
   // The processed logits of [begin, begin + size) into scratch->processed. False if one of them or
   // of the raw ones is NaN or +infinity.
   bool Process(int64_t begin, int size, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  std::vector<Scratch> scratch_;  // by thread
-  Scan find_;                     // Find()'s
-  Scan* scan_ = nullptr;          // of the call in progress
-  std::vector<Candidate> seeds_;
+  std::vector<Scratch> scratch_;   // by thread
+  Scan find_;                      // Find()'s
+  Scan* scan_ = nullptr;           // of the call in progress
+  std::vector<Candidate> merged_;  // the threads' best
 };
 
 }  // namespace facet

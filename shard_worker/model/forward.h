@@ -71,6 +71,7 @@ class Forward {
   absl::Status Allocate(int rows_max);
   absl::Status Embed(const StepLayout& layout, std::span<const TokenId> tokens,
                      Communicator* communicator);
+  void PlanGather(int rows, std::span<const TokenId> tokens);
   absl::Status RunAttention(int layer, int rows, Communicator* communicator);
   absl::Status RunFfn(int layer, int rows, Communicator* communicator);
   // floors[i] = the largest of all ranks' floors[i].
@@ -94,6 +95,9 @@ class Forward {
   Floats roots_;                          // [roots, rows, width]
   Floats owned_embeddings_, all_embeddings_;
   Floats logit_inputs_, logits_;          // [kLogitRowsMax, width], [kLogitRowsMax, slice]
+  // Of the step's rows, for the exchange of embeddings.
+  std::vector<int32_t> owned_, owners_, places_;
+  std::vector<int64_t> gather_counts_;    // floats by rank
   std::vector<float> all_floors_;         // [world, rows]
   std::vector<int64_t> floor_counts_;
 };
