@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -187,6 +188,11 @@ struct HeadSearch {
   const VocabularySlices* slices = nullptr;
   std::span<const CandidateQuery> queries;  // one per row of x
   Floats scratch;                           // [queries.size(), head->rows()]; left undefined
+  // Of a head that several ranks share: called exactly once, on the calling thread, whatever the
+  // device leaves unread. floors[i] is an order that queries[i].count candidates of this rank
+  // reach (-infinity: not known); afterwards one that as many candidates of all ranks reach.
+  // Candidates below it may be missing from the reply. Null: nobody to agree with.
+  std::function<void(std::span<float> floors)> agree;
 };
 
 // What searches of the output layer have read so far, in rows of the head.
@@ -254,7 +260,8 @@ class Device {
   // Looks at one row of logits of this rank's slice; the row is the same afterwards.
   virtual void FindCandidates(Floats logits, const VocabularySlices& slices,
                               const CandidateQuery& query, CandidateReply* reply) = 0;
-  // replies[i] = what FindCandidates() says of the (soft-capped) products of x[i] with the head.
+  // replies[i] = what FindCandidates() says of the (soft-capped) products of x[i] with the head,
+  // but for candidates below the agreed floor.
   // A device may leave rows of the head unread that provably change no reply.
   virtual void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) = 0;
   virtual HeadReads head_reads() const = 0;

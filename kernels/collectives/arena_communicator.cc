@@ -134,7 +134,8 @@ void ArenaCommunicator::FinishTree(const SumTree& tree, const float* roots, int6
 template <typename Places>
 absl::Status ArenaCommunicator::Gather(std::span<const std::byte> mine, const Places& places) {
   const size_t capacity = rounds_.buffer_bytes();
-  std::vector<std::span<std::byte>> to;
+  std::vector<std::span<std::byte>>& to = places_;
+  to.clear();
   size_t longest = 0;
   size_t begin = 0;
   do {

@@ -55,7 +55,9 @@ class ArenaCommunicator final : public Communicator {
 
   Rounds rounds_;
   const size_t message_bytes_max_;
-  std::vector<const float*> root_addresses_;  // kept for its capacity
+  // Kept for their capacity.
+  std::vector<const float*> root_addresses_;
+  std::vector<std::span<std::byte>> places_;
 };
 
 }  // namespace facet

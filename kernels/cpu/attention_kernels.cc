@@ -14,6 +14,9 @@ constexpr int kSplit = 64;
 // fit into the first-level cache, all of a split's would not.
 constexpr int kChunk = 32;
 
+// Six queries at a time need 24 accumulators, and fewer loads per operation.
+constexpr bool kManyRegisters = kWideTile;
+
 FACET_INLINE constexpr int Smaller(int a, int b) { return a < b ? a : b; }
 FACET_INLINE constexpr int Larger(int a, int b) { return a > b ? a : b; }
 
@@ -34,13 +37,11 @@ struct StoredFloats {
   }
 };
 
-// weights[i][j] = q[i] . keys[first + j] for kQueries queries and 16 / kQueries keys.
-template <int kQueries, typename Source>
-FACET_INLINE void Dots(const float* q, const Source& keys, int first, int dim, float* weights) {
-  constexpr int kKeys = 16 / kQueries;
-  VecF acc[16];
+// acc[i][j]: the sixteen accumulators of q[i] . keys[first + j].
+template <int kQueries, int kKeys, typename Source>
+FACET_INLINE void Accumulate(const float* q, const Source& keys, int first, int dim, VecF* acc) {
   FACET_UNROLL
-  for (int i = 0; i < 16; ++i) acc[i] = Zero();
+  for (int i = 0; i < kQueries * kKeys; ++i) acc[i] = Zero();
   for (int d = 0; d < dim; d += 16) {
     VecF x[kQueries];
     FACET_UNROLL
@@ -54,11 +55,51 @@ FACET_INLINE void Dots(const float* q, const Source& keys, int first, int dim, f
       }
     }
   }
+}
+
+// weights[i][j] = q[i] . keys[first + j] for six queries and eight keys, four at a time.
+template <typename Source>
+FACET_INLINE void DotsOfSix(const float* q, const Source& keys, int first, int dim,
+                            float* weights) {
+  VecF rest[16];  // of the last two queries: [2 first keys][query][4]
+  alignas(64) float sums[16];
+  FACET_UNROLL
+  for (int round = 0; round < 2; ++round) {
+    VecF acc[24];
+    Accumulate<6, 4>(q, keys, first + 4 * round, dim, acc);
+    VecF four[16];
+    FACET_UNROLL
+    for (int i = 0; i < 16; ++i) four[i] = acc[i];
+    FACET_UNROLL
+    for (int i = 0; i < 8; ++i) rest[8 * round + i] = acc[16 + i];
+    Store(sums, Trees(four));
+    FACET_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      __builtin_memcpy(weights + i * kSplit + 4 * round, sums + 4 * i, 4 * sizeof(float));
+    }
+  }
+  Store(sums, Trees(rest));
+  FACET_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    __builtin_memcpy(weights + (4 + i % 2) * kSplit + 4 * (i / 2), sums + 4 * i, 4 * sizeof(float));
+  }
+}
+
+// weights[i][j] = q[i] . keys[first + j] for kQueries queries and KeysOf(kQueries) keys.
+constexpr int KeysOf(int queries) { return queries == 6 ? 8 : 16 / queries; }
+template <int kQueries, typename Source>
+FACET_INLINE void Dots(const float* q, const Source& keys, int first, int dim, float* weights) {
+  if constexpr (kQueries == 6) return DotsOfSix(q, keys, first, dim, weights);
+  constexpr int kKeys = KeysOf(kQueries);
+  VecF acc[16];
+  Accumulate<kQueries, 16 / kQueries>(q, keys, first, dim, acc);
   alignas(64) float sums[16];
   Store(sums, Trees(acc));
-  FACET_UNROLL
-  for (int i = 0; i < kQueries; ++i) {
-    __builtin_memcpy(weights + i * kSplit, sums + i * kKeys, kKeys * sizeof(float));
+  if constexpr (kQueries < 6) {
+    FACET_UNROLL
+    for (int i = 0; i < kQueries; ++i) {
+      __builtin_memcpy(weights + i * kSplit, sums + i * kKeys, kKeys * sizeof(float));
+    }
   }
 }
 
@@ -66,7 +107,7 @@ FACET_INLINE void Dots(const float* q, const Source& keys, int first, int dim, f
 // some to fill the vectors.
 template <int kQueries, typename Source>
 FACET_INLINE void ChunkDots(const SplitArgs& args, const Source& keys, int query, int chunk) {
-  constexpr int kKeys = 16 / kQueries;
+  constexpr int kKeys = KeysOf(kQueries);
   int begin = kSplit;
   int end = 0;
   for (int i = query; i < query + kQueries; ++i) {
@@ -107,17 +148,20 @@ FACET_INLINE void Soften(const SplitArgs& args, int query) {
   args.sum[query] = Tree(sums);
 }
 
-// out += weights x values over the keys [begin, end), for kQueries queries and 16 kVectors
-// dimensions.
-template <int kQueries, int kVectors, typename Source>
-FACET_INLINE void AddValues(const float* weights, const Source& values, int d, int dim, int begin,
-                            int end, float* out) {
-  out += d;
+// out += weights x values over the keys [begin, end), or = if kFresh, for kQueries queries and
+// 16 kVectors dimensions.
+template <int kQueries, int kVectors, bool kFresh, typename Source>
+FACET_INLINE void AddValues(const SplitArgs& args, const Source& values, int query, int d,
+                            int begin, int end) {
+  const float* weights = args.weights + query * kSplit;
+  float* out = args.out + query * args.dim + d;
   VecF acc[kQueries][kVectors];
   FACET_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     FACET_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = Load(out + i * dim + 16 * v);
+    for (int v = 0; v < kVectors; ++v) {
+      acc[i][v] = kFresh ? Zero() : Load(out + i * args.dim + 16 * v);
+    }
   }
   for (int key = begin; key < end; ++key) {
     VecF value[kVectors];
@@ -133,53 +177,44 @@ FACET_INLINE void AddValues(const float* weights, const Source& values, int d, i
   FACET_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     FACET_UNROLL
-    for (int v = 0; v < kVectors; ++v) Store(out + i * dim + 16 * v, acc[i][v]);
+    for (int v = 0; v < kVectors; ++v) Store(out + i * args.dim + 16 * v, acc[i][v]);
   }
 }
 
-template <int kQueries, typename Source>
-FACET_INLINE void AddAllValues(const SplitArgs& args, const Source& values, int query, int begin,
-                               int end) {
-  constexpr int kVectors = 16 / Larger(kQueries, 2);
-  const float* weights = args.weights + query * kSplit;
-  float* out = args.out + query * args.dim;
-  int d = 0;
-  for (; d + 16 * kVectors <= args.dim; d += 16 * kVectors) {
-    AddValues<kQueries, kVectors>(weights, values, d, args.dim, begin, end, out);
-  }
-  for (; d < args.dim; d += 16) {
-    AddValues<kQueries, 1>(weights, values, d, args.dim, begin, end, out);
-  }
-}
-
-// Adds the values of a chunk for kQueries queries: what all of them see together, and before and
-// after it what each sees alone, so that every sum ascends.
-template <int kQueries, typename Source>
-FACET_INLINE void ChunkValues(const SplitArgs& args, const Source& values, int query, int chunk) {
-  const int chunk_end = chunk + kChunk;
-  int begin = chunk;
-  int end = chunk_end;
+// The values of a split for kQueries queries: what all of them see together, and before and after
+// it what each sees alone, so that every sum ascends.
+template <int kQueries, int kVectors, typename Source>
+FACET_INLINE void GroupValues(const SplitArgs& args, const Source& values, int query, int d) {
+  int begin = 0;
+  int end = kSplit;
+  int first = kSplit;
   for (int i = query; i < query + kQueries; ++i) {
     begin = Larger(begin, args.begin[i]);
     end = Smaller(end, args.end[i]);
+    first = Smaller(first, args.begin[i]);
   }
   end = Larger(begin, end);
-  for (int i = query; i < query + kQueries; ++i) {
-    const int own = Larger(args.begin[i], chunk);
-    const int own_end = Smaller(begin, Smaller(args.end[i], chunk_end));
-    if (own < own_end) AddAllValues<1>(args, values, i, own, own_end);
+  if (first == begin) {
+    AddValues<kQueries, kVectors, true>(args, values, query, d, begin, end);
+  } else {
+    for (int i = query; i < query + kQueries; ++i) {
+      AddValues<1, kVectors, true>(args, values, i, d, args.begin[i], Smaller(begin, args.end[i]));
+    }
+    AddValues<kQueries, kVectors, false>(args, values, query, d, begin, end);
   }
-  if (begin < end) AddAllValues<kQueries>(args, values, query, begin, end);
   for (int i = query; i < query + kQueries; ++i) {
-    const int own = Larger(end, Larger(args.begin[i], chunk));
-    const int own_end = Smaller(args.end[i], chunk_end);
-    if (own < own_end) AddAllValues<1>(args, values, i, own, own_end);
+    if (end < args.end[i]) {
+      AddValues<1, kVectors, false>(args, values, i, d, end, args.end[i]);
+    }
   }
 }
 
 template <typename Source>
 void ChunkDotsOfAll(const SplitArgs& args, const Source& keys, int chunk) {
   int query = 0;
+  if constexpr (kManyRegisters) {
+    for (; query + 6 <= args.queries; query += 6) ChunkDots<6>(args, keys, query, chunk);
+  }
   for (; query + 4 <= args.queries; query += 4) ChunkDots<4>(args, keys, query, chunk);
   if (query + 2 <= args.queries) {
     ChunkDots<2>(args, keys, query, chunk);
@@ -188,15 +223,18 @@ void ChunkDotsOfAll(const SplitArgs& args, const Source& keys, int chunk) {
   if (query < args.queries) ChunkDots<1>(args, keys, query, chunk);
 }
 
-template <typename Source>
-void ChunkValuesOfAll(const SplitArgs& args, const Source& values, int chunk) {
+// All queries visit 64 keys of 16 kVectors dimensions: as few as fit into the first-level cache.
+template <int kVectors, typename Source>
+void ValuesOfAll(const SplitArgs& args, const Source& values, int d) {
   int query = 0;
-  for (; query + 4 <= args.queries; query += 4) ChunkValues<4>(args, values, query, chunk);
-  if (query + 2 <= args.queries) {
-    ChunkValues<2>(args, values, query, chunk);
-    query += 2;
+  if constexpr (kManyRegisters && kVectors <= 4) {
+    for (; query + 6 <= args.queries; query += 6) GroupValues<6, kVectors>(args, values, query, d);
   }
-  if (query < args.queries) ChunkValues<1>(args, values, query, chunk);
+  if constexpr (kVectors <= 4) {
+    for (; query + 4 <= args.queries; query += 4) GroupValues<4, kVectors>(args, values, query, d);
+  }
+  for (; query + 2 <= args.queries; query += 2) GroupValues<2, kVectors>(args, values, query, d);
+  if (query < args.queries) GroupValues<1, kVectors>(args, values, query, d);
 }
 
 template <typename Source>
@@ -204,9 +242,13 @@ FACET_INLINE void AttendTo(const SplitArgs& args, const Source& keys, const Sour
   for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkDotsOfAll(args, keys, chunk);
   for (int i = 0; i < args.queries; ++i) {
     if (args.begin[i] < args.end[i]) Soften(args, i);
-    for (int d = 0; d < args.dim; d += 16) Store(args.out + i * args.dim + d, Zero());
   }
-  for (int chunk = 0; chunk < kSplit; chunk += kChunk) ChunkValuesOfAll(args, values, chunk);
+  int d = 0;
+  if (args.queries < 4) {
+    for (; d + 128 <= args.dim; d += 128) ValuesOfAll<8>(args, values, d);
+  }
+  for (; d + 64 <= args.dim; d += 64) ValuesOfAll<4>(args, values, d);
+  for (; d < args.dim; d += 16) ValuesOfAll<1>(args, values, d);
 }
 
 void AttendSplit(const SplitArgs& args) {

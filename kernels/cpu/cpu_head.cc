@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -24,8 +23,15 @@ constexpr int kSeeds = 16;
 constexpr double kCompletionCost = 2;
 // Of the half panels: completing more costs more than reading everything.
 constexpr double kCompletedMax = 0.25;
-// Below this no partial sum of a product can overflow, whatever the weights.
-constexpr double kActivationsMax = 1e25;
+// The same of refining.
+constexpr double kRefinedMax = 0.75;
+// Fewer half panels are completed at once.
+constexpr size_t kRefineFrom = 12;
+// Of the rows of the head: where more reach the threshold, refining them costs too much.
+constexpr int64_t kReachedPart = 8;
+constexpr int64_t kReachedMin = 1024;
+// Granules that refining reads.
+constexpr int kRefinedGranules = 24;
 // Keeps the bound's own rounding within its margin.
 constexpr int64_t kBlocksMax = 4096;
 // With one, a panel is needed sooner than the memory has brought it.
@@ -47,12 +53,6 @@ bool IsMonotonic(const CandidateQuery& query) {
   });
 }
 
-double Norm(const int8_t* q, int size) {
-  int squares = 0;
-  for (int k = 0; k < size; ++k) squares += q[k] * q[k];
-  return std::sqrt(squares);
-}
-
 bool NeedsEveryLogit(const CandidateQuery& query) {
   return query.sums || query.raw_sums || query.raw_count > 0;
 }
@@ -65,7 +65,10 @@ void CpuHead::Search(const HeadSearch& search, std::span<CandidateReply> replies
   reads_.rows += rows() * head_->rows();
   open_.resize(search.queries.size());
   std::iota(open_.begin(), open_.end(), 0);
-  if (CanScreen()) Screen(replies);
+  floors_.assign(search.queries.size(), -kInfinity);
+  const bool screens = CanScreen() && Begin();
+  Agree();
+  if (screens) FinishScreening(replies);
   if (open_.empty()) return;
   // One row's product leaves the others' unread; those of several rows are read together.
   const int first = open_.size() == 1 ? open_.front() : 0;
@@ -98,26 +101,44 @@ void CpuHead::WholeProduct(int first_row, int rows) {
   });
 }
 
-// Removes from open_ the rows that it answers.
-void CpuHead::Screen(std::span<CandidateReply> replies) {
+bool CpuHead::Begin() {
   layout_ = SplitLayoutOf(head_->format());
   split_ = &kernels_.split[head_->format() == PackedFormat::kQ8Split ? 0 : 1];
-  const int planned = PlanGranules();
-  if (planned < 0 || !Quantize()) return;
-  ChooseGranules(planned);
+  planned_ = PlanGranules();
+  if (planned_ < 0) return false;
+  if (!activations_.Quantize(kernels_, *head_, search_->x.data, rows())) return false;
+  activations_.ChooseGranules(planned_);
   FirstPass();
   reads_.screened += rows() * head_->rows();
-  const double panel_bytes = static_cast<double>(head_->panel_bytes() + head_->low_bytes());
-  ScreeningPolicy::Cost cost;
-  cost.granules = planned * SplitLayout::kGranuleBytes / panel_bytes;
-  cost.first = static_cast<double>(layout_.narrow_bytes(blocks())) / panel_bytes + cost.granules;
+  Reserve();
+  for (int row = 0; row < rows(); ++row) Seed(row);
+  return true;
+}
+
+// What grows with the rows that must be looked at again is as large as it can become from the
+// first search on.
+void CpuHead::Reserve() {
+  reached_max_ = static_cast<size_t>(std::max(head_->rows() / kReachedPart, kReachedMin));
+  vocabulary_.Reserve(search_->slices->starts.size(), kScreenedCountMax + kSeeds,
+                      reached_max_ + CpuVocabulary::kChunk);
+  questions_.resize(kScreenedRowsMax);
+  for (Question& asked : questions_) asked.reached.reserve(reached_max_);
+  wanted_.reserve(reached_max_);
+  halves_.reserve(reached_max_);
+  const size_t halves = std::min(reached_max_, 2 * static_cast<size_t>(head_->panels()));
+  lanes_.resize(std::max(lanes_.size(), halves * kHalfPanel));
+}
+
+void CpuHead::Agree() {
+  if (search_->agree) search_->agree(floors_);
+}
+
+// Removes from open_ the rows that it answers.
+void CpuHead::FinishScreening(std::span<CandidateReply> replies) {
   std::erase_if(open_, [&](int row) {
-    const auto index = static_cast<size_t>(row);
-    halves_read_ = 0;
-    const bool found = SearchRow(row, &replies[index]);
-    reads_.completed += halves_read_ * kHalfPanel;
-    cost.completed = kCompletionCost * rows() * HalvesShare(halves_read_) + (found ? 0 : 1);
-    policy_.Record(KindOf(search_->queries[index]), cost);
+    const bool found = Finish(row, &replies[static_cast<size_t>(row)]);
+    reads_.completed += question(row).completed * kHalfPanel;
+    Record(row, found);
     return found;
   });
 }
@@ -133,78 +154,24 @@ int CpuHead::PlanGranules() {
   return pays ? planned : -1;
 }
 
-void CpuHead::SetTile(const float* x, int64_t columns, Row* row) {
-  const auto blocks = static_cast<size_t>(columns / kBlockColumns);
-  row->q.resize(static_cast<size_t>(columns));
-  row->scale.resize(blocks);
-  row->scaled_sum.resize(blocks);
-  for (std::vector<int32_t>& sums : row->offset_sums) sums.resize(blocks);
-  row->tile = {.rows = 1,
-               .x = x,
-               .columns = columns,
-               .q = row->q.data(),
-               .scale = row->scale.data(),
-               .scaled_sum = row->scaled_sum.data(),
-               .offset_sum = {row->offset_sums[0].data(), row->offset_sums[1].data(),
-                              row->offset_sums[2].data()}};
-}
-
-bool CpuHead::Quantize() {
-  const int64_t columns = head_->columns();
-  rows_.resize(std::max(rows_.size(), search_->queries.size()));
-  for (int r = 0; r < rows(); ++r) {
-    Row& row = rows_[static_cast<size_t>(r)];
-    SetTile(search_->x.data + r * columns, columns, &row);
-    kernels_.quantize_tile(row.tile);
-    double sum = 0;
-    for (const float scale : row.scale) sum += double{scale};
-    if (!(sum < kActivationsMax)) return false;
-  }
-  return true;
-}
-
-// The granules with the largest shares of the rows' squared activations.
-void CpuHead::ChooseGranules(int count) {
-  const int size = 32 / layout_.granules;
-  energies_.assign(static_cast<size_t>(granules()), 0);
-  for (int r = 0; r < rows(); ++r) {
-    const Row& row = rows_[static_cast<size_t>(r)];
-    double total = 0;
-    const auto energy = [&](size_t granule) {
-      const int8_t* q = row.q.data() + granule * static_cast<size_t>(size);
-      const double norm =
-          double{row.scale[granule / static_cast<size_t>(layout_.granules)]} * Norm(q, size);
-      return norm * norm;
-    };
-    for (size_t g = 0; g < energies_.size(); ++g) total += energy(g);
-    if (total <= 0) continue;
-    for (size_t g = 0; g < energies_.size(); ++g) energies_[g] += energy(g) / total;
-  }
-  ranking_.resize(energies_.size());
-  std::iota(ranking_.begin(), ranking_.end(), 0);
-  const auto larger = [&](int32_t a, int32_t b) {
-    const double x = energies_[static_cast<size_t>(a)], y = energies_[static_cast<size_t>(b)];
-    return x != y ? x > y : a < b;
-  };
-  const auto end = ranking_.begin() + std::min(count, granules());
-  std::partial_sort(ranking_.begin(), end, ranking_.end(), larger);
-  chosen_.assign(static_cast<size_t>(blocks()), 0);
-  for (auto it = ranking_.begin(); it != end; ++it) {
-    const int32_t block = *it / layout_.granules;
-    chosen_[static_cast<size_t>(block)] |= static_cast<uint8_t>(1 << (*it % layout_.granules));
-  }
+void CpuHead::Record(int row, bool found) {
+  const auto whole = static_cast<double>(head_->panel_bytes() + head_->low_bytes());
+  const auto narrow = static_cast<double>(layout_.narrow_bytes(blocks()));
+  // A granule that is refined is read with its scales.
+  const double refined = (SplitLayout::kGranuleBytes + layout_.whole.scale_bytes) / whole;
+  const Question& from = question(row);
+  ScreeningPolicy::Cost cost;
+  cost.granules = planned_ * SplitLayout::kGranuleBytes / whole;
+  cost.first = narrow / whole + cost.granules;
+  cost.completed =
+      kCompletionCost * rows() *
+          (HalvesShare(static_cast<size_t>(from.completed)) +
+           kRefinedGranules * refined * HalvesShare(static_cast<size_t>(from.refined))) +
+      (found ? 0 : 1);
+  policy_.Record(KindOf(*from.query), cost);
 }
 
 void CpuHead::FirstPass() {
-  const int count = (rows() + kNarrowRows - 1) / kNarrowRows;
-  tiles_.resize(static_cast<size_t>(count));
-  for (int i = 0, first = 0; i < count; ++i) {
-    Tile& tile = tiles_[static_cast<size_t>(i)];
-    tile.first_row = first;
-    tile.rows = rows() / count + (i < rows() % count ? 1 : 0);
-    first += tile.rows;
-    FillTile(&tile);
-  }
   const int64_t panels = head_->panels();
   pool_.ParallelFor((panels + kPanelsPerTask - 1) / kPanelsPerTask, [&](int64_t task, int) {
     const int64_t end = std::min(panels, (task + 1) * kPanelsPerTask);
@@ -219,9 +186,9 @@ void CpuHead::RunPanel(int64_t panel, int64_t end) const {
   args.ahead = panel + kPanelsAhead < end ? kPanelsAhead : 0;
   args.blocks = blocks();
   args.columns = head_->panel_columns(panel);
-  args.chosen = chosen_.data();
+  args.chosen = activations_.chosen();
   args.out_stride = head_->rows();
-  for (const Tile& tile : tiles_) {
+  for (const HeadActivations::Tile& tile : activations_.tiles()) {
     args.q = tile.q.data();
     args.scale = tile.scale.data();
     args.start = tile.start.data();
@@ -232,115 +199,136 @@ void CpuHead::RunPanel(int64_t panel, int64_t end) const {
   }
 }
 
-void CpuHead::FillTile(Tile* tile) const {
-  const int rows = tile->rows;
-  const int parts = layout_.whole.scales_per_block;
-  const auto units = static_cast<size_t>(blocks() * parts * rows);
-  tile->q.resize(static_cast<size_t>(head_->columns() * rows));
-  tile->scale.resize(static_cast<size_t>(blocks() * rows));
-  tile->start.resize(units);
-  tile->spread.resize(units);
-  for (int r = 0; r < rows; ++r) {
-    const Row& row = rows_[static_cast<size_t>(tile->first_row + r)];
-    for (int64_t group = 0; group < head_->columns() / 4; ++group) {
-      std::memcpy(&tile->q[static_cast<size_t>(4 * (group * rows + r))],
-                  &row.q[static_cast<size_t>(4 * group)], 4);
-    }
-    for (int64_t b = 0; b < blocks(); ++b) {
-      tile->scale[static_cast<size_t>(b * rows + r)] = row.scale[static_cast<size_t>(b)];
-      for (int part = 0; part < parts; ++part) {
-        const auto at = static_cast<size_t>((b * parts + part) * rows + r);
-        FillPart(row, b, part, &tile->start[at], &tile->spread[at]);
-      }
-    }
+void CpuHead::Seed(int row) {
+  Question& asked = question(row);
+  const CandidateQuery& query = search_->queries[static_cast<size_t>(row)];
+  asked.query = &query;
+  asked.bounded = false;
+  asked.has_reached = false;
+  asked.refined = 0;
+  asked.completed = 0;
+  asked.best.Reset(query.count, -kInfinity);
+  const int count = std::min<int>(query.count + kSeeds, static_cast<int>(head_->rows()));
+  if (!vocabulary_.Seed(logits(row), *search_->slices, query, count, &asked.scan, &wanted_)) return;
+  Complete(row, wanted_);
+  asked.best.Prune();
+  asked.bounded = asked.best.threshold() > -kInfinity;
+  if (!asked.bounded) return;
+  if (query.gumbel) {  // the noise decides who is promising
+    Reach(row);
+    if (!asked.bounded) return;
+    CompleteFirst(row, static_cast<size_t>(count));
   }
+  floors_[static_cast<size_t>(row)] = asked.best.threshold();
 }
 
-// The part's dot product with what its weights are taken for beside their high bits, and the
-// factor of (scale x residual) in the bound. kernels/README.md derives the margins.
-void CpuHead::FillPart(const Row& row, int64_t block, int part, int32_t* start,
-                       float* spread) const {
-  const int parts = layout_.whole.scales_per_block;
-  const int size = 32 / layout_.granules;
-  const int per_part = layout_.granules / parts;
-  int sum = 0, unread_sum = 0, squares = 0, unread_squares = 0;
-  for (int g = per_part * part; g < per_part * (part + 1); ++g) {
-    const bool read = (chosen_[static_cast<size_t>(block)] >> g & 1) != 0;
-    const int8_t* q = row.q.data() + block * 32 + g * size;
-    for (int k = 0; k < size; ++k) {
-      sum += q[k];
-      squares += q[k] * q[k];
-      if (read) continue;
-      unread_sum += q[k];
-      unread_squares += q[k] * q[k];
-    }
+bool CpuHead::Finish(int row, CandidateReply* reply) {
+  Question& asked = question(row);
+  if (!asked.bounded) return false;
+  asked.best.Raise(floors_[static_cast<size_t>(row)]);
+  if (!asked.has_reached) Reach(row);
+  if (!asked.bounded) return false;
+  WantReached(row);
+  if (HalvesShare(halves_.size()) > kRefinedMax) return false;
+  if (halves_.size() >= kRefineFrom) {
+    Refine(row);
+    WantReached(row);
   }
-  *start = layout_.center() * unread_sum - layout_.whole.offset * sum;
-  const double rounding = static_cast<double>(blocks() * parts + 16) * 0x1p-14;
-  const double norm = std::sqrt(unread_squares) + rounding * std::sqrt(squares);
-  const double scale = double{row.scale[static_cast<size_t>(block)]} / kResidualUnits;
-  *spread = static_cast<float>(scale * norm * (1 + 0x1p-8));
-}
-
-bool CpuHead::SearchRow(int row, CandidateReply* reply) {
-  const auto index = static_cast<size_t>(row);
-  query_ = &search_->queries[index];
-  *reply = CandidateReply();
-  best_.Reset(query_->count, -kInfinity);
-  CandidateQuery seeds = *query_;
-  seeds.count = std::min<int>(query_->count + kSeeds, static_cast<int>(head_->rows()));
-  if (!vocabulary_.Seed(logits(row), *search_->slices, seeds, &wanted_)) return false;
+  if (HalvesShare(halves_.size()) > kCompletedMax) return false;
   Complete(row, wanted_);
-  best_.Prune();
-  if (!(best_.threshold() > -kInfinity)) return false;
-  vocabulary_.Reach(best_.threshold(), &reached_);
-  CompleteFirst(row, static_cast<size_t>(seeds.count));
-  wanted_.clear();
-  for (const CpuVocabulary::Reached& reached : reached_) {
-    if (reached.order >= best_.threshold()) wanted_.push_back(reached.row);
-  }
-  std::sort(wanted_.begin(), wanted_.end());
-  if (HalvesShare(CountHalves(wanted_)) > kCompletedMax) return false;
-  Complete(row, wanted_);
-  best_.Prune();
-  reply->best = best_.kept();
+  asked.best.Prune();
+  Clear(reply);
+  reply->best.reserve(static_cast<size_t>(asked.query->count));
+  reply->best = asked.best.kept();
   std::sort(reply->best.begin(), reply->best.end(), ComesBefore);
   return true;
 }
 
-// Of many rows that reach the threshold, the most promising raise it.
+void CpuHead::Reach(int row) {
+  Question& asked = question(row);
+  asked.bounded =
+      vocabulary_.Reach(&asked.scan, asked.best.threshold(), reached_max_, &asked.reached);
+  asked.has_reached = true;
+}
+
 void CpuHead::CompleteFirst(int row, size_t count) {
-  if (reached_.size() <= 2 * count) return;
-  const auto middle = reached_.begin() + static_cast<ptrdiff_t>(count);
-  std::nth_element(reached_.begin(), middle, reached_.end(),
+  std::vector<CpuVocabulary::Reached>& reached = question(row).reached;
+  if (reached.size() <= 2 * count) return;
+  const auto middle = reached.begin() + static_cast<ptrdiff_t>(count);
+  std::nth_element(reached.begin(), middle, reached.end(),
                    [](const auto& a, const auto& b) { return a.order > b.order; });
   wanted_.clear();
-  for (auto it = reached_.begin(); it != middle; ++it) wanted_.push_back(it->row);
+  for (auto it = reached.begin(); it != middle; ++it) wanted_.push_back(it->row);
   std::sort(wanted_.begin(), wanted_.end());
-  reached_.erase(reached_.begin(), middle);
+  reached.erase(reached.begin(), middle);
   Complete(row, wanted_);
-  best_.Prune();
+  question(row).best.Prune();
 }
 
-int64_t CpuHead::CountHalves(std::span<const int32_t> head_rows) const {
-  int64_t count = 0;
-  int32_t last = -1;
-  for (const int32_t row : head_rows) {
-    count += row / kHalfPanel != last ? 1 : 0;
-    last = row / kHalfPanel;
-  }
-  return count;
+void CpuHead::WantReached(int row) {
+  Question& asked = question(row);
+  std::erase_if(asked.reached, [&](const CpuVocabulary::Reached& reached) {
+    return reached.order < asked.best.threshold();
+  });
+  wanted_.clear();
+  for (const CpuVocabulary::Reached& reached : asked.reached) wanted_.push_back(reached.row);
+  std::sort(wanted_.begin(), wanted_.end());
+  SetHalves(wanted_);
 }
 
-void CpuHead::Complete(int row, std::span<const int32_t> head_rows) {
+void CpuHead::SetHalves(std::span<const int32_t> head_rows) {
   halves_.clear();
   for (const int32_t head_row : head_rows) {
     const int32_t half = head_row / kHalfPanel;
     if (halves_.empty() || halves_.back() != half) halves_.push_back(half);
   }
-  halves_read_ += static_cast<int64_t>(halves_.size());
-  exact_.resize(std::max(exact_.size(), halves_.size() * kHalfPanel));
+}
+
+void CpuHead::Refine(int row) {
+  Question& asked = question(row);
+  const std::span<const RefinedPart> parts = activations_.Refine(row, kRefinedGranules);
   const auto count = static_cast<int64_t>(halves_.size());
+  asked.refined += count;
+  pool_.ParallelFor((count + kHalvesPerTask - 1) / kHalvesPerTask, [&](int64_t task, int) {
+    const int64_t end = std::min(count, (task + 1) * kHalvesPerTask);
+    for (int64_t i = task * kHalvesPerTask; i < end; ++i) RefineHalf(row, parts, i);
+  });
+  std::sort(asked.reached.begin(), asked.reached.end(),
+            [](const auto& a, const auto& b) { return a.row < b.row; });
+  size_t at = 0;
+  for (CpuVocabulary::Reached& reached : asked.reached) {
+    while (halves_[at] != reached.row / kHalfPanel) ++at;
+    const float bound = lanes_[at * kHalfPanel + static_cast<size_t>(reached.row % kHalfPanel)];
+    reached.order = Judge(*asked.query, reached.row, bound).order;
+  }
+}
+
+void CpuHead::RefineHalf(int row, std::span<const RefinedPart> parts, int64_t index) {
+  const auto at = static_cast<size_t>(index);
+  const int64_t first = int64_t{halves_[at]} * kHalfPanel;
+  RefineArgs args;
+  args.panel = head_->panel(halves_[at] / 2);
+  args.low = head_->low(halves_[at] / 2);
+  args.half = halves_[at] % 2;
+  if (at + 1 < halves_.size()) {
+    args.next = head_->panel(halves_[at + 1] / 2);
+    args.next_low = head_->low(halves_[at + 1] / 2);
+    args.next_half = halves_[at + 1] % 2;
+  }
+  args.parts = parts.data();
+  args.part_count = static_cast<int>(parts.size());
+  args.q = activations_.row(row).q;
+  args.upper = lanes_.data() + at * kHalfPanel;
+  std::copy_n(logits(row) + first, std::min<int64_t>(kHalfPanel, head_->rows() - first),
+              args.upper);
+  split_->refine(args);
+}
+
+void CpuHead::Complete(int row, std::span<const int32_t> head_rows) {
+  Question& asked = question(row);
+  SetHalves(head_rows);
+  const auto count = static_cast<int64_t>(halves_.size());
+  asked.completed += count;
   pool_.ParallelFor((count + kHalvesPerTask - 1) / kHalvesPerTask, [&](int64_t task, int) {
     const int64_t end = std::min(count, (task + 1) * kHalvesPerTask);
     for (int64_t i = task * kHalvesPerTask; i < end; ++i) CompleteHalf(row, i);
@@ -349,14 +337,13 @@ void CpuHead::Complete(int row, std::span<const int32_t> head_rows) {
   for (const int32_t head_row : head_rows) {
     while (halves_[at] != head_row / kHalfPanel) ++at;
     const size_t lane = static_cast<size_t>(head_row % kHalfPanel);
-    const Candidate candidate = Judge(head_row, exact_[at * kHalfPanel + lane]);
-    if (candidate.order >= best_.threshold()) best_.Offer(candidate);
+    const Candidate candidate = Judge(*asked.query, head_row, lanes_[at * kHalfPanel + lane]);
+    if (candidate.order >= asked.best.threshold()) asked.best.Offer(candidate);
     logits(row)[head_row] = -kInfinity;  // reaches no threshold from now on
   }
 }
 
 void CpuHead::CompleteHalf(int row, int64_t index) {
-  const Row& from = rows_[static_cast<size_t>(row)];
   const auto at = static_cast<size_t>(index);
   CompleteArgs args;
   args.panel = head_->panel(halves_[at] / 2);
@@ -368,23 +355,23 @@ void CpuHead::CompleteHalf(int row, int64_t index) {
     args.next_half = halves_[at + 1] % 2;
   }
   args.blocks = blocks();
-  args.tile = &from.tile;
-  args.out = exact_.data() + at * kHalfPanel;
+  args.tile = &activations_.row(row);
+  args.out = lanes_.data() + at * kHalfPanel;
   split_->complete(args);
 }
 
-Candidate CpuHead::Judge(int32_t head_row, float raw) const {
+Candidate CpuHead::Judge(const CandidateQuery& query, int32_t head_row, float raw) const {
   Candidate candidate;
   candidate.raw = raw;
   candidate.id = search_->slices->first_id + head_row;
   const auto edit =
-      std::lower_bound(query_->edits.begin(), query_->edits.end(), head_row,
+      std::lower_bound(query.edits.begin(), query.edits.end(), head_row,
                        [](const LogitEdit& e, int32_t wanted) { return e.row < wanted; });
-  const bool edited = edit != query_->edits.end() && edit->row == head_row;
-  candidate.processed = (edited ? EditedLogit(*edit, raw) : raw) * query_->inverse_temperature;
+  const bool edited = edit != query.edits.end() && edit->row == head_row;
+  candidate.processed = (edited ? EditedLogit(*edit, raw) : raw) * query.inverse_temperature;
   candidate.order = candidate.processed;
-  if (query_->gumbel) {
-    candidate.order += GumbelNoise(query_->key, static_cast<uint32_t>(candidate.id));
+  if (query.gumbel) {
+    candidate.order += GumbelNoise(query.key, static_cast<uint32_t>(candidate.id));
   }
   return candidate;
 }

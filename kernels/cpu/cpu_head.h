@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "kernels/cpu/cpu_product.h"
 #include "kernels/cpu/cpu_vocabulary.h"
+#include "kernels/cpu/head_activations.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/screening_policy.h"
 
@@ -18,7 +19,8 @@ namespace facet {
 // Where the head is split, a few rows ask and none wants sums, the first pass reads the high bits
 // of every row and, where the activations are large, the low ones too: that gives each logit an
 // upper bound (proof: kernels/README.md, "Screening"). Everything between a logit and the order of
-// candidates is monotonic, so a row whose bound would not be among the best is not; the others are
+// candidates is monotonic, so a row whose bound would not be among the best is not. Of the others
+// more low bits are read, which lowers the bounds, and those that still reach the best known are
 // completed, with the same bits as the whole product.
 class CpuHead {
  public:
@@ -31,53 +33,60 @@ class CpuHead {
   const HeadReads& reads() const { return reads_; }
 
  private:
-  // Quantised activations of one row.
-  struct Row {
-    std::vector<int8_t> q;
-    std::vector<float> scale;
-    std::vector<float> scaled_sum;
-    std::vector<int32_t> offset_sums[3];
-    ActivationTile tile;  // of the above
-  };
-  // Rows that the first pass works on together, as in NarrowArgs.
-  struct Tile {
-    int first_row = 0;
-    int rows = 0;
-    std::vector<int8_t> q;
-    std::vector<float> scale;
-    std::vector<int32_t> start;
-    std::vector<float> spread;
+  // One row of activations that is screened.
+  struct Question {
+    const CandidateQuery* query = nullptr;
+    // By finite bounds, with a best row to compare with, that not too many others may surpass.
+    bool bounded = false;
+    CpuVocabulary::Scan scan;
+    TopCandidates best;
+    std::vector<CpuVocabulary::Reached> reached;  // rows of the head that may be among the best
+    bool has_reached = false;
+    // In half panels.
+    int64_t refined = 0;
+    int64_t completed = 0;
   };
 
   bool CanScreen() const;
-  void Screen(std::span<CandidateReply> replies);
+  // The first pass. False: it would not pay, or cannot bound these activations.
+  bool Begin();
+  void Reserve();
+  // Agrees with the other ranks on what the best candidates reach at least.
+  void Agree();
+  void FinishScreening(std::span<CandidateReply> replies);
   void WholeProduct(int first_row, int rows);
   // Granules to read, or -1 where a row's kind had better not be screened.
   int PlanGranules();
-  static void SetTile(const float* x, int64_t columns, Row* row);
-  bool Quantize();  // false: the activations are too large to bound
-  void ChooseGranules(int count);
   void FirstPass();
   void RunPanel(int64_t panel, int64_t end) const;
-  void FillTile(Tile* tile) const;
-  void FillPart(const Row& row, int64_t block, int part, int32_t* start, float* spread) const;
+  // Finds rows to compare with.
+  void Seed(int row);
   // False if too many rows of the head would have to be completed.
-  bool SearchRow(int row, CandidateReply* reply);
+  bool Finish(int row, CandidateReply* reply);
+  void Reach(int row);
+  // Of many rows that reach the threshold, the most promising raise it.
   void CompleteFirst(int row, size_t count);
-  // Offers the exact candidates of `head_rows`, which ascend, to best_.
+  // Lowers the bounds of the rows reached and drops those that no longer reach the threshold.
+  void Refine(int row);
+  void RefineHalf(int row, std::span<const RefinedPart> parts, int64_t index);
+  // Offers the exact candidates of `head_rows`, which ascend, to the row's best.
   void Complete(int row, std::span<const int32_t> head_rows);
   void CompleteHalf(int row, int64_t index);
-  Candidate Judge(int32_t head_row, float raw) const;
-  int64_t CountHalves(std::span<const int32_t> head_rows) const;
+  Candidate Judge(const CandidateQuery& query, int32_t head_row, float raw) const;
+  // Into wanted_ and, ascending, halves_.
+  void WantReached(int row);
+  void SetHalves(std::span<const int32_t> head_rows);
+  void Record(int row, bool found);
 
   int rows() const { return static_cast<int>(search_->queries.size()); }
   int64_t blocks() const { return head_->columns() / kBlockColumns; }
   int granules() const { return static_cast<int>(blocks()) * layout_.granules; }
-  double HalvesShare(int64_t halves) const {
+  double HalvesShare(size_t halves) const {
     return static_cast<double>(halves) / (2.0 * static_cast<double>(head_->panels()));
   }
   // The logits of a row, or their bounds.
   float* logits(int row) const { return search_->scratch.data + row * head_->rows(); }
+  Question& question(int row) { return questions_[static_cast<size_t>(row)]; }
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
@@ -92,18 +101,14 @@ class CpuHead {
   const PackedMatrix* head_ = nullptr;
   SplitLayout layout_;
   const SplitKernels* split_ = nullptr;
-  const CandidateQuery* query_ = nullptr;  // of the row in progress
-  std::vector<Row> rows_;
-  std::vector<Tile> tiles_;
-  std::vector<double> energies_;  // [granules]
-  std::vector<int32_t> ranking_;  // granules by energy
-  std::vector<uint8_t> chosen_;   // as in NarrowArgs
-  TopCandidates best_;
+  HeadActivations activations_;
+  int planned_ = 0;         // granules of the first pass
+  size_t reached_max_ = 0;  // more rows of the head are not worth another look
+  std::vector<Question> questions_;
+  std::vector<float> floors_;
   std::vector<int32_t> wanted_;  // rows of the head to complete
-  std::vector<CpuVocabulary::Reached> reached_;
-  std::vector<int32_t> halves_;  // half panels to complete
-  std::vector<float> exact_;     // [halves][16]
-  int64_t halves_read_ = 0;
+  std::vector<int32_t> halves_;  // half panels to refine or complete
+  std::vector<float> lanes_;     // [halves][16]: bounds or exact logits
 };
 
 }  // namespace facet

@@ -1,6 +1,7 @@
 #ifndef FACET_KERNELS_CPU_CPU_VOCABULARY_H_
 #define FACET_KERNELS_CPU_CPU_VOCABULARY_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -11,6 +12,9 @@
 
 namespace facet {
 
+// As new, but with the memory that it has.
+void Clear(CandidateReply* reply);
+
 // Keeps the `count` best of the candidates offered. Exact whatever the order of the offers.
 class TopCandidates {
  public:
@@ -18,6 +22,8 @@ class TopCandidates {
   void Reset(int count, float floor);
   // Nobody below this can be among the best.
   float threshold() const { return threshold_; }
+  // Enough others are known to reach `floor`.
+  void Raise(float floor) { threshold_ = std::max(threshold_, floor); }
   void Offer(const Candidate& candidate);
   // Drops what is not among the best `count`, and raises the threshold if there are as many.
   void Prune();
@@ -39,24 +45,40 @@ class CpuVocabulary {
  public:
   CpuVocabulary(const KernelTable& kernels, ThreadPool* pool);
 
+  // Makes room for calls about as many slices, candidates and rows that reach a threshold.
+  void Reserve(size_t slices, int count, size_t reached);
+
   void Find(const float* logits, const VocabularySlices& slices, const CandidateQuery& query,
             CandidateReply* reply);
 
+  struct Slice {
+    bool finite = true;
+    std::array<float, 2> max;           // by Logits
+    std::array<int64_t, 2> best_chunk;  // where the maximum is
+  };
+  // What is known of one row of logits, or of bounds. Borrows all but the slices' state.
+  struct Scan {
+    const float* logits = nullptr;
+    const VocabularySlices* slices = nullptr;
+    const CandidateQuery* query = nullptr;
+    std::vector<Slice> state;  // by slice
+  };
+
   // The same two passes over upper bounds of logits, for CpuHead. Seed() writes, ascending, some
-  // rows that are likely to be among the best `query.count` (at most as many), and is false if a
-  // bound is NaN or +infinity, or would be after edits and temperature.
+  // rows that are likely to be among the best `count` (at most as many), and is false if a bound
+  // is NaN or +infinity, or would be after edits and temperature.
   bool Seed(const float* bounds, const VocabularySlices& slices, const CandidateQuery& query,
-            std::vector<int32_t>* rows);
+            int count, Scan* scan, std::vector<int32_t>* rows);
   struct Reached {
     float order = 0;
     int32_t row = 0;
   };
-  // After Seed(), whose arguments must still stand: the rows whose bounds reach `threshold`, in no
-  // order. Bounds may have become lower since.
-  void Reach(float threshold, std::vector<Reached>* reached);
+  static constexpr int kChunk = 1024;
+  // The rows whose bounds reach `threshold`, in no order. `scan`: as Seed() left it; bounds may
+  // have become lower since. False, and only some of them, if they are more than `limit`.
+  bool Reach(Scan* scan, float threshold, size_t limit, std::vector<Reached>* reached);
 
  private:
-  static constexpr int kChunk = 1024;
   // Which logits are looked at: as the device gave them, or after edits and temperature.
   enum Logits { kProcessed, kRaw };
 
@@ -67,38 +89,31 @@ class CpuVocabulary {
     std::array<TopCandidates, 2> best;  // by Logits
     std::vector<Reached> reached;
   };
-  struct Slice {
-    bool finite = true;
-    std::array<float, 2> max;           // by Logits
-    std::array<int64_t, 2> best_chunk;  // where the maximum is
-  };
 
-  int64_t begin(size_t slice) const { return slices_->starts[slice]; }
-  int64_t end(size_t slice) const { return slices_->starts[slice + 1]; }
-  int count(Logits which) const { return which == kRaw ? query_->raw_count : query_->count; }
+  int64_t begin(size_t slice) const { return scan_->slices->starts[slice]; }
+  int64_t end(size_t slice) const { return scan_->slices->starts[slice + 1]; }
 
-  void ReachInSlice(size_t slice, float threshold, Scratch* scratch);
+  void ReachInSlice(size_t slice, float threshold, size_t limit, Scratch* scratch);
   // The orders of the processed logits of [begin, begin + size), which may lie in scratch->order;
   // what cannot reach the threshold may be -infinity.
   const float* Orders(int64_t begin, int size, float threshold, Scratch* scratch) const;
   void ScanSlice(size_t slice, Scratch* scratch);
-  float SeedThreshold(Logits which);
+  float SeedThreshold(Logits which, int count);
   void SelectFromSlice(size_t slice, Logits which, Scratch* scratch);
   void SelectFromChunk(int64_t begin, int size, Logits which, Scratch* scratch);
   SliceSum SumSlice(size_t slice, Logits which, Scratch* scratch);
-  void SelectBest(Logits which, std::vector<Candidate>* best);
+  // Into merged_.
+  void SelectBest(Logits which, int count);
   // The processed logits of [begin, begin + size) into scratch->processed. False if one of them or
   // of the raw ones is NaN or +infinity.
   bool Process(int64_t begin, int size, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  std::vector<Scratch> scratch_;  // by thread
-  std::vector<Slice> state_;      // by slice
-  // The call in progress.
-  const float* logits_ = nullptr;
-  const VocabularySlices* slices_ = nullptr;
-  const CandidateQuery* query_ = nullptr;
+  std::vector<Scratch> scratch_;   // by thread
+  Scan find_;                      // Find()'s
+  Scan* scan_ = nullptr;           // of the call in progress
+  std::vector<Candidate> merged_;  // the threads' best
 };
 
 }  // namespace facet

@@ -166,6 +166,50 @@ void Narrow(const NarrowArgs& args) {
   }
 }
 
+// Part kPart of block `b`, and if it is not this one, the next.
+template <typename B, int kPart>
+FACET_INLINE void AddRefined(const B& block, const RefinedPart& part, int half, const int8_t* q,
+                             VecI (&dots)[1][1]) {
+  if constexpr (kPart < B::kLayout.scales_per_block) {
+    if (part.part == kPart) {
+      AddChosen<B, 1, 1, kPart * B::kPairs, (kPart + 1) * B::kPairs>(block, part.chosen, half, q,
+                                                                     dots);
+    } else {
+      AddRefined<B, kPart + 1>(block, part, half, q, dots);
+    }
+  }
+}
+
+template <typename B>
+FACET_INLINE void PrefetchRefined(const RefineArgs& args, const RefinedPart& part) {
+  _mm_prefetch(args.next + B::kSplit.scales_at(part.block), _MM_HINT_T0);
+  const std::byte* low = args.next_low + part.block * B::kSplit.low_bytes() + 64 * args.next_half;
+  for (unsigned bits = part.chosen; bits != 0; bits &= bits - 1) {
+    _mm_prefetch(low + SplitLayout::kGranuleBytes * __builtin_ctz(bits), _MM_HINT_T0);
+  }
+}
+
+template <PackedFormat kFormat>
+void Refine(const RefineArgs& args) {
+  using B = Block<kFormat>;
+  const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
+  const Byte* low = reinterpret_cast<const Byte*>(args.low);
+  VecF delta = Zero();
+  VecF less = Zero();
+  for (int i = 0; i < args.part_count; ++i) {
+    const RefinedPart& part = args.parts[i];
+    if (args.next != nullptr) PrefetchRefined<B>(args, part);
+    const B block = B::At(panel, low, part.block);
+    VecI dots[1][1] = {{SetI(part.start)}};
+    AddRefined<B, 0>(block, part, args.half, args.q + 32 * part.block, dots);
+    const VecF scale = block.Scale(args.half, part.part);
+    delta = Fma(ToFloat(dots[0][0]), Mul(scale, Set(part.scale)), delta);
+    less = Fma(Magnitude(scale), Set(part.less), less);
+  }
+  const VecF residual = LoadUnsigned(panel + kHalfPanel * args.half);
+  Store(args.upper, Fma(Negate(residual), less, Add(Load(args.upper), delta)));
+}
+
 template <PackedFormat kFormat>
 void AddFormat(KernelTable* table) {
   static_assert(kNarrowRows == 4);
@@ -174,6 +218,7 @@ void AddFormat(KernelTable* table) {
   split.narrow[1] = &Narrow<kFormat, 2>;
   split.narrow[2] = &Narrow<kFormat, 3>;
   split.narrow[3] = &Narrow<kFormat, 4>;
+  split.refine = &Refine<kFormat>;
   split.complete = &Complete<kFormat>;
 }
 

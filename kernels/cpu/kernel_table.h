@@ -116,8 +116,33 @@ struct CompleteArgs {
   float* out = nullptr;                  // [16]
 };
 
+// What reading low bits of one part of a block changes in a bound.
+struct RefinedPart {
+  int32_t block = 0;
+  int32_t part = 0;
+  uint32_t chosen = 0;  // as in NarrowArgs, of this part
+  int32_t start = 0;    // where the dot product begins
+  float scale = 0;
+  float less = 0;  // of the spread
+};
+
+// Lower bounds, by more low bits, for half of a panel and one row of activations.
+struct RefineArgs {
+  const std::byte* panel = nullptr;
+  const std::byte* low = nullptr;
+  int half = 0;
+  const std::byte* next = nullptr;  // the panel whose half to prefetch, or null
+  const std::byte* next_low = nullptr;
+  int next_half = 0;
+  const RefinedPart* parts = nullptr;
+  int part_count = 0;
+  const int8_t* q = nullptr;  // [columns]
+  float* upper = nullptr;     // [16], of the first pass; lowered
+};
+
 struct SplitKernels {
   void (*narrow[kNarrowRows])(const NarrowArgs&) = {};  // by rows - 1
+  void (*refine)(const RefineArgs&) = nullptr;
   void (*complete)(const CompleteArgs&) = nullptr;
 };
 

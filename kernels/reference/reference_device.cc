@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -165,6 +166,10 @@ class ReferenceDevice final : public HostDevice {
     const int rows = static_cast<int>(search.queries.size());
     Product(std::span(&search.head, 1), search.x, rows, search.scratch);
     const int64_t size = search.head->rows();
+    if (search.agree) {
+      std::vector<float> floors(search.queries.size(), -std::numeric_limits<float>::infinity());
+      search.agree(floors);
+    }
     if (search.soft_cap > 0) SoftCap(search.scratch, rows * size, search.soft_cap);
     for (int row = 0; row < rows; ++row) {
       FindCandidatesBySorting(search.scratch.data + row * size, *search.slices,

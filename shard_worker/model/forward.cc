@@ -6,6 +6,13 @@
 #include "base/status.h"
 
 namespace facet {
+namespace {
+
+// Devices leave parts of the output layer unread for a few rows only: with more of them, to agree
+// on floors would be in vain.
+constexpr size_t kAgreedRowsMax = 4;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const ModelSpec& spec,
                                                          const ShardPlan& plan, int rank,
@@ -19,7 +26,11 @@ absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const ModelSpec& spec,
 
 Forward::Forward(const ModelSpec& spec, const ShardPlan& plan, int rank, const Weights& weights,
                  Device* device)
-    : spec_(spec), plan_(plan), rank_(rank), weights_(weights), device_(device),
+    : spec_(spec),
+      plan_(plan),
+      rank_(rank),
+      weights_(weights),
+      device_(device),
       vocabulary_rows_(plan.VocabularyRows(rank).size()) {}
 
 void Forward::PlanLayers() {
@@ -62,34 +73,43 @@ absl::Status Forward::Allocate(int rows_max) {
   int64_t qkv = 0, heads = 0, ffn = 0, roots = 0;
   for (const Layer& layer : layers_) {
     const AttentionSpec& attention = layer.attention;
-    qkv = std::max<int64_t>(
-        qkv, int64_t{attention.heads + 2 * attention.kv_heads} * attention.head_dim);
+    qkv = std::max<int64_t>(qkv,
+                            int64_t{attention.heads + 2 * attention.kv_heads} * attention.head_dim);
     heads = std::max<int64_t>(heads, int64_t{attention.heads} * attention.head_dim);
     ffn = std::max<int64_t>(ffn, layer.ffn);
-    roots = std::max<int64_t>({roots, layer.attention_tree.root_count(rank_),
-                               layer.ffn_tree.root_count(rank_)});
+    roots = std::max<int64_t>(
+        {roots, layer.attention_tree.root_count(rank_), layer.ffn_tree.root_count(rank_)});
   }
   const struct {
     Floats* buffer;
     int64_t size;
   } buffers[] = {
-      {&residual_, rows * spec_.width},         {&normed_, rows * spec_.width},
-      {&update_, rows * spec_.width},           {&qkv_, rows * qkv},
-      {&attended_, rows * heads},               {&gated_, rows * ffn},
+      {&residual_, rows * spec_.width},
+      {&normed_, rows * spec_.width},
+      {&update_, rows * spec_.width},
+      {&qkv_, rows * qkv},
+      {&attended_, rows * heads},
+      {&gated_, rows * ffn},
       {&roots_, roots * rows * spec_.width},
-      {&owned_embeddings_, rows * spec_.width}, {&all_embeddings_, rows * spec_.width},
+      {&owned_embeddings_, rows * spec_.width},
+      {&all_embeddings_, rows * spec_.width},
       {&logit_inputs_, int64_t{kLogitRowsMax} * spec_.width},
       {&logits_, kLogitRowsMax * vocabulary_rows_},
   };
   for (const auto& [buffer, size] : buffers) {
     FACET_ASSIGN_OR_RETURN(*buffer, device_->AllocateFloats(size));
   }
+  for (std::vector<int32_t>* list : {&owned_, &owners_, &places_}) list->reserve(rows);
+  gather_counts_.reserve(plan_.world());
+  floor_counts_.reserve(plan_.world());
+  all_floors_.resize(plan_.world() * kAgreedRowsMax);
   return absl::OkStatus();
 }
 
 absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tokens,
                           Communicator* communicator) {
   FACET_CHECK(static_cast<int>(tokens.size()) == layout.rows);
+  communicator_ = communicator;
   device_->BeginStep(layout);
   FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
   const int layers = static_cast<int>(layers_.size());
@@ -102,9 +122,9 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
     AddResidual(layout.rows, weights.attention_post_norm, weights.ffn_norm);
     FACET_RETURN_IF_ERROR(RunFfn(layer, layout.rows, communicator));
     progress_();
-    AddResidual(layout.rows, weights.ffn_post_norm,
-                layer + 1 < layers ? weights_.layers[layer + 1].attention_norm
-                                   : weights_.output_norm);
+    AddResidual(
+        layout.rows, weights.ffn_post_norm,
+        layer + 1 < layers ? weights_.layers[layer + 1].attention_norm : weights_.output_norm);
   }
   return absl::OkStatus();
 }
@@ -112,32 +132,40 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
 // The owner of a vocabulary row sends it: one exchange per step, copied, never added.
 absl::Status Forward::Embed(const StepLayout& layout, std::span<const TokenId> tokens,
                             Communicator* communicator) {
-  const int world = plan_.world();
-  std::vector<std::vector<int32_t>> rows_of_rank(world);  // step rows, by owner
-  for (int row = 0; row < layout.rows; ++row) {
-    rows_of_rank[plan_.OwnerOf(tokens[row])].push_back(row);
-  }
-  std::vector<int32_t> owned;
-  const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
-  for (const int32_t row : rows_of_rank[rank_]) owned.push_back(tokens[row] - first);
-  if (world == 1) {
-    device_->EmbedRows(*weights_.embedding, owned, spec_.embedding_scale, residual_);
+  PlanGather(layout.rows, tokens);
+  if (plan_.world() == 1) {
+    device_->EmbedRows(*weights_.embedding, owned_, spec_.embedding_scale, residual_);
     return absl::OkStatus();
   }
-  device_->EmbedRows(*weights_.embedding, owned, spec_.embedding_scale, owned_embeddings_);
+  device_->EmbedRows(*weights_.embedding, owned_, spec_.embedding_scale, owned_embeddings_);
   device_->Synchronize();
-  std::vector<int64_t> counts;
-  std::vector<int32_t> place(layout.rows);  // where each step row lies in the gathered rows
-  int32_t next = 0;
-  for (const std::vector<int32_t>& rows : rows_of_rank) {
-    counts.push_back(static_cast<int64_t>(rows.size()) * spec_.width);
-    for (const int32_t row : rows) place[row] = next++;
-  }
+  const auto mine = static_cast<size_t>(gather_counts_[static_cast<size_t>(rank_)]);
   FACET_RETURN_IF_ERROR(communicator->AllGather(
-      std::span<const float>(owned_embeddings_.data, static_cast<size_t>(counts[rank_])), counts,
-      all_embeddings_.data));
-  device_->GatherRows(all_embeddings_, place, spec_.width, residual_);
+      std::span<const float>(owned_embeddings_.data, mine), gather_counts_, all_embeddings_.data));
+  device_->GatherRows(all_embeddings_, places_, spec_.width, residual_);
   return absl::OkStatus();
+}
+
+// Which rows of the embedding this rank owns, and where each step row lies among those of all
+// ranks, side by side.
+void Forward::PlanGather(int rows, std::span<const TokenId> tokens) {
+  const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
+  owned_.clear();
+  owners_.clear();
+  places_.clear();
+  gather_counts_.assign(static_cast<size_t>(plan_.world()), 0);
+  for (int row = 0; row < rows; ++row) {
+    const int owner = plan_.OwnerOf(tokens[row]);
+    owners_.push_back(owner);
+    places_.push_back(static_cast<int32_t>(gather_counts_[owner]++));
+    if (owner == rank_) owned_.push_back(tokens[row] - first);
+  }
+  for (int row = 0; row < rows; ++row) {
+    for (int rank = 0; rank < owners_[row]; ++rank) {
+      places_[row] += static_cast<int32_t>(gather_counts_[rank]);
+    }
+  }
+  for (int64_t& count : gather_counts_) count *= spec_.width;
 }
 
 absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicator) {
@@ -198,7 +226,20 @@ void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slic
   search.slices = &slices;
   search.queries = queries;
   search.scratch = logits_;
+  if (plan_.world() > 1 && rows.size() <= kAgreedRowsMax) {
+    search.agree = [this](std::span<float> floors) { AgreeOnFloors(floors); };
+  }
   device_->SearchHead(search, replies);
+}
+
+void Forward::AgreeOnFloors(std::span<float> floors) {
+  const auto world = static_cast<size_t>(plan_.world());
+  floor_counts_.assign(world, static_cast<int64_t>(floors.size()));
+  if (!communicator_->AllGather(floors, floor_counts_, all_floors_.data()).ok()) return;
+  for (size_t i = 0; i < world * floors.size(); ++i) {
+    float& floor = floors[i % floors.size()];
+    floor = std::max(floor, all_floors_[i]);
+  }
 }
 
 }  // namespace facet

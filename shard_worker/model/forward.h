@@ -47,7 +47,9 @@ class Forward {
   // This rank's logits of up to kLogitRowsMax rows of the step just run, [rows.size(), slice].
   // Valid until the next call.
   Floats Logits(std::span<const int32_t> rows);
-  // What Device::FindCandidates() says of the same logits, which need not all be computed.
+  // What Device::SearchHead() says of the same logits, which need not all be computed. All ranks
+  // search the same rows at the same time: of a few rows they agree on floors through the
+  // communicator of the step just run. If that fails, so does the communicator's next call.
   // REQUIRES: as many queries and replies as rows.
   void Search(std::span<const int32_t> rows, const VocabularySlices& slices,
               std::span<const CandidateQuery> queries, std::span<CandidateReply> replies);
@@ -69,8 +71,11 @@ class Forward {
   absl::Status Allocate(int rows_max);
   absl::Status Embed(const StepLayout& layout, std::span<const TokenId> tokens,
                      Communicator* communicator);
+  void PlanGather(int rows, std::span<const TokenId> tokens);
   absl::Status RunAttention(int layer, int rows, Communicator* communicator);
   absl::Status RunFfn(int layer, int rows, Communicator* communicator);
+  // floors[i] = the largest of all ranks' floors[i].
+  void AgreeOnFloors(std::span<float> floors);
   // x += update, normed; normed_ = RMS(x; next).
   void AddResidual(int rows, Floats post_norm, Floats next_norm);
 
@@ -80,6 +85,7 @@ class Forward {
   const Weights& weights_;
   Device* const device_;
   std::function<void()> progress_ = [] {};
+  Communicator* communicator_ = nullptr;  // of the step just run
   std::vector<Layer> layers_;
   std::array<KvPoolSpec, kKvPools> pools_;
   int64_t vocabulary_rows_ = 0;
@@ -89,6 +95,11 @@ class Forward {
   Floats roots_;                          // [roots, rows, width]
   Floats owned_embeddings_, all_embeddings_;
   Floats logit_inputs_, logits_;          // [kLogitRowsMax, width], [kLogitRowsMax, slice]
+  // Of the step's rows, for the exchange of embeddings.
+  std::vector<int32_t> owned_, owners_, places_;
+  std::vector<int64_t> gather_counts_;    // floats by rank
+  std::vector<float> all_floors_;         // [world, rows]
+  std::vector<int64_t> floor_counts_;
 };
 
 }  // namespace facet

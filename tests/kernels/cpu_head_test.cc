@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include <fmt/format.h>
@@ -31,7 +33,8 @@ struct Answer {
 };
 
 Answer Search(Device& device, const MatrixSource& source, const std::vector<float>& x,
-              std::span<const CandidateQuery> queries, float soft_cap = 0) {
+              std::span<const CandidateQuery> queries, float soft_cap = 0,
+              std::function<void(std::span<float>)> agree = nullptr) {
   const auto head = *device.LoadMatrix(source, nullptr);
   const auto rows = static_cast<int64_t>(queries.size());
   const VocabularySlices slices = Slices(source.rows);
@@ -42,6 +45,7 @@ Answer Search(Device& device, const MatrixSource& source, const std::vector<floa
   search.slices = &slices;
   search.queries = queries;
   search.scratch = *device.AllocateFloats(rows * source.rows);
+  search.agree = std::move(agree);
   Answer answer;
   answer.replies.resize(queries.size());
   const HeadReads before = device.head_reads();
@@ -302,6 +306,77 @@ TEST_F(CpuHead, QuestionsAboutAllLogitsReadThemAll) {
   queries[0].sums = false;
   EXPECT_EQ(ExpectEqual(matrix, x, queries, "a soft cap", 30.0f).screened, 0);
   EXPECT_GT(ExpectEqual(matrix, x, queries, "neither").screened, 0);
+}
+
+// Two ranks share a head. What one of them knows spares the other one rows, and the candidates of
+// both are those of the whole.
+TEST_F(CpuHead, RanksThatAgreeOnFloorsFindTheBestOfAll) {
+  Random random(11);
+  constexpr int kRows = 4000;
+  const TestMatrix whole = MakeMatrix(TensorType::kQ8_0, 2 * kRows, 512, 0.05f, random);
+  const auto half = [&](int rank) {
+    TestMatrix part = whole;
+    part.rows = kRows;
+    const auto bytes = static_cast<ptrdiff_t>(whole.bytes.size() / 2);
+    part.bytes.assign(whole.bytes.begin() + rank * bytes, whole.bytes.begin() + (rank + 1) * bytes);
+    if (rank == 1) {  // smaller logits: this rank's best is far below the other's
+      for (size_t block = 0; block < part.bytes.size(); block += kBlockBytes) {
+        const uint16_t scale = 0x1000;
+        std::memcpy(&part.bytes[block], &scale, 2);
+      }
+    }
+    return part;
+  };
+  const TestMatrix parts[] = {half(0), half(1)};
+  const std::vector<float> x = MakeActivations(1, 512, random);
+  int64_t spared = 0;
+  for (CandidateQuery query : {Greedy(), Sampled(5, 2), Top(3, 1), Top(40, 1)}) {
+    for (const bool sums : {false, true}) {
+      query.sums = sums;
+      for (int variant = 0; variant < static_cast<int>(CpuDevices({1, 3}).size()); ++variant) {
+        float floors[2];
+        std::vector<Candidate> alone, together;
+        HeadReads reads[2];
+        for (int round = 0; round < 2; ++round) {
+          for (int rank = 0; rank < 2; ++rank) {
+            auto devices = CpuDevices({1, 3});
+            int calls = 0;
+            const auto agree = [&](std::span<float> mine) {
+              ++calls;
+              ASSERT_EQ(mine.size(), 1u);
+              if (round == 0) floors[rank] = mine[0];
+              if (round == 1) mine[0] = std::max(floors[0], floors[1]);
+            };
+            const Answer answer = Search(*devices[static_cast<size_t>(variant)].device,
+                                         Searched(parts[rank]), x, std::span(&query, 1), 0, agree);
+            EXPECT_EQ(calls, 1);
+            auto& best = round == 0 ? alone : together;
+            const auto& found = answer.replies[0].best;
+            for (Candidate candidate : found) {
+              candidate.id += rank * kRows;
+              best.push_back(candidate);
+            }
+            if (rank == 1) reads[round] = answer.reads;
+          }
+        }
+        for (auto* best : {&alone, &together}) {
+          std::sort(best->begin(), best->end(), [](const Candidate& a, const Candidate& b) {
+            return a.order != b.order ? a.order > b.order : a.id < b.id;
+          });
+          ASSERT_GE(static_cast<int>(best->size()), query.count);
+          best->resize(static_cast<size_t>(query.count));
+        }
+        for (size_t i = 0; i < alone.size(); ++i) {
+          EXPECT_EQ(together[i].id, alone[i].id);
+          EXPECT_EQ(together[i].order, alone[i].order);
+          EXPECT_EQ(together[i].raw, alone[i].raw);
+        }
+        EXPECT_LE(reads[1].completed, reads[0].completed);
+        spared += reads[0].completed - reads[1].completed;
+      }
+    }
+  }
+  EXPECT_GT(spared, 0);
 }
 
 // The types that cannot be split, or need not be, are searched whole.
