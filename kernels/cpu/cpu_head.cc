@@ -88,6 +88,7 @@ bool CpuHead::CanScreen() const {
 
 void CpuHead::WholeProduct(int first_row, int rows) {
   const CpuProduct::Part part = {head_, logits(first_row), head_->rows(), 0};
+  reads_.bytes += static_cast<double>(head_->packed_bytes());
   product_.Run(std::span(&part, 1), search_->x.data + first_row * head_->columns(), rows);
   if (search_->soft_cap <= 0) return;
   constexpr int64_t kStep = 4096;
@@ -111,11 +112,13 @@ void CpuHead::Screen(std::span<CandidateReply> replies) {
   ScreeningPolicy::Cost cost;
   cost.granules = planned * SplitLayout::kGranuleBytes / panel_bytes;
   cost.first = static_cast<double>(layout_.narrow_bytes(blocks())) / panel_bytes + cost.granules;
+  reads_.bytes += cost.first * static_cast<double>(head_->packed_bytes());
   std::erase_if(open_, [&](int row) {
     const auto index = static_cast<size_t>(row);
     halves_read_ = 0;
     const bool found = SearchRow(row, &replies[index]);
     reads_.completed += halves_read_ * kHalfPanel;
+    reads_.bytes += HalvesShare(halves_read_) * static_cast<double>(head_->packed_bytes());
     cost.completed = kCompletionCost * rows() * HalvesShare(halves_read_) + (found ? 0 : 1);
     policy_.Record(KindOf(search_->queries[index]), cost);
     return found;
