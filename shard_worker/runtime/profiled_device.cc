@@ -17,6 +17,7 @@ void ProfiledDevice::Count(StepOperation operation, const Call& call, const Work
   if (!on_) return call();
   const double start = seconds_();
   call();
+  Synchronize();
   OperationTotals& totals = profile_[operation];
   totals.seconds += seconds_() - start;
   const Work done = work();

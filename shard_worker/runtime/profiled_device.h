@@ -15,8 +15,8 @@
 namespace facet {
 
 // Passes every call on and, while it is switched on, sums up what each kind took, read and
-// computed. While it is off it looks at no clock and counts nothing. Devices that return before an
-// operation is done would have to be synchronised around each; those of today do not.
+// computed. While it is on each operation is waited for, which devices that compute in the
+// background lose time by; while it is off it looks at no clock and counts nothing.
 //
 // The thread of the device calls everything but Enable(), which any thread may call.
 class ProfiledDevice final : public ForwardingDevice {

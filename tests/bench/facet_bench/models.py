@@ -50,6 +50,10 @@ def get(python, size, kind):
 
 
 def describe(python, path):
-    """{"weight_bytes", "parameters", "layer_parameters"} of a file."""
-    out = subprocess.run([python, MAKER, "describe", path], check=True, stdout=subprocess.PIPE)
-    return json.loads(out.stdout)
+    """{"weight_bytes", "parameters", "layer_parameters"} of a file. Reading its 262,144 token texts
+    takes seconds in Python, so the answer is kept."""
+    kept = cache_folder() / f"{path.name}-{path.stat().st_size}.json"
+    if not kept.exists():
+        out = subprocess.run([python, MAKER, "describe", path], check=True, stdout=subprocess.PIPE)
+        kept.write_bytes(out.stdout)
+    return json.loads(kept.read_text())
