@@ -14,6 +14,7 @@
 #include "base/prng.h"
 #include "base/status.h"
 #include "client/answer.h"
+#include "client/arrivals.h"
 #include "client/json.h"
 #include "client/resuming_stream.h"
 #include "client/table.h"
@@ -24,7 +25,9 @@ namespace {
 // Control tokens and byte tokens tend to be the first ids of a vocabulary.
 constexpr int kFirstIdMax = 512;
 constexpr std::chrono::seconds kProgressInterval{1};
-constexpr uint64_t kWarmUp = ~uint64_t{0};  // a request number that no stream reaches
+constexpr std::chrono::milliseconds kLate{10};
+constexpr std::chrono::seconds kProfileMax{3600};  // a bench that dies leaves nothing on for longer
+constexpr uint64_t kWarmUp = ~uint64_t{0};         // a request number that no stream reaches
 
 double Seconds(ClientClock::duration duration) {
   return std::chrono::duration<double>(duration).count();
@@ -35,6 +38,7 @@ v1::GenerateRequest MakeRequest(const BenchOptions& options, int vocabulary_size
   request.set_model(options.model);
   request.set_max_tokens(options.max_tokens);
   request.set_ignore_eos(true);
+  if (options.temperature) request.mutable_sampling()->set_temperature(*options.temperature);
   request.set_seed(Mix64(options.seed, number));
   const int first = std::min(kFirstIdMax, vocabulary_size / 2);
   v1::TokenIds& prompt = *request.add_prompts()->mutable_tokens();
@@ -64,31 +68,54 @@ absl::StatusOr<int> VocabularySize(const Connection& connection, const std::stri
 class Load {
  public:
   Load(const Connection& connection, const BenchOptions& options, int vocabulary_size)
-      : connection_(connection), options_(options), vocabulary_size_(vocabulary_size) {}
+      : connection_(connection),
+        options_(options),
+        vocabulary_size_(vocabulary_size),
+        arrivals_(options.rate, options.seed) {}
 
   absl::Status WarmUp() {
     BenchSamples samples;
-    RunOne(kWarmUp, samples);
+    RunOne(kWarmUp, ClientClock::now(), samples);
     if (samples.completed == 1) return absl::OkStatus();
     return Annotate(warm_up_status_, "the first request failed");
   }
 
   BenchReport Run(std::ostream& err) {
-    const ClientClock::time_point start = ClientClock::now();
+    const ClientClock::time_point start = start_ = ClientClock::now();
     std::vector<std::thread> streams;
     for (int i = 0; i < options_.streams; ++i) streams.emplace_back([this] { RunStream(); });
     Watch(start, err);
     for (std::thread& stream : streams) stream.join();
-    return {.wall_s = Seconds(ClientClock::now() - start), .samples = std::move(total_)};
+    return {Seconds(ClientClock::now() - start), std::move(total_), std::nullopt};
   }
 
  private:
+  // A request that a stream is to send.
+  struct Turn {
+    uint64_t number;
+    ClientClock::time_point due;  // when it arrived; latencies count from here
+  };
+
+  // Returns when the next request is due, which is at once without a rate; nothing if it was the
+  // last one or the time is up. A stream that comes too late sends at once.
+  std::optional<Turn> AwaitTurn() {
+    std::unique_lock lock(mutex_);
+    if (over_) return std::nullopt;
+    Turn turn{next_++, ClientClock::now()};
+    if (!options_.duration && turn.number >= static_cast<uint64_t>(options_.requests)) {
+      return std::nullopt;
+    }
+    if (options_.rate <= 0) return turn;
+    const std::chrono::duration<double> after(arrivals_.Next());
+    turn.due = start_ + std::chrono::duration_cast<ClientClock::duration>(after);
+    if (changed_.wait_until(lock, turn.due, [this] { return over_.load(); })) return std::nullopt;
+    return turn;
+  }
+
   void RunStream() {
     BenchSamples samples;
-    while (!over_) {
-      const uint64_t number = next_++;
-      if (!options_.duration && number >= static_cast<uint64_t>(options_.requests)) break;
-      RunOne(number, samples);
+    while (const std::optional<Turn> turn = AwaitTurn()) {
+      RunOne(turn->number, turn->due, samples);
     }
     std::lock_guard lock(mutex_);
     total_.Merge(std::move(samples));
@@ -96,14 +123,14 @@ class Load {
     changed_.notify_all();
   }
 
-  void RunOne(uint64_t number, BenchSamples& samples) {
+  void RunOne(uint64_t number, ClientClock::time_point sent, BenchSamples& samples) {
     Answer answer(1, 1);
     ResumingStream stream(connection_, MakeRequest(options_, vocabulary_size_, number), answer,
                           number % connection_.routers.size());
     if (!Register(stream)) return;
     int seen = 0;
     ClientClock::time_point previous;
-    const ClientClock::time_point sent = ClientClock::now();
+    if (ClientClock::now() - sent > kLate) ++samples.late;
     absl::Status outcome = stream.Run([&] {
       const int fresh = answer.tokens() - seen;
       if (fresh == 0) return;
@@ -163,6 +190,7 @@ class Load {
       const ClientClock::time_point now = ClientClock::now();
       if (options_.duration && !over_ && now - start >= *options_.duration) {
         over_ = true;
+        changed_.notify_all();
         for (ResumingStream* stream : running_) stream->Cancel();
       }
       ClientClock::time_point wake = now + kProgressInterval;
@@ -183,7 +211,7 @@ class Load {
   const Connection& connection_;
   const BenchOptions& options_;
   const int vocabulary_size_;
-  std::atomic<uint64_t> next_{0};
+  ClientClock::time_point start_;
   std::atomic<int64_t> tokens_{0};
   std::atomic<int> finished_{0};
   std::atomic<bool> over_{false};
@@ -191,6 +219,8 @@ class Load {
 
   std::mutex mutex_;
   std::condition_variable changed_;
+  uint64_t next_ = 0;                  // guarded by mutex_
+  Arrivals arrivals_;                  // guarded by mutex_
   std::set<ResumingStream*> running_;  // guarded by mutex_
   BenchSamples total_;                 // guarded by mutex_
   int streams_done_ = 0;               // guarded by mutex_
@@ -198,7 +228,10 @@ class Load {
 
 std::string ToTable(const BenchReport& report, const BenchOptions& options) {
   const BenchSamples& samples = report.samples;
-  std::string text = fmt::format(
+  std::string text = options.rate > 0
+                         ? fmt::format("{} requests arrive per second; at most ", options.rate)
+                         : std::string();
+  text += fmt::format(
       "{} streams, {} prompt tokens, {} output tokens; {} requests done, {} cut off, in {:.2f} s\n",
       options.streams, options.prompt_tokens, options.max_tokens, samples.completed,
       samples.cut_off, report.wall_s);
@@ -221,9 +254,13 @@ std::string ToTable(const BenchReport& report, const BenchOptions& options) {
   if (samples.resumptions > 0) {
     text += fmt::format("{} streams went on at another router\n", samples.resumptions);
   }
+  if (samples.late > 0) {
+    text += fmt::format("{} requests were sent 10 ms late or more\n", samples.late);
+  }
   for (const auto& [error, count] : samples.errors) {
     text += fmt::format("{} x {}\n", count, error);
   }
+  if (report.profile) text += "\n" + ToTable(*report.profile, options.limits);
   return text;
 }
 
@@ -232,7 +269,7 @@ std::string ToJson(const BenchReport& report, const BenchOptions& options) {
   JsonWriter json;
   json.BeginObject().Key("streams").Integer(options.streams);
   json.Key("prompt_tokens_per_request").Integer(options.prompt_tokens);
-  json.Key("max_tokens").Integer(options.max_tokens);
+  json.Key("max_tokens").Integer(options.max_tokens).Key("rate").Number(options.rate);
   json.Key("wall_s").Number(report.wall_s);
   json.Key("completed").Integer(samples.completed).Key("cut_off").Integer(samples.cut_off);
   json.Key("output_tokens").Integer(samples.output_tokens);
@@ -250,11 +287,24 @@ std::string ToJson(const BenchReport& report, const BenchOptions& options) {
   add("tpot_s", samples.tpot);
   add("itl_s", samples.itl);
   add("end_to_end_s", samples.end_to_end);
-  json.Key("resumptions").Integer(samples.resumptions);
+  json.Key("resumptions").Integer(samples.resumptions).Key("late").Integer(samples.late);
   json.Key("errors").BeginObject();
   for (const auto& [error, count] : samples.errors) json.Key(error).Integer(count);
-  json.EndObject().EndObject();
+  json.EndObject();
+  if (report.profile) Write(*report.profile, options.limits, json.Key("profile"));
+  json.EndObject();
   return json.text() + "\n";
+}
+
+// With profiling on already.
+absl::StatusOr<BenchReport> RunProfiled(const Connection& connection, Load& load,
+                                        std::ostream& err) {
+  FACET_RETURN_IF_ERROR(load.WarmUp());
+  FACET_ASSIGN_OR_RETURN(const ClusterProfile before, ReadProfile(connection));
+  BenchReport report = load.Run(err);
+  FACET_ASSIGN_OR_RETURN(const ClusterProfile after, ReadProfile(connection));
+  FACET_ASSIGN_OR_RETURN(report.profile, Since(before, after));
+  return report;
 }
 
 }  // namespace
@@ -263,6 +313,7 @@ void BenchSamples::Merge(BenchSamples other) {
   completed += other.completed;
   cut_off += other.cut_off;
   resumptions += other.resumptions;
+  late += other.late;
   prompt_tokens += other.prompt_tokens;
   output_tokens += other.output_tokens;
   const auto append = [](std::vector<double>& to, const std::vector<double>& from) {
@@ -279,8 +330,15 @@ absl::StatusOr<BenchReport> MeasureBench(const Connection& connection, const Ben
                                          std::ostream& err) {
   FACET_ASSIGN_OR_RETURN(const int vocabulary_size, VocabularySize(connection, options.model));
   Load load(connection, options, vocabulary_size);
-  FACET_RETURN_IF_ERROR(load.WarmUp());
-  return load.Run(err);
+  if (!options.profile) {
+    FACET_RETURN_IF_ERROR(load.WarmUp());
+    return load.Run(err);
+  }
+  FACET_RETURN_IF_ERROR(SetProfiling(connection, kProfileMax));
+  const absl::StatusOr<BenchReport> report = RunProfiled(connection, load, err);
+  const absl::Status off = SetProfiling(connection, std::chrono::seconds(0));
+  if (report.ok()) FACET_RETURN_IF_ERROR(off);
+  return report;
 }
 
 absl::Status RunBench(const Connection& connection, const BenchOptions& options, std::ostream& out,

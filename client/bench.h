@@ -3,6 +3,7 @@
 
 #include <iosfwd>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "client/connection.h"
 #include "client/options.h"
 #include "client/percentiles.h"
+#include "client/profile.h"
 
 namespace facet {
 
@@ -19,6 +21,7 @@ struct BenchSamples {
   int completed = 0;
   int cut_off = 0;      // still running when the time was up
   int resumptions = 0;  // streams that went on at another router
+  int late = 0;         // with a rate: sent 10 ms after their arrival or later
   int64_t prompt_tokens = 0;
   int64_t output_tokens = 0;
   std::vector<double> ttft;
@@ -33,10 +36,12 @@ struct BenchSamples {
 struct BenchReport {
   double wall_s = 0;
   BenchSamples samples;
+  std::optional<ClusterProfile> profile;  // where it was asked for
 };
 
-// Runs the load: `streams` threads, each with one request at a time. One request that is not
-// counted goes first. Fails if that one does; errors of later ones are counted.
+// Runs the load: `streams` threads, each with one request at a time, which with a rate wait for
+// its arrivals in turn. One request that is not counted goes first. Fails if that one does; errors
+// of later ones are counted.
 absl::StatusOr<BenchReport> MeasureBench(const Connection& connection, const BenchOptions& options,
                                          std::ostream& err);
 

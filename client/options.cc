@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <iostream>
 #include <iterator>
@@ -116,7 +117,20 @@ ABSL_FLAG(absl::optional<double>, watch, absl::nullopt,
 ABSL_FLAG(int, until_ready, 0,
           "First wait until this many groups are ready; --timeout_s says how long (default 60).");
 
-ABSL_FLAG(int, streams, 1, "Requests that run at the same time.");
+ABSL_FLAG(
+    absl::optional<int32_t>, streams, absl::nullopt,
+    "Requests that run at the same time; 1 unless set. With --rate: at most, 256 unless set.");
+ABSL_FLAG(
+    double, rate, 0,
+    "Requests that arrive per second on average (a Poisson process, the same for the same "
+    "--seed), whether earlier ones are done or not; latencies count from the arrival. 0: every "
+    "stream sends one request after the other.");
+ABSL_FLAG(bool, profile, false,
+          "Also show what each operation of the leaders' steps took, read and computed.");
+ABSL_FLAG(
+    std::vector<std::string>, limits, {},
+    "With --profile, what the processors under a group's ranks can do together: memory read in "
+    "GB/s, int8 GOP/s, float32 GOP/s (tests/bench measures them). Shows shares of them.");
 ABSL_FLAG(int, requests, 0,
           "Requests in all; unless set, four per stream. Not together with --seconds.");
 ABSL_FLAG(absl::optional<double>, seconds, absl::nullopt,
@@ -128,6 +142,8 @@ namespace facet {
 namespace {
 
 constexpr double kSecondsMax = 1e6;
+constexpr double kRateMax = 1e5;  // requests per second
+constexpr int kOpenStreams = 256;
 
 const std::vector<std::string_view> kConnectionFlags = {"endpoint", "tenant", "timeout_s"};
 const std::vector<std::string_view> kRetryFlags = {"retry_s"};
@@ -151,6 +167,23 @@ absl::StatusOr<std::chrono::milliseconds> Seconds(std::string_view flag, double 
                            kSecondsMax);
   }
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+absl::StatusOr<MachineLimits> ParseLimits(const std::vector<std::string>& texts) {
+  MachineLimits limits;
+  double* const fields[] = {&limits.read_gb_s, &limits.int8_gop_s, &limits.f32_gop_s};
+  if (texts.size() != std::size(fields)) {
+    return InvalidArgument("--limits: {} numbers instead of {}", texts.size(), std::size(fields));
+  }
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const std::string& text = texts[i];
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *fields[i]);
+    const bool whole = error == std::errc() && end == text.data() + text.size();
+    if (!whole || !std::isfinite(*fields[i]) || *fields[i] <= 0) {
+      return InvalidArgument("--limits: '{}' is not a number above 0", text);
+    }
+  }
+  return limits;
 }
 
 // What generate and chat share. Values are the router's to judge: it names the field.
@@ -244,9 +277,11 @@ std::span<const CommandHelp> Commands() {
        "Loads the router with concurrent requests of random tokens and reports rates and latencies:"
        "\nTTFT is the time to the first token, TPOT a request's mean time per further token, ITL "
        "the time between\ntwo tokens of one request.\n\n"
-       "  facet bench --streams 8 --requests 64 --prompt-tokens 256 --max-tokens 128",
-       Join({{"streams", "requests", "seconds", "prompt_tokens", "max_tokens", "seed", "model",
-              "json"},
+       "  facet bench --streams 8 --requests 64 --prompt-tokens 256 --max-tokens 128\n"
+       "  facet bench --rate 2.5 --seconds 60\n"
+       "  facet bench --streams 8 --profile",
+       Join({{"streams", "rate", "requests", "seconds", "prompt_tokens", "max_tokens",
+              "temperature", "seed", "model", "profile", "limits", "json"},
              kRetryFlags,
              kConnectionFlags})},
   };
@@ -321,15 +356,25 @@ absl::StatusOr<ModelsOptions> ModelsOptionsFromFlags() {
 absl::StatusOr<BenchOptions> BenchOptionsFromFlags() {
   BenchOptions options;
   options.model = absl::GetFlag(FLAGS_model);
-  options.streams = absl::GetFlag(FLAGS_streams);
+  options.rate = absl::GetFlag(FLAGS_rate);
+  options.streams = absl::GetFlag(FLAGS_streams).value_or(options.rate > 0 ? kOpenStreams : 1);
+  options.profile = absl::GetFlag(FLAGS_profile);
+  if (const std::vector<std::string> limits = absl::GetFlag(FLAGS_limits); !limits.empty()) {
+    if (!options.profile) return InvalidArgument("--limits goes with --profile");
+    FACET_ASSIGN_OR_RETURN(options.limits, ParseLimits(limits));
+  }
   options.requests = absl::GetFlag(FLAGS_requests);
   options.prompt_tokens = absl::GetFlag(FLAGS_prompt_tokens);
   options.max_tokens = absl::GetFlag(FLAGS_max_tokens).value_or(options.max_tokens);
   options.seed = absl::GetFlag(FLAGS_seed).value_or(options.seed);
+  if (const auto v = absl::GetFlag(FLAGS_temperature)) options.temperature = *v;
   options.json = absl::GetFlag(FLAGS_json);
   options.progress = isatty(STDERR_FILENO) == 1;
   if (options.streams < 1 || options.streams > 4096) {
     return InvalidArgument("--streams is {}; it must be from 1 to 4096", options.streams);
+  }
+  if (!(options.rate >= 0) || options.rate > kRateMax) {
+    return InvalidArgument("--rate is {}; it must be from 0 to {}", options.rate, kRateMax);
   }
   if (options.prompt_tokens < 1 || options.max_tokens < 1 || options.requests < 0) {
     return InvalidArgument("--prompt_tokens, --max_tokens and --requests must be above 0");
@@ -338,6 +383,7 @@ absl::StatusOr<BenchOptions> BenchOptionsFromFlags() {
     if (options.requests > 0) return InvalidArgument("--seconds and --requests exclude each other");
     FACET_ASSIGN_OR_RETURN(options.duration, Seconds("seconds", *seconds));
   } else if (options.requests == 0) {
+    if (options.rate > 0) return InvalidArgument("--rate needs --requests or --seconds");
     options.requests = 4 * options.streams;
   }
   return options;

@@ -43,14 +43,27 @@ struct ModelsOptions {
   bool json = false;
 };
 
+// What the processors that the ranks of a group run on can do together.
+struct MachineLimits {
+  double read_gb_s = 0;
+  double int8_gop_s = 0;
+  double f32_gop_s = 0;
+};
+
 struct BenchOptions {
   std::string model;
-  int streams = 1;
+  int streams = 1;  // requests that run at the same time; with a rate: at most
+  // Requests that arrive per second, whether earlier ones are done or not (an open loop); 0: each
+  // stream sends one after the other.
+  double rate = 0;
   int requests = 16;  // in all, where seconds is not set
   std::optional<std::chrono::milliseconds> duration;
   int prompt_tokens = 128;
   int max_tokens = 128;
-  uint64_t seed = 1;  // of the prompts and of the sampling
+  std::optional<float> temperature;     // unset: the router's default
+  uint64_t seed = 1;                    // of the prompts, of the sampling and of the arrivals
+  bool profile = false;                 // show what each operation of the steps took
+  std::optional<MachineLimits> limits;  // to compare it with
   bool json = false;
   bool progress = false;  // on stderr
 };

@@ -200,6 +200,7 @@ struct HeadReads {
   int64_t rows = 0;       // asked about: rows of x times rows of the head
   int64_t screened = 0;   // of these, first read in part
   int64_t completed = 0;  // of these, then read whole, because they could still win
+  double bytes = 0;       // of the packed head
 };
 
 class MatrixImages;

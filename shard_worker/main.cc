@@ -72,6 +72,9 @@ ABSL_FLAG(std::string, packed_cache, "auto",
           "host: auto ($XDG_CACHE_HOME/facet/packed, else ~/.cache/facet/packed), a path, or off.");
 ABSL_FLAG(int64_t, packed_cache_bytes, int64_t{64} << 30,
           "What that folder may hold; the files used longest ago go first.");
+ABSL_FLAG(bool, profile, false,
+          "Sum up from the start what each operation of a step takes, reads and computes "
+          "(facet_worker_operation_*); without it, only while a client asks (facet bench --profile).");
 ABSL_FLAG(std::string, kv_type, "f16", "How keys and values are stored: f16 or f32.");
 ABSL_FLAG(int64_t, kv_tokens, 16384, "Tokens whose keys and values fit, over all sequences.");
 ABSL_FLAG(int, context_tokens, 0,
@@ -179,6 +182,7 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   rank.screened_head = screened_head == "auto";
   rank.packed_cache.folder = PackedCacheFolder();
   rank.packed_cache.bytes_max = absl::GetFlag(FLAGS_packed_cache_bytes);
+  rank.profile = absl::GetFlag(FLAGS_profile);
   const std::string kv_type = absl::GetFlag(FLAGS_kv_type);
   if (kv_type != "f16" && kv_type != "f32") {
     return InvalidArgument("--kv_type: '{}' is neither f16 nor f32", kv_type);

@@ -18,8 +18,7 @@ tests/run.sh [options] [REGEX]
                          gRPC nor absl::Mutex: it runs what carries the label tsan
   --exclude-label LABEL  leave tests with this label out
   --fuzz SECONDS         run the fuzz targets instead, each for so long
-  --bench                run the benchmarks instead, last Facet beside llama.cpp (which is built from
-                         source once, unless FACET_PEER_PYTHON names a Python that has it)
+  --bench                run the benchmark instead: tests/bench/run.sh, which has options of its own
   --jobs N               tests at a time (default 2)
 
 Models are fetched once (deploy/local/fetch_models.sh says where to); FACET_MODEL_DIR points
@@ -135,24 +134,6 @@ run_fuzzers() {
   ((failed == 0))
 }
 
-# Prints the path of a Python that has llama.cpp, built for this processor.
-peer_python() {
-  if [[ -n ${FACET_PEER_PYTHON:-} ]]; then
-    echo "$FACET_PEER_PYTHON"
-    return
-  fi
-  local venv=${FACET_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/facet}/peer
-  if [[ ! -f $venv/ready ]]; then
-    install_packages python3-venv python3-dev
-    rm -rf "$venv"
-    python3 -m venv "$venv" >&2
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release" "$venv/bin/pip" install \
-      --no-binary llama-cpp-python llama-cpp-python==0.3.36 numpy==2.4.6 >&2
-    touch "$venv/ready"
-  fi
-  echo "$venv/bin/python"
-}
-
 # Prints the path of a Python that has kubernetes-validate; nothing where PyPI cannot be reached.
 manifest_python() {
   local venv=${FACET_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/facet}/manifests
@@ -169,18 +150,6 @@ manifest_python() {
   echo "$venv/bin/python"
 }
 
-run_benchmarks() {
-  build=$root/build
-  configure_build "$build"
-  run_build "$build" facet facet-router facet-worker collectives_bench kernels_bench
-  local model peer
-  model=$("$root/deploy/local/fetch_models.sh" gemma3)
-  peer=$(peer_python)
-  "$build/bin/kernels_bench"
-  "$build/bin/collectives_bench"
-  python3 "$root/tests/bench/compare.py" --model "$model" --peer-python "$peer"
-}
-
 parse_options "$@"
 install_packages "${build_packages[@]}" "${test_packages[@]}"
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_stack_use_after_return=1:strict_string_checks=1}
@@ -191,8 +160,7 @@ if [[ -n $fuzz_seconds ]]; then
   exit
 fi
 if [[ -n $bench ]]; then
-  run_benchmarks
-  exit
+  exec "$root/tests/bench/run.sh"
 fi
 "$root/deploy/local/fetch_models.sh" gemma3 smollm2 >&2
 export FACET_MODEL_DIR=${FACET_MODEL_DIR:-$root/.cache/models}

@@ -91,6 +91,7 @@ bool CpuHead::CanScreen() const {
 
 void CpuHead::WholeProduct(int first_row, int rows) {
   const CpuProduct::Part part = {head_, logits(first_row), head_->rows(), 0};
+  reads_.bytes += static_cast<double>(head_->packed_bytes());
   product_.Run(std::span(&part, 1), search_->x.data + first_row * head_->columns(), rows);
   if (search_->soft_cap <= 0) return;
   constexpr int64_t kStep = 4096;
@@ -110,6 +111,7 @@ bool CpuHead::Begin() {
   activations_.ChooseGranules(planned_);
   FirstPass();
   reads_.screened += rows() * head_->rows();
+  reads_.bytes += FirstShare() * static_cast<double>(head_->packed_bytes());
   Reserve();
   for (int row = 0; row < rows(); ++row) Seed(row);
   return true;
@@ -138,6 +140,7 @@ void CpuHead::FinishScreening(std::span<CandidateReply> replies) {
   std::erase_if(open_, [&](int row) {
     const bool found = Finish(row, &replies[static_cast<size_t>(row)]);
     reads_.completed += question(row).completed * kHalfPanel;
+    reads_.bytes += SecondShare(question(row)) * static_cast<double>(head_->packed_bytes());
     Record(row, found);
     return found;
   });
@@ -154,21 +157,28 @@ int CpuHead::PlanGranules() {
   return pays ? planned : -1;
 }
 
-void CpuHead::Record(int row, bool found) {
+double CpuHead::FirstShare() const {
   const auto whole = static_cast<double>(head_->panel_bytes() + head_->low_bytes());
   const auto narrow = static_cast<double>(layout_.narrow_bytes(blocks()));
+  return (narrow + static_cast<double>(planned_ * SplitLayout::kGranuleBytes)) / whole;
+}
+
+double CpuHead::SecondShare(const Question& asked) const {
+  const auto whole = static_cast<double>(head_->panel_bytes() + head_->low_bytes());
   // A granule that is refined is read with its scales.
   const double refined = (SplitLayout::kGranuleBytes + layout_.whole.scale_bytes) / whole;
-  const Question& from = question(row);
+  return HalvesShare(static_cast<size_t>(asked.completed)) +
+         kRefinedGranules * refined * HalvesShare(static_cast<size_t>(asked.refined));
+}
+
+void CpuHead::Record(int row, bool found) {
+  const auto whole = static_cast<double>(head_->panel_bytes() + head_->low_bytes());
+  const Question& asked = question(row);
   ScreeningPolicy::Cost cost;
   cost.granules = planned_ * SplitLayout::kGranuleBytes / whole;
-  cost.first = narrow / whole + cost.granules;
-  cost.completed =
-      kCompletionCost * rows() *
-          (HalvesShare(static_cast<size_t>(from.completed)) +
-           kRefinedGranules * refined * HalvesShare(static_cast<size_t>(from.refined))) +
-      (found ? 0 : 1);
-  policy_.Record(KindOf(*from.query), cost);
+  cost.first = FirstShare();
+  cost.completed = kCompletionCost * rows() * SecondShare(asked) + (found ? 0 : 1);
+  policy_.Record(KindOf(*asked.query), cost);
 }
 
 void CpuHead::FirstPass() {

@@ -77,6 +77,10 @@ class CpuHead {
   void WantReached(int row);
   void SetHalves(std::span<const int32_t> head_rows);
   void Record(int row, bool found);
+  // Bytes of the head that the first pass reads, and that this question then reads, over those of
+  // the whole head.
+  double FirstShare() const;
+  double SecondShare(const Question& asked) const;
 
   int rows() const { return static_cast<int>(search_->queries.size()); }
   int64_t blocks() const { return head_->columns() / kBlockColumns; }

@@ -176,6 +176,7 @@ class ReferenceDevice final : public HostDevice {
                               search.queries[row], &replies[row]);
     }
     reads_.rows += rows * size;
+    reads_.bytes += static_cast<double>(search.head->packed_bytes());
   }
 
   HeadReads head_reads() const override { return reads_; }

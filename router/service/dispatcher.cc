@@ -112,6 +112,13 @@ bool Dispatcher::Query(std::function<void(const v1::GetStatusResponse& status)> 
                           options_.waiting_tasks_max);
 }
 
+bool Dispatcher::Profile(TimeUs duration) {
+  v1::RouterMessage message;
+  message.set_profile_us(duration);
+  return thread_->TryPost([this, message] { leaders_->SendToAll(message); },
+                          options_.waiting_tasks_max);
+}
+
 void Dispatcher::Abandon(const absl::Status& status) {
   thread_->Post([this, status] {
     const TimeUs now = MonotonicNow();

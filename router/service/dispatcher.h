@@ -50,6 +50,8 @@ class Dispatcher : private LeaderSession::Listener {
   void Resume(const ResponseSink* sink);
   // Runs `answer` on the core's thread with the state of things; false if too much waits.
   bool Query(std::function<void(const v1::GetStatusResponse& status)> answer);
+  // Has the groups that are up profile their steps for so long; false if too much waits.
+  bool Profile(TimeUs duration);
 
   // Ends every stream with `status`; their clients resume them elsewhere.
   void Abandon(const absl::Status& status);

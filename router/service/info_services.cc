@@ -7,6 +7,8 @@
 namespace facet {
 namespace {
 
+constexpr int64_t kProfileMaxUs = int64_t{3600} * 1'000'000;
+
 // Answers `context`'s call with what `fill` makes of the state of things.
 grpc::ServerUnaryReactor* AnswerFrom(
     Dispatcher& dispatcher, grpc::CallbackServerContext& context,
@@ -65,6 +67,22 @@ grpc::ServerUnaryReactor* StatusService::GetStatus(grpc::CallbackServerContext* 
                                                    v1::GetStatusResponse* response) {
   return AnswerFrom(dispatcher_, *context,
                     [response](const v1::GetStatusResponse& status) { *response = status; });
+}
+
+grpc::ServerUnaryReactor* StatusService::Profile(grpc::CallbackServerContext* context,
+                                                 const v1::ProfileRequest* request,
+                                                 v1::ProfileResponse*) {
+  const int64_t duration_us = request->duration_us();
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (duration_us < 0 || duration_us > kProfileMaxUs) {
+    reactor->Finish(
+        ToGrpc(InvalidArgument("duration_us: {} is outside [0, {}]", duration_us, kProfileMaxUs)));
+  } else if (!dispatcher_.Profile(duration_us)) {
+    reactor->Finish(ToGrpc(ResourceExhausted("the router is overloaded")));
+  } else {
+    reactor->Finish(grpc::Status::OK);
+  }
+  return reactor;
 }
 
 }  // namespace facet

@@ -69,6 +69,12 @@ void LeaderPool::Send(GroupId group, v1::RouterMessage message) {
   if (session != nullptr) session->Send(std::move(message));
 }
 
+void LeaderPool::SendToAll(const v1::RouterMessage& message) {
+  for (Slot& slot : slots_) {
+    if (slot.session != nullptr) slot.session->Send(message);
+  }
+}
+
 void LeaderPool::Close() {
   closing_ = true;
   for (Slot& slot : slots_) {

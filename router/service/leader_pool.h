@@ -32,6 +32,7 @@ class LeaderPool {
   TimeUs Tick(TimeUs now);
   // Messages for leaders that are down are dropped.
   void Send(GroupId group, v1::RouterMessage message);
+  void SendToAll(const v1::RouterMessage& message);
   // Ends all sessions for good.
   void Close();
   void NoteClosed(GroupId group);

@@ -200,6 +200,7 @@ void LeaderSession::NoteState(const v1::LeaderState& state, TimeUs now) {
   status_.set_waiting(state.waiting());
   status_.set_kv_tokens_used(state.kv_tokens_used());
   status_.set_kv_tokens_total(state.kv_tokens_total());
+  if (state.has_profile()) *status_.mutable_profile() = state.profile();
   NoteRates(state, now);
   listener_.OnLeaderState(group_, StateOf(state));
 }

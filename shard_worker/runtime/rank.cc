@@ -18,6 +18,7 @@
 #include "shard_worker/model/shard_plan.h"
 #include "shard_worker/model/weights.h"
 #include "shard_worker/runtime/plan_codec.h"
+#include "shard_worker/runtime/profiled_device.h"
 #include "shard_worker/runtime/sampler.h"
 #include "shard_worker/runtime/sequence_slots.h"
 
@@ -100,8 +101,11 @@ class RankImpl : public Rank {
   absl::Status Init() {
     FACET_ASSIGN_OR_RETURN(spec_, ReadModelSpec(model_));
     FACET_ASSIGN_OR_RETURN(plan_, ShardPlan::Make(model_, spec_, options_.world));
-    FACET_ASSIGN_OR_RETURN(device_, MakeDevice(options_));
+    FACET_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeDevice(options_));
+    device_ = std::make_unique<ProfiledDevice>(std::move(device));
+    device_->Enable(options_.profile);
     FACET_RETURN_IF_ERROR(Load());
+    device_->Label(weights_);
     FACET_ASSIGN_OR_RETURN(forward_,
                            Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
                                            options_.step_tokens_max));
@@ -191,6 +195,8 @@ class RankImpl : public Rank {
   }
 
   RankProgress progress() const override { return {moved_, in_step_}; }
+
+  void Profile(bool on) override { device_->Enable(on); }
 
   StepTimes TakeTimes() override {
     const std::lock_guard lock(times_mutex_);
@@ -284,6 +290,7 @@ class RankImpl : public Rank {
   }
 
   absl::StatusOr<StepResult> RunStep(const StepPlan& plan) {
+    const Communicator::Times idle = communicator_->TakeTimes();  // until the plan had come
     const Clock::time_point start = Clock::now();
     communicator_->SetStep(plan.step);
     slots_.Apply(plan);
@@ -292,7 +299,7 @@ class RankImpl : public Rank {
     if (!plan.segments.empty()) {
       FACET_ASSIGN_OR_RETURN(result.segments, Compute(plan));
     }
-    CountTimes(SecondsSince(start), !plan.segments.empty());
+    CountTimes(SecondsSince(start), idle, !plan.segments.empty());
     return result;
   }
 
@@ -419,25 +426,43 @@ class RankImpl : public Rank {
     return absl::OkStatus();
   }
 
-  void CountTimes(double total_s, bool computed) {
+  void CountTimes(double total_s, const Communicator::Times& idle, bool computed) {
     const Communicator::Times collective = communicator_->TakeTimes();
     const std::lock_guard lock(times_mutex_);
-    if (computed) ++times_.steps;
-    times_.wait_s += collective.wait_s;
-    times_.collective_s += collective.work_s;
+    if (computed) {
+      ++times_.steps;
+      if (device_->on()) times_.profile.Add(ProfileOf(total_s, collective));
+    }
+    times_.wait_s += idle.wait_s + collective.wait_s;
+    times_.collective_s += idle.work_s + collective.work_s;
     const HeadReads reads = device_->head_reads();
     times_.head.rows += reads.rows - counted_.rows;
     times_.head.screened += reads.screened - counted_.screened;
     times_.head.completed += reads.completed - counted_.completed;
+    times_.head.bytes += reads.bytes - counted_.bytes;
     counted_ = reads;
     times_.compute_s += std::max(0.0, total_s - collective.wait_s - collective.work_s);
+  }
+
+  // Of the step just run: what the device counted, and the rest of its time.
+  StepProfile ProfileOf(double total_s, const Communicator::Times& collective) {
+    StepProfile profile = device_->Take();
+    profile.steps = 1;
+    profile.seconds = total_s;
+    profile[StepOperation::kCollectives].calls = profile[StepOperation::kWait].calls = 1;
+    profile[StepOperation::kCollectives].seconds = collective.work_s;
+    profile[StepOperation::kWait].seconds = collective.wait_s;
+    double known_s = 0;
+    for (const OperationTotals& operation : profile.operations) known_s += operation.seconds;
+    profile[StepOperation::kOther].seconds += std::max(0.0, total_s - known_s);
+    return profile;
   }
 
   const RankOptions options_;
   GgufModel model_;
   ModelSpec spec_;
   ShardPlan plan_;
-  std::unique_ptr<Device> device_;
+  std::unique_ptr<ProfiledDevice> device_;
   Weights weights_;
   std::unique_ptr<Forward> forward_;
   std::optional<Sampler> sampler_;

@@ -25,6 +25,7 @@ SamplingParams ToSampling(const v1::SamplingParams& proto) {
 
 // Deadlines beyond this are as good as none, and the addition cannot overflow.
 constexpr int64_t kRemainingMaxUs = std::numeric_limits<int64_t>::max() / 4;
+constexpr int64_t kProfileMaxUs = int64_t{3600} * 1'000'000;
 
 v1::FinishReason ToProto(EngineFinish finish) {
   switch (finish) {
@@ -168,6 +169,28 @@ v1::ModelInfo ToProto(const ModelFacts& facts) {
   info.set_digest(facts.digest);
   info.set_fingerprint(facts.fingerprint);
   return info;
+}
+
+v1::StepProfile ToProto(const StepProfile& profile) {
+  v1::StepProfile proto;
+  proto.set_steps(profile.steps);
+  proto.set_rows(profile.rows);
+  proto.set_seconds(profile.seconds);
+  for (int i = 0; i < kStepOperations; ++i) {
+    const auto operation = static_cast<StepOperation>(i);
+    const OperationTotals& totals = profile[operation];
+    v1::OperationTotals& out = *proto.add_operations();
+    out.set_name(std::string(NameOf(operation)));
+    out.set_calls(totals.calls);
+    out.set_seconds(totals.seconds);
+    out.set_bytes(totals.bytes);
+    out.set_operations(totals.operations);
+  }
+  return proto;
+}
+
+TimeUs ProfileEnd(int64_t profile_us, TimeUs received) {
+  return profile_us <= 0 ? 0 : received + std::min(profile_us, kProfileMaxUs);
 }
 
 }  // namespace facet

@@ -20,6 +20,10 @@ void MergeDelta(v1::SequenceDelta* into, v1::SequenceDelta&& next);
 
 v1::ModelInfo ToProto(const ModelFacts& facts);
 
+v1::StepProfile ToProto(const StepProfile& profile);
+// When a profile asked for in `profile_us` ends; 0: it is over. A wild duration is cut to an hour.
+TimeUs ProfileEnd(int64_t profile_us, TimeUs received);
+
 }  // namespace facet
 
 #endif  // FACET_SHARD_WORKER_SERVICE_CONVERT_H_

@@ -86,7 +86,8 @@ EpochEnd EngineLoop::Run() {
   pipeline_ = std::make_unique<StepPipeline>(executor_.get(),
                                              [this](StepDone done) { AddStep(std::move(done)); });
   metrics_->BeginEpoch();
-  PlanSteps();  // the first canary waits for nobody
+  SetProfiling(0);  // what an earlier epoch was asked
+  PlanSteps();      // the first canary waits for nobody
   PublishReadiness();
   std::optional<EpochEnd> end;
   while (!end) end = Turn();
@@ -119,6 +120,7 @@ std::optional<EpochEnd> EngineLoop::Turn() {
   for (Event& event : incoming.events) Handle(event);
   PlanSteps();
   NoteMovement();
+  if (profile_until_ > 0 && SteadyNow() >= profile_until_) SetProfiling(0);
   metrics_->SetStats(core_.stats());  // before who is told looks
   SendNews();
   PublishReadiness();
@@ -130,8 +132,15 @@ absl::Status EngineLoop::Complete(StepDone& done) {
   FACET_RETURN_IF_ERROR(done.result.status());
   core_.Complete(*done.result, SteadyNow());
   if (done.rows > 0) metrics_->AddStep(done.seconds, done.rows);
-  metrics_->AddTimes(rank_->TakeTimes());
+  const StepTimes times = rank_->TakeTimes();
+  metrics_->AddTimes(times);
+  profile_.Add(times.profile);
   return absl::OkStatus();
+}
+
+void EngineLoop::SetProfiling(TimeUs until) {
+  profile_until_ = until;
+  rank_->Profile(options_.profile || until > 0);
 }
 
 void EngineLoop::PlanSteps() {
@@ -175,6 +184,7 @@ absl::Status EngineLoop::HandleMessage(SessionId session, const v1::RouterMessag
   for (const v1::Cancel& cancel : message.cancels()) {
     core_.Cancel(session, cancel.sequence(), SteadyNow());
   }
+  if (message.has_profile_us()) SetProfiling(ProfileEnd(message.profile_us(), received));
   return absl::OkStatus();
 }
 
@@ -194,6 +204,7 @@ void EngineLoop::SendNews() {
     v1::LeaderState* state = message.mutable_state();
     state->set_ranks(options_.ranks);
     state->set_device(options_.device);
+    if (profile_until_ > 0) *state->mutable_profile() = ToProto(profile_);
     if (news.first) {
       *state->mutable_model() = options_.model;
       state->mutable_model()->set_context_tokens(core_.context_tokens());

@@ -38,6 +38,7 @@ struct EngineLoopOptions {
   std::string device;
   int streams_max = 64;       // routers at a time
   TimeUs wait_max = 250'000;  // the engine thread shows that it lives at least this often
+  bool profile = false;       // steps are profiled anyhow, not only when a router asks
 };
 
 // How an epoch ended.
@@ -111,6 +112,7 @@ class EngineLoop {
   void NoteMovement();
   void SendNews();
   void PublishReadiness();
+  void SetProfiling(TimeUs until);
   void EndStreams(const absl::Status& status);
 
   const EngineLoopOptions options_;
@@ -131,7 +133,9 @@ class EngineLoop {
   std::map<SessionId, std::shared_ptr<RouterStream>> streams_;
   std::unordered_map<RouterStream*, SessionId> sessions_;
   uint64_t next_session_ = 1;
-  uint64_t moved_ = 0;  // the rank's progress at the last look
+  uint64_t moved_ = 0;        // the rank's progress at the last look
+  TimeUs profile_until_ = 0;  // 0: routers asked for no profile
+  StepProfile profile_;       // of the epoch
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<StepPipeline> pipeline_;  // while Run() runs
 };

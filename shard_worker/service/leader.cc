@@ -49,6 +49,7 @@ EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, ui
   loop.ranks = options.rank.world;
   loop.device = rank.device_name();
   loop.streams_max = options.routers_max;
+  loop.profile = options.rank.profile;
   return loop;
 }
 

@@ -68,6 +68,9 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
       kv_bytes_(
           Gauges(registry, "facet_worker_kv_bytes", "Memory of this rank's KV pools.").Add({})),
       steps_(Counters(registry, "facet_worker_steps_total", "Steps computed.").Add({})),
+      profiled_steps_(Counters(registry, "facet_worker_profiled_steps_total",
+                               "Steps whose operations were summed up.")
+                          .Add({})),
       step_seconds_(OneHistogram(registry, "facet_worker_step_seconds",
                                  "Whole steps, as the leader sees them.", kSecondBuckets)),
       step_rows_(OneHistogram(registry, "facet_worker_step_rows", "Tokens computed in a step.",
@@ -132,6 +135,19 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
                              "Rows of the output layer, per token: asked about; of these, first "
                              "read in part; and of these, then read whole.");
   for (int i = 0; i < 3; ++i) head_rows_[i] = &head_rows.Add({{"reads", kHeadNames[i]}});
+  const std::array<Family<Counter>*, 3> operations = {
+      &Counters(registry, "facet_worker_operation_seconds_total",
+                "Time of each operation in the steps that were profiled."),
+      &Counters(registry, "facet_worker_operation_bytes_total",
+                "Weights, keys and values that these operations had to read."),
+      &Counters(registry, "facet_worker_operation_operations_total",
+                "Multiplications and additions of these operations.")};
+  for (size_t kind = 0; kind < operations.size(); ++kind) {
+    for (int i = 0; i < kStepOperations; ++i) {
+      const std::string name(NameOf(static_cast<StepOperation>(i)));
+      operations_[kind][static_cast<size_t>(i)] = &operations[kind]->Add({{"op", name}});
+    }
+  }
   auto& used = Gauges(registry, "facet_worker_kv_blocks_used", "KV blocks that sequences hold.");
   auto& cached = Gauges(registry, "facet_worker_kv_blocks_cached",
                         "KV blocks that no sequence holds and the prefix cache keeps.");
@@ -165,6 +181,16 @@ void WorkerMetrics::AddTimes(const StepTimes& times) {
   for (int part = 0; part < 3; ++part) part_seconds_[part]->Increment(parts[part]);
   const int64_t rows[3] = {times.head.rows, times.head.screened, times.head.completed};
   for (int i = 0; i < 3; ++i) head_rows_[i]->Increment(static_cast<double>(rows[i]));
+  if (times.profile.steps > 0) AddProfile(times.profile);
+}
+
+void WorkerMetrics::AddProfile(const StepProfile& profile) {
+  profiled_steps_.Increment(static_cast<double>(profile.steps));
+  for (size_t i = 0; i < profile.operations.size(); ++i) {
+    operations_[0][i]->Increment(profile.operations[i].seconds);
+    operations_[1][i]->Increment(profile.operations[i].bytes);
+    operations_[2][i]->Increment(profile.operations[i].operations);
+  }
 }
 
 void WorkerMetrics::AddStep(double seconds, int64_t rows) {

@@ -39,6 +39,8 @@ class WorkerMetrics {
   void SetStats(const LeaderStats& stats);
 
  private:
+  void AddProfile(const StepProfile& profile);
+
   prometheus::Family<prometheus::Gauge>& info_;
   prometheus::Family<prometheus::Gauge>& start_up_seconds_;
   prometheus::Gauge& weight_bytes_;
@@ -47,6 +49,9 @@ class WorkerMetrics {
   prometheus::Counter& steps_;
   std::array<prometheus::Counter*, 3> part_seconds_;  // compute, collective, wait
   std::array<prometheus::Counter*, 3> head_rows_;     // asked, screened, completed
+  // Of the steps that were profiled, by StepOperation: seconds, bytes, operations.
+  std::array<std::array<prometheus::Counter*, kStepOperations>, 3> operations_;
+  prometheus::Counter& profiled_steps_;
   prometheus::Histogram& step_seconds_;
   prometheus::Histogram& step_rows_;
   std::array<prometheus::Gauge*, kBlockPools> kv_blocks_used_;

@@ -1,6 +1,6 @@
 // Where the time of a step goes: one group of ranks in this process (a thread or more per rank),
 // a real model file, and for each kind of step the seconds, packed bytes and operations of every
-// device operation on rank 0. Steps are the forward pass and a greedy look at the logits.
+// operation on rank 0. Steps are the forward pass and a greedy look at the logits.
 //
 //   step_bench MODEL.gguf [--world=2] [--threads=1] [--isa=avx2] [--screened_head=false]
 //              [--packed_cache=FOLDER] [--seconds=2] [STEP ...]
@@ -20,7 +20,6 @@
 #include <string>
 #include <string_view>
 #include <thread>
-#include <tuple>
 #include <vector>
 
 #include <fmt/format.h>
@@ -32,6 +31,7 @@
 #include "shard_worker/model/model_spec.h"
 #include "shard_worker/model/shard_plan.h"
 #include "shard_worker/model/weights.h"
+#include "shard_worker/runtime/profiled_device.h"
 
 namespace facet {
 namespace {
@@ -49,130 +49,6 @@ double ThreadSeconds() {
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
-
-// Passes every call on and counts what it took.
-class TimedDevice final : public Device {
- public:
-  struct Row {
-    std::string_view name;
-    int64_t columns;
-    int64_t outputs;
-    int64_t calls = 0;
-    double seconds = 0;
-    double bytes = 0;       // of packed weights
-    double operations = 0;  // two per weight and row, or per element of q.k and p.v
-  };
-
-  explicit TimedDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
-
-  std::vector<Row> Take() { return std::exchange(rows_, {}); }
-
-  std::string name() const override { return device_->name(); }
-  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
-                                                     const LeafCut* cut) override {
-    return device_->LoadMatrix(source, cut);
-  }
-  const MatrixImages* images() const override { return device_->images(); }
-  absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
-    return device_->AllocateFloats(size);
-  }
-  absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
-    return device_->AllocateKv(pools);
-  }
-  int AddRope(RopeSpec spec) override { return device_->AddRope(std::move(spec)); }
-  void CopyIn(std::span<const float> host, Floats to) override { device_->CopyIn(host, to); }
-  void CopyOut(Floats from, std::span<float> host) override { device_->CopyOut(from, host); }
-  void Synchronize() override { device_->Synchronize(); }
-
-  void BeginStep(const StepLayout& layout) override {
-    layout_ = layout;
-    Time("begin step", 0, 0, 0, 0, [&] { device_->BeginStep(layout); });
-  }
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override {
-    Time("embed", 0, 0, 0, 0, [&] { device_->EmbedRows(table, rows, scale, out); });
-  }
-  void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
-    Time("gather rows", 0, 0, 0, 0, [&] { device_->GatherRows(x, rows, width, out); });
-  }
-  void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
-    Time("norm", 0, 0, 0, 0, [&] { device_->RmsNorm(x, rows, width, weight, epsilon, out); });
-  }
-  void ResidualNorm(const ResidualNormArgs& args) override {
-    Time("residual + norm", 0, 0, 0, 0, [&] { device_->ResidualNorm(args); });
-  }
-  void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
-    int64_t outputs = 0, bytes = 0;
-    for (const Matrix* part : parts) {
-      outputs += part->rows();
-      bytes += part->packed_bytes();
-    }
-    const int64_t columns = parts.front()->columns();
-    Time("product", columns, outputs, static_cast<double>(bytes), 2.0 * columns * outputs * rows,
-         [&] { device_->Product(parts, x, rows, out); });
-  }
-  void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
-    Time("product", matrix.columns(), matrix.rows(), static_cast<double>(matrix.packed_bytes()),
-         2.0 * matrix.columns() * matrix.rows() * rows,
-         [&] { device_->ProductRoots(matrix, x, rows, roots); });
-  }
-  void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
-    Time("norm q, k + rope + store", 0, 0, 0, 0, [&] { device_->RopeAndStore(spec, qkv); });
-  }
-  void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
-    double keys = 0;
-    for (const SequenceRun& run : layout_.runs) {
-      for (int row = 0; row < run.rows; ++row) {
-        const int64_t seen = run.first_position + row + 1;
-        keys += static_cast<double>(spec.window > 0 ? std::min(seen, spec.window) : seen);
-      }
-    }
-    Time(spec.window > 0 ? "attend in a window" : "attend to all", 0, 0, 0,
-         4.0 * keys * spec.heads * spec.head_dim, [&] { device_->Attend(spec, qkv, out); });
-  }
-  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
-                    Floats out) override {
-    Time("gated product", gate.columns(), 2 * gate.rows(),
-         static_cast<double>(gate.packed_bytes() + up.packed_bytes()),
-         4.0 * gate.columns() * gate.rows() * rows,
-         [&] { device_->GatedProduct(activation, gate, up, x, rows, out); });
-  }
-  void SoftCap(Floats x, int64_t size, float cap) override {
-    Time("soft cap", 0, 0, 0, 0, [&] { device_->SoftCap(x, size, cap); });
-  }
-  void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
-                      CandidateReply* reply) override {
-    Time("candidates", 0, 0, 0, 0, [&] { device_->FindCandidates(logits, slices, query, reply); });
-  }
-  void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
-    const Matrix& head = *search.head;
-    const auto rows = static_cast<double>(search.queries.size());
-    Time("search head", head.columns(), head.rows(), static_cast<double>(head.packed_bytes()),
-         2.0 * head.columns() * head.rows() * rows, [&] { device_->SearchHead(search, replies); });
-  }
-  HeadReads head_reads() const override { return device_->head_reads(); }
-
- private:
-  template <typename Body>
-  void Time(std::string_view name, int64_t columns, int64_t outputs, double bytes,
-            double operations, const Body& body) {
-    const double start = ThreadSeconds();
-    body();
-    const double seconds = ThreadSeconds() - start;
-    auto row = std::find_if(rows_.begin(), rows_.end(), [&](const Row& r) {
-      return r.name == name && r.columns == columns && r.outputs == outputs;
-    });
-    if (row == rows_.end()) row = rows_.insert(row, Row{name, columns, outputs});
-    ++row->calls;
-    row->seconds += seconds;
-    row->bytes += bytes;
-    row->operations += operations;
-  }
-
-  const std::unique_ptr<Device> device_;
-  StepLayout layout_;
-  std::vector<Row> rows_;
-};
 
 struct StepKind {
   int rows = 1;
@@ -249,12 +125,14 @@ class BenchRank {
       : spec_(spec),
         plan_(plan),
         rank_(rank),
-        device_(*MakeCpuDevice({options.threads, options.isa})),
+        device_(*MakeCpuDevice({options.threads, options.isa}), ThreadSeconds),
         files_({.folder = options.packed_cache}),
         cache_{.files = &files_, .load_threads = options.threads, .pack_threads = 2},
         weights_(*LoadWeights(model, spec, plan, rank, &device_, options.screened_head, {},
                               options.packed_cache.empty() ? nullptr : &cache_)),
         forward_(*Forward::Create(spec, plan, rank, weights_, &device_, kRowsMax)) {
+    device_.Label(weights_);
+    device_.Enable(true);
     int blocks = 0;
     for (const StepKind& kind : options.steps) blocks = std::max(blocks, BlocksOf(kind));
     auto pools = forward_->pools();
@@ -267,7 +145,7 @@ class BenchRank {
     std::iota(table_.begin(), table_.end(), 0);
   }
 
-  TimedDevice& device() { return device_; }
+  ProfiledDevice& device() { return device_; }
 
   void Step(const StepKind& kind, Communicator* communicator) {
     const int blocks = BlocksOf(kind) / kind.sequences;
@@ -305,7 +183,7 @@ class BenchRank {
   const ModelSpec& spec_;
   const ShardPlan& plan_;
   const int rank_;
-  TimedDevice device_;
+  ProfiledDevice device_;
   PackedCache files_;
   WeightCache cache_;
   Weights weights_;
@@ -313,27 +191,28 @@ class BenchRank {
   std::vector<int32_t> table_;
 };
 
-void Print(const StepKind& kind, std::vector<double> steps, double collective_s, double wait_s,
-           const std::vector<TimedDevice::Row>& rows) {
+void Print(const StepKind& kind, std::vector<double> steps, const Communicator::Times& collectives,
+           const StepProfile& profile) {
   std::sort(steps.begin(), steps.end());
   const double median = steps[steps.size() / 2];
   const double count = static_cast<double>(steps.size());
   fmt::print("{}x{}@{}: {:.3f} ms (best {:.3f}, {} steps), {:.1f} tokens/s\n", kind.rows,
              kind.sequences, kind.context, median * 1e3, steps.front() * 1e3, steps.size(),
              kind.rows * kind.sequences / median);
-  fmt::print("  {:<34}{:>7}{:>9}{:>9}{:>9}{:>9}{:>9}\n", "operation", "calls", "ms", "MB", "GB/s",
+  fmt::print("  {:<18}{:>7}{:>9}{:>9}{:>9}{:>9}{:>9}\n", "operation", "calls", "ms", "MB", "GB/s",
              "GOP", "GOP/s");
-  for (const TimedDevice::Row& row : rows) {
-    const std::string name = row.columns == 0
-                                 ? std::string(row.name)
-                                 : fmt::format("{} {} x {}", row.name, row.columns, row.outputs);
-    fmt::print("  {:<34}{:>7.0f}{:>9.3f}{:>9.2f}{:>9.1f}{:>9.3f}{:>9.0f}\n", name,
-               static_cast<double>(row.calls) / count, row.seconds / count * 1e3,
-               row.bytes / count * 1e-6, row.bytes / row.seconds * 1e-9,
-               row.operations / count * 1e-9, row.operations / row.seconds * 1e-9);
+  for (int i = 0; i < kStepOperations; ++i) {
+    const auto operation = static_cast<StepOperation>(i);
+    const OperationTotals& totals = profile[operation];
+    if (totals.calls == 0) continue;
+    fmt::print("  {:<18}{:>7.0f}{:>9.3f}{:>9.2f}{:>9.1f}{:>9.3f}{:>9.0f}\n", NameOf(operation),
+               static_cast<double>(totals.calls) / count, totals.seconds / count * 1e3,
+               totals.bytes / count * 1e-6, totals.bytes / totals.seconds * 1e-9,
+               totals.operations / count * 1e-9, totals.operations / totals.seconds * 1e-9);
   }
-  fmt::print("  {:<41}{:>9.3f}\n  {:<41}{:>9.3f}\n", "collectives: moving and adding",
-             collective_s / count * 1e3, "collectives: waiting for peers", wait_s / count * 1e3);
+  fmt::print("  {:<25}{:>9.3f}\n  {:<25}{:>9.3f}\n", "moving and adding",
+             collectives.work_s / count * 1e3, "waiting for peers",
+             collectives.wait_s / count * 1e3);
 }
 
 // Rank 0 decides when it is enough; the others learn it from a broadcast before each step.
@@ -360,7 +239,7 @@ void RunRank(const Options& options, BenchRank* rank, Communicator* communicator
     }
     const Communicator::Times collectives = communicator->TakeTimes();
     if (communicator->rank() == 0) {
-      Print(kind, times, collectives.work_s, collectives.wait_s, rank->device().Take());
+      Print(kind, times, collectives, rank->device().Take());
     }
   }
 }

@@ -12,8 +12,8 @@
 
 #include "base/prng.h"
 #include "base/status.h"
+#include "kernels/host/forwarding_device.h"
 #include "kernels/reference/reference_device.h"
-#include "tests/runtime/forwarding_device.h"
 #include "tests/runtime/in_process_group.h"
 
 namespace facet::testing {

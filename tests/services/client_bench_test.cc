@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "client/arrivals.h"
 #include "client/percentiles.h"
 #include "tests/services/client_fixture.h"
 
@@ -144,6 +145,141 @@ TEST_F(ClientBench, JsonReadsBack) {
   EXPECT_THAT(out_.str(),
               AllOf(StartsWith(R"({"streams":3,"prompt_tokens_per_request":20,"max_tokens":4,)"),
                     HasSubstr(R"("output_tokens":28)"), HasSubstr(R"("errors":{}})")));
+}
+
+TEST_F(ClientBench, AnOpenLoopSendsAtItsArrivals) {
+  router_.SetScript(FourTokens());
+  BenchOptions options = SmallBench();
+  options.rate = 200;
+  const auto report = MeasureBench(Connect(), options, err_);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->samples.completed, 7);
+  Arrivals arrivals(options.rate, options.seed);
+  double last = 0;
+  for (int i = 0; i < 7; ++i) last = arrivals.Next();
+  EXPECT_GE(report->wall_s, last);
+}
+
+// One stream, and requests that each take longer than the time between arrivals: the second counts
+// from its arrival, not from when the stream was free.
+TEST_F(ClientBench, WaitingForAStreamCountsIntoTheLatency) {
+  std::mutex mutex;
+  std::vector<std::chrono::steady_clock::time_point> answered;
+  router_.SetScript([&](grpc::ServerContext&, const v1::GenerateRequest&, Writer& writer) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    {
+      std::lock_guard lock(mutex);
+      answered.push_back(std::chrono::steady_clock::now());
+    }
+    writer.Write(Message({Finished(MakeDelta(0, 0, 0, {1, 2, 3, 4}, "abcd"))}));
+    return grpc::Status::OK;
+  });
+  BenchOptions options = SmallBench();
+  options.streams = 1;
+  options.requests = 4;
+  options.rate = 1000;
+  const auto report = MeasureBench(Connect(), options, err_);
+  ASSERT_TRUE(report.ok()) << report.status();
+  const std::vector<double>& ttft = report->samples.ttft;
+  ASSERT_THAT(ttft, SizeIs(4));
+  const std::chrono::duration<double> between = answered[4] - answered[2];  // [0] warms up
+  EXPECT_GE(ttft[3], between.count());
+  EXPECT_GE(report->samples.late, 1);
+}
+
+TEST_F(ClientBench, ATimeLimitEndsTheArrivals) {
+  router_.SetScript(FourTokens());
+  BenchOptions options = SmallBench();
+  options.requests = 0;
+  options.rate = 0.01;  // the second one would take minutes
+  options.duration = std::chrono::milliseconds(100);
+  const auto report = MeasureBench(Connect(), options, err_);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_LT(report->samples.completed, 2);
+  EXPECT_THAT(report->samples.errors, IsEmpty());
+}
+
+v1::GetStatusResponse Profiled(int64_t steps) {
+  v1::GetStatusResponse response;
+  v1::GroupStatus& group = *response.add_groups();
+  group.set_ranks(2);
+  v1::StepProfile& profile = *group.mutable_profile();
+  profile.set_steps(steps);
+  profile.set_rows(8 * steps);
+  profile.set_seconds(0.010 * static_cast<double>(steps));
+  const auto add = [&](const char* name, double seconds, double bytes, double operations) {
+    v1::OperationTotals& operation = *profile.add_operations();
+    operation.set_name(name);
+    operation.set_calls(steps);
+    operation.set_seconds(seconds * static_cast<double>(steps));
+    operation.set_bytes(bytes * static_cast<double>(steps));
+    operation.set_operations(operations * static_cast<double>(steps));
+  };
+  add("head", 0.006, 60e6, 6e9);
+  add("attention", 0.003, 1e6, 3e8);
+  add("wait", 0.001, 0, 0);
+  return response;
+}
+
+TEST_F(ClientBench, AProfileShowsWhatCameDuringTheLoad) {
+  router_.SetScript(FourTokens());
+  router_.SetStatus({Profiled(5), Profiled(105)});
+  BenchOptions options = SmallBench();
+  options.profile = true;
+  options.limits = MachineLimits{40, 2000, 400};
+  ASSERT_TRUE(RunBench(Connect(), options, out_, err_).ok());
+  EXPECT_THAT(router_.profiles(), ::testing::ElementsAre(::testing::Gt(0), 0));
+  // Two ranks like the leader read 2 x 10 of 40 GB/s and compute 2 x 100 of 400 GFLOP/s.
+  EXPECT_THAT(
+      out_.str(),
+      AllOf(HasSubstr("100 steps of 8.0 tokens, 10.000 ms each, on the leader of 2 ranks"),
+            ::testing::ContainsRegex("head +1 +6.000 +60.0 % +10.0 +1000 +100 % +int8"),
+            ::testing::ContainsRegex("attention +1 +3.000 +30.0 % +0.3 +100 +50 % +float32"),
+            ::testing::ContainsRegex("wait +1 +1.000 +10.0 % +- +- +- +-")));
+}
+
+TEST_F(ClientBench, AProfileWithoutStepsIsAnError) {
+  router_.SetScript(FourTokens());
+  BenchOptions options = SmallBench();
+  options.profile = true;
+  router_.SetStatus({Profiled(5), Profiled(5)});
+  EXPECT_TRUE(absl::IsFailedPrecondition(RunBench(Connect(), options, out_, err_)));
+  EXPECT_THAT(router_.profiles(), SizeIs(2)) << "switched off again";
+  EXPECT_THAT(MessageOf(MeasureBench(Connect(), options, err_).status()), HasSubstr("no step"));
+}
+
+TEST_F(ClientBench, AProfileAcrossEpochsIsAnError) {
+  router_.SetScript(FourTokens());
+  router_.SetStatus({Profiled(5), Profiled(3)});
+  BenchOptions options = SmallBench();
+  options.profile = true;
+  EXPECT_THAT(MessageOf(MeasureBench(Connect(), options, err_).status()), HasSubstr("anew"));
+}
+
+TEST(Arrivals, AreAPoissonProcessThatRepeats) {
+  Arrivals arrivals(4, 1), again(4, 1), other(4, 2), twice(8, 1);
+  constexpr int kCount = 20000;
+  double last = 0, squares = 0;
+  for (int i = 0; i < kCount; ++i) {
+    const double time = arrivals.Next();
+    ASSERT_GT(time, last);
+    squares += (time - last) * (time - last);
+    last = time;
+    EXPECT_EQ(again.Next(), time);
+    EXPECT_NEAR(twice.Next(), time / 2, 1e-9 * time);
+    EXPECT_NE(other.Next(), time);
+  }
+  EXPECT_NEAR(last / kCount, 0.25, 0.25 * 0.03) << "mean of the gaps";
+  EXPECT_NEAR(squares / kCount, 2 * 0.25 * 0.25, 2 * 0.25 * 0.25 * 0.06)
+      << "an exponential's second moment is twice its mean squared";
+}
+
+// The same load is given to other servers by tests/bench/facet_bench/load.py.
+TEST(Arrivals, AreThoseOfTheBenchmarkTool) {
+  Arrivals arrivals(2.5, 1);
+  for (const double expected :
+       {0.183666318536677, 1.165134003741717, 1.700439420960861, 1.999664966674485})
+    EXPECT_NEAR(arrivals.Next(), expected, 1e-12);
 }
 
 TEST(Percentiles, AreTheNearestRank) {

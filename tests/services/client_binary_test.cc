@@ -115,12 +115,15 @@ TEST_F(FacetBinary, ExitCodesTellFailureFromMisuse) {
   Result result = Run("generate --top-p 7 hi 2>&1");
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_EQ(result.out, "facet: INVALID_ARGUMENT: sampling.top_p: is 7\n");
-  for (const char* misuse : {"", "sing", "generate", "status x", "status --n 2",
-                             "generate --n x hi", "generate --token-ids 1,x", "bench --streams 0",
-                             "bench --requests 1 "
-                             "--seconds 1",
-                             "status --watch 0", "models --timeout-s -1", "chat --retry-s -1",
-                             "models --endpoint ,", "generate --stop 'a\\' hi"}) {
+  for (const char* misuse :
+       {"", "sing", "generate", "status x", "status --n 2", "generate --n x hi",
+        "generate --token-ids 1,x", "bench --streams 0", "bench --rate 1",
+        "bench --rate -1 --requests 1", "bench --limits 1,2,3", "bench --profile --limits 1,2",
+        "bench --profile --limits 1,2,x",
+        "bench --requests 1 "
+        "--seconds 1",
+        "status --watch 0", "models --timeout-s -1", "chat --retry-s -1", "models --endpoint ,",
+        "generate --stop 'a\\' hi"}) {
     result = Run(std::string(misuse) + " 2>&1");
     EXPECT_EQ(result.exit_code, 2) << misuse;
     EXPECT_THAT(result.out, AllOf(StartsWith("facet: "), HasSubstr("--help)\n"))) << misuse;

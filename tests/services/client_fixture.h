@@ -80,6 +80,11 @@ class FakeRouter : public v1::Inference::Service, v1::Models::Service, v1::Statu
   void SetScript(GenerateScript script) { script_ = std::move(script); }
   // Status calls get these one after the other, the last one again and again.
   void SetStatus(std::vector<v1::GetStatusResponse> statuses) { statuses_ = std::move(statuses); }
+  // How long was asked for, call after call.
+  std::vector<int64_t> profiles() {
+    std::lock_guard lock(mutex_);
+    return profiles_;
+  }
   std::vector<v1::GenerateRequest> requests() {
     std::lock_guard lock(mutex_);
     return requests_;
@@ -122,11 +127,19 @@ class FakeRouter : public v1::Inference::Service, v1::Models::Service, v1::Statu
     return grpc::Status::OK;
   }
 
+  grpc::Status Profile(grpc::ServerContext*, const v1::ProfileRequest* request,
+                       v1::ProfileResponse*) override {
+    std::lock_guard lock(mutex_);
+    profiles_.push_back(request->duration_us());
+    return grpc::Status::OK;
+  }
+
   RunningServer running_;
   GenerateScript script_;
   std::mutex mutex_;
   std::vector<v1::GenerateRequest> requests_;
   std::vector<std::string> tenants_;
+  std::vector<int64_t> profiles_;
   std::vector<v1::GetStatusResponse> statuses_;
   size_t status_calls_ = 0;
 };

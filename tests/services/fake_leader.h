@@ -90,6 +90,12 @@ class FakeLeader : public v1::Leader::Service {
     }
   }
 
+  // What it says of its steps once a router has asked.
+  void SetProfile(v1::StepProfile profile) {
+    std::lock_guard lock(mutex_);
+    profile_ = std::move(profile);
+  }
+
   // True once `condition` holds; false after a long time. Of this object it may call cancels_seen()
   // only, since the lock is held.
   bool Wait(const std::function<bool(const FakeLeader&)>& condition) {
@@ -106,6 +112,10 @@ class FakeLeader : public v1::Leader::Service {
     });
   }
 
+  int64_t profile_us() const {
+    std::lock_guard lock(mutex_);
+    return profile_us_;
+  }
   std::vector<v1::Submit> submits() const {
     std::lock_guard lock(mutex_);
     return submits_;
@@ -164,6 +174,7 @@ class FakeLeader : public v1::Leader::Service {
         session.running[submit.sequence()] = {submit,
                                               submit.tokens_size() - submit.prompt_length()};
       }
+      if (message.has_profile_us()) profile_us_ = message.profile_us();
       for (const v1::Cancel& cancel : message.cancels()) {
         ++cancels_;
         const auto found = session.running.find(cancel.sequence());
@@ -181,6 +192,7 @@ class FakeLeader : public v1::Leader::Service {
     state.set_credit_tokens(options_.credit_tokens);
     state.set_submits_received(session.received);
     state.set_kv_tokens_total(1000);
+    if (profile_us_ > 0) *state.mutable_profile() = profile_;
     return state;
   }
 
@@ -285,6 +297,8 @@ class FakeLeader : public v1::Leader::Service {
   bool mute_ = false;
   int hold_at_ = 1 << 30;
   int cancels_ = 0;
+  int64_t profile_us_ = 0;  // as last asked for
+  v1::StepProfile profile_;
   std::set<RouterSession*> sessions_;
   std::vector<v1::Submit> submits_;  // all there ever were
 };

@@ -62,7 +62,8 @@ class FakeRank : public Rank {
   void Abort() override;
   void Detach() override;
   RankProgress progress() const override { return {moved_, in_step_}; }
-  StepTimes TakeTimes() override { return {1, 0.5, 0.25, 0.125}; }
+  void Profile(bool on) override { profiled_ = on; }
+  StepTimes TakeTimes() override;
 
  private:
   class GroupExecutor;
@@ -76,6 +77,7 @@ class FakeRank : public Rank {
   std::optional<uint64_t> breaks_at_;
   std::atomic<uint64_t> moved_ = 0;
   std::atomic<bool> in_step_ = false;
+  std::atomic<bool> profiled_ = false;
   std::mutex mutex_;  // Abort() comes from any thread
   std::unique_ptr<Communicator> communicator_;
 };

@@ -255,6 +255,32 @@ TEST_F(RouterService, DescribesModelsAndGroups) {
   EXPECT_EQ(status.groups(0).device(), "fake");
 }
 
+TEST_F(RouterService, AsksLeadersForProfilesAndTellsThem) {
+  FakeLeader& leader = AddLeader(Letters());
+  v1::StepProfile profile;
+  profile.set_steps(7);
+  profile.add_operations()->set_name("head");
+  leader.SetProfile(profile);
+  Start();
+  EXPECT_FALSE(Status().groups(0).has_profile());
+  const auto stub = v1::Status::NewStub(channel_);
+  v1::ProfileRequest request;
+  v1::ProfileResponse response;
+  grpc::ClientContext first, second, third;
+  request.set_duration_us(5'000'000);
+  ASSERT_TRUE(stub->Profile(&first, request, &response).ok());
+  EXPECT_TRUE(WaitForStatus(
+      [](const v1::GetStatusResponse& status) { return status.groups(0).profile().steps() == 7; }));
+  EXPECT_EQ(leader.profile_us(), 5'000'000);
+  EXPECT_EQ(Status().groups(0).profile().operations(0).name(), "head");
+  request.set_duration_us(-1);
+  EXPECT_EQ(stub->Profile(&second, request, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  request.set_duration_us(int64_t{1} << 62);
+  EXPECT_EQ(stub->Profile(&third, request, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
 TEST_F(RouterService, CountsWhatItDoes) {
   AddLeader(Letters());
   Start();

@@ -96,6 +96,11 @@ class Router {
     for (const uint64_t sequence : cancels) message.add_cancels()->set_sequence(sequence);
     EXPECT_TRUE(stream_->Write(message));
   }
+  void AskForProfile(int64_t duration_us) {
+    v1::RouterMessage message;
+    message.set_profile_us(duration_us);
+    EXPECT_TRUE(stream_->Write(message));
+  }
   // Reads one message into the answers. False at the stream's end.
   bool Read() {
     v1::LeaderMessage message;

@@ -104,6 +104,45 @@ TEST_F(WorkerService, NewsOfTheCacheReachTheRouterAndReuseIsTold) {
   EXPECT_THAT(MetricsText(), HasSubstr("facet_worker_cached_prompt_tokens_total 32\n"));
 }
 
+TEST_F(WorkerService, StepsAreProfiledWhileARouterAsks) {
+  StartAlone();
+  Router router(address());
+  router.First();
+  router.Send({Submit(1, 5, 3)});
+  router.ReadUntilFinished({1});
+  EXPECT_FALSE(router.state.has_profile());
+  router.AskForProfile(3'600'000'000);
+  router.Send({Submit(2, 5, 3)});
+  router.ReadUntilFinished({2});
+  const v1::StepProfile profile = router.state.profile();
+  EXPECT_GE(profile.steps(), 2);
+  EXPECT_EQ(profile.rows(), 2 * profile.steps());
+  const auto& operations = profile.operations();
+  const auto head =
+      std::find_if(operations.begin(), operations.end(),
+                   [](const v1::OperationTotals& each) { return each.name() == "head"; });
+  ASSERT_NE(head, operations.end());
+  EXPECT_EQ(head->calls(), 3 * profile.steps());
+  EXPECT_EQ(head->bytes(), 1e6 * static_cast<double>(profile.steps()));
+  EXPECT_THAT(MetricsText(), HasSubstr("facet_worker_operation_seconds_total{op=\"head\"}"));
+  router.AskForProfile(0);
+  router.Send({Submit(3, 5, 3)});
+  router.ReadUntilFinished({3});
+  EXPECT_FALSE(router.state.has_profile());
+}
+
+TEST_F(WorkerService, AProfileEndsByItself) {
+  StartAlone();
+  Router router(address());
+  router.First();
+  router.AskForProfile(1);
+  uint64_t sequence = 0;
+  do {
+    router.Send({Submit(++sequence, 5, 1)});
+    router.ReadUntilFinished({sequence});
+  } while (router.state.has_profile());
+}
+
 TEST_F(WorkerService, CancelEndsASequence) {
   gate_.Allow(3);
   StartAlone();

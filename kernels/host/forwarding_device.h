@@ -1,5 +1,5 @@
-#ifndef FACET_TESTS_RUNTIME_FORWARDING_DEVICE_H_
-#define FACET_TESTS_RUNTIME_FORWARDING_DEVICE_H_
+#ifndef FACET_KERNELS_HOST_FORWARDING_DEVICE_H_
+#define FACET_KERNELS_HOST_FORWARDING_DEVICE_H_
 
 #include <memory>
 #include <string>
@@ -7,9 +7,10 @@
 
 #include "kernels/device.h"
 
-namespace facet::testing {
+namespace facet {
 
-// A device that passes every call on to another: the base of devices with planted faults.
+// A device that passes every call on to another, which it owns: the base of devices that measure or
+// disturb some of them. What is added to Device is added here, once.
 class ForwardingDevice : public Device {
  public:
   explicit ForwardingDevice(std::unique_ptr<Device> inner) : inner_(std::move(inner)) {}
@@ -74,6 +75,6 @@ class ForwardingDevice : public Device {
   std::unique_ptr<Device> inner_;
 };
 
-}  // namespace facet::testing
+}  // namespace facet
 
-#endif  // FACET_TESTS_RUNTIME_FORWARDING_DEVICE_H_
+#endif  // FACET_KERNELS_HOST_FORWARDING_DEVICE_H_
