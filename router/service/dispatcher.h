@@ -58,6 +58,9 @@ class Dispatcher : private LeaderSession::Listener {
   // How long ago the core's thread last took a turn; it does at least once a second.
   std::chrono::milliseconds Age() const;
 
+  // Where the operations of calls end whose sinks belong to the core's thread.
+  grpc::CompletionQueue& queue() { return thread_->queue(); }
+
   // Prompt + output that the groups at hand allow; the model's own while there is none.
   int context_tokens() const { return context_tokens_; }
 

@@ -15,7 +15,7 @@
 namespace facet {
 namespace {
 
-TimeUs DeadlineOf(const grpc::CallbackServerContext& context, TimeUs now,
+TimeUs DeadlineOf(const grpc::ServerContextBase& context, TimeUs now,
                   const InferenceOptions& options) {
   const auto deadline = context.deadline();
   const auto system_now = std::chrono::system_clock::now();
@@ -27,7 +27,7 @@ TimeUs DeadlineOf(const grpc::CallbackServerContext& context, TimeUs now,
   return now + std::min(options.request_max_us, remaining - margin);
 }
 
-absl::StatusOr<std::string> TenantOf(const grpc::CallbackServerContext& context,
+absl::StatusOr<std::string> TenantOf(const grpc::ServerContextBase& context,
                                      const RequestLimits& limits) {
   const auto [first, last] = context.client_metadata().equal_range("facet-tenant");
   if (first == last) return std::string("default");
@@ -50,14 +50,14 @@ grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext& context, const abs
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
-    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
+std::shared_ptr<MessageStream> InferenceService::MakeStream() {
+  return std::make_shared<MessageStream>(options_.stream, [this] { live_calls_.End(); });
+}
+
+void InferenceService::Generate(const std::shared_ptr<MessageStream>& stream) {
   const TimeUs arrived_at = MonotonicNow();
   const bool open = live_calls_.Begin();
-  const std::shared_ptr<MessageStream> stream =
-      MessageStream::Start(context, options_.stream, [this] { live_calls_.End(); });
-  Begin(Parse(*context, *request, open), arrived_at, stream);
-  return stream.get();
+  Begin(Parse(stream->context(), stream->request(), open), arrived_at, stream);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext* context,
@@ -78,7 +78,7 @@ grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext
   return completion.get();
 }
 
-absl::StatusOr<ParsedRequest> InferenceService::Parse(const grpc::CallbackServerContext& context,
+absl::StatusOr<ParsedRequest> InferenceService::Parse(const grpc::ServerContextBase& context,
                                                       const v1::GenerateRequest& request,
                                                       bool open) const {
   if (!open) return Unavailable("the router is shutting down");

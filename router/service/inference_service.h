@@ -23,9 +23,10 @@ struct InferenceOptions {
   TimeUs deadline_margin_us = 25'000;
 };
 
-// The face to clients. Methods run on gRPC's threads: they check and tokenize there, hand over to
-// the dispatcher, and return. All references must outlive the server.
-class InferenceService : public v1::Inference::CallbackService {
+// The face to clients. Methods run on gRPC's threads, streams are taken on a CallAcceptor's: they
+// check and tokenize there, hand over to the dispatcher, and return. All references must outlive
+// the server.
+class InferenceService : public InferenceMethods {
  public:
   InferenceService(const InferenceOptions& options, const ServedModel& model,
                    RouterMetrics& metrics, Dispatcher& dispatcher)
@@ -34,8 +35,10 @@ class InferenceService : public v1::Inference::CallbackService {
   // Generate and Complete; closing them refuses new ones with Unavailable.
   LiveCalls& live_calls() { return live_calls_; }
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
-      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
+  // A stream for a call to Generate that is to come; and what to do with it when it has come.
+  std::shared_ptr<MessageStream> MakeStream();
+  void Generate(const std::shared_ptr<MessageStream>& stream);
+
   grpc::ServerUnaryReactor* Complete(grpc::CallbackServerContext* context,
                                      const v1::GenerateRequest* request,
                                      v1::CompleteResponse* response) override;
@@ -48,7 +51,7 @@ class InferenceService : public v1::Inference::CallbackService {
 
  private:
   // `open`: the router takes requests.
-  absl::StatusOr<ParsedRequest> Parse(const grpc::CallbackServerContext& context,
+  absl::StatusOr<ParsedRequest> Parse(const grpc::ServerContextBase& context,
                                       const v1::GenerateRequest& request, bool open) const;
   void Begin(absl::StatusOr<ParsedRequest> parsed, TimeUs arrived_at,
              std::shared_ptr<ResponseSink> sink);

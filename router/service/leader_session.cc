@@ -14,6 +14,8 @@ namespace {
 
 constexpr TimeUs kRateWindowUs = 5'000'000;
 constexpr int kMessageBytesMax = 64 << 20;
+// What a leader says while we are busy waits with the leader, where it merges into fewer messages.
+constexpr int kWindowBytes = 64 << 10;
 
 std::shared_ptr<grpc::Channel> MakeLeaderChannel(const LeaderSessionOptions& options) {
   ChannelOptions channel;
@@ -21,6 +23,7 @@ std::shared_ptr<grpc::Channel> MakeLeaderChannel(const LeaderSessionOptions& opt
   channel.keepalive_timeout = options.keepalive_timeout;
   channel.reconnect_backoff_max = std::chrono::milliseconds(options.backoff_max_us / 1000);
   channel.message_bytes_max = kMessageBytesMax;
+  channel.stream_window_bytes = kWindowBytes;
   return MakeChannel(options.address, channel);
 }
 
@@ -136,22 +139,13 @@ void LeaderSession::Connect() {
   give_up_reason_.clear();
   // The pauses between two attempts are ours alone.
   grpc::experimental::ChannelResetConnectionBackoff(channel_.get());
-  stream_ = LeaderStream::Start(
-      *stub_, {.on_message =
-                   [this](v1::LeaderMessage message) {
-                     thread_.Post([this, message = std::move(message)]() mutable {
-                       OnMessage(std::move(message));
-                     });
-                   },
-               .on_end =
-                   [this](std::shared_ptr<LeaderStream> stream, absl::Status status) {
-                     thread_.Post([this, stream = std::move(stream), status = std::move(status)] {
-                       OnEnd(status);
-                     });
-                   }});
+  stream_ =
+      LeaderStream::Start(*stub_, thread_.queue(),
+                          {.on_message = [this](v1::LeaderMessage& message) { OnMessage(message); },
+                           .on_end = [this](const absl::Status& status) { OnEnd(status); }});
 }
 
-void LeaderSession::OnMessage(v1::LeaderMessage message) {
+void LeaderSession::OnMessage(v1::LeaderMessage& message) {
   last_heard_ = MonotonicNow();
   const bool given_up = closing_ || !give_up_reason_.empty();
   if (!given_up && (up_ || Welcome(message))) Take(message);

@@ -73,7 +73,7 @@ class LeaderSession {
 
   TimeUs ConnectOrGiveUp(TimeUs now);
   void Connect();
-  void OnMessage(v1::LeaderMessage message);
+  void OnMessage(v1::LeaderMessage& message);
   void OnEnd(const absl::Status& status);
   void Take(v1::LeaderMessage& message);
   // False, with the session on its way down, if the leader cannot be used.

@@ -6,58 +6,67 @@
 
 namespace facet {
 
-std::shared_ptr<LeaderStream> LeaderStream::Start(v1::Leader::Stub& stub, Events events) {
+std::shared_ptr<LeaderStream> LeaderStream::Start(v1::Leader::Stub& stub,
+                                                  grpc::CompletionQueue& queue, Events events) {
   std::shared_ptr<LeaderStream> stream(new LeaderStream(std::move(events)));
   stream->self_ = stream;
-  stub.async()->Session(&stream->context_, stream.get());
-  stream->AddHold();  // for reads and writes from outside gRPC's callbacks; until closed_
-  stream->StartRead(&stream->incoming_);
-  stream->StartCall();
+  stream->call_ = stub.PrepareAsyncSession(&stream->context_, &queue);
+  stream->call_->StartCall(static_cast<QueueEvent*>(&stream->started_event_));
   return stream;
 }
 
-void LeaderStream::Send(v1::RouterMessage message) {
-  {
-    absl::MutexLock lock(&mutex_);
-    pending_.MergeFrom(message);
+bool LeaderStream::OnStarted(bool ok) {
+  open_ = ok;
+  if (!ok) {
+    Finish();
+    return false;
   }
+  ReadNext();
+  Pump();
+  return false;
+}
+
+void LeaderStream::Send(v1::RouterMessage message) {
+  pending_.MergeFrom(message);
   Pump();
 }
 
 void LeaderStream::Pump() {
-  {
-    absl::MutexLock lock(&mutex_);
-    if (closed_ || writing_) return;
-    if (pending_.submits().empty() && pending_.cancels().empty()) return;
-    outgoing_ = std::move(pending_);
-    pending_.Clear();
-    writing_ = true;
-    AddHold();  // legal while closed_ is false; keeps the call open until the write is started
-  }
-  StartWrite(&outgoing_);
-  RemoveHold();
+  if (!open_ || writing_) return;
+  if (pending_.submits().empty() && pending_.cancels().empty()) return;
+  writing_ = true;
+  call_->Write(pending_, static_cast<QueueEvent*>(&written_));  // serializes it at once
+  pending_.Clear();
 }
 
-void LeaderStream::OnReadDone(bool ok) {
-  if (ok) return events_.on_message(std::move(incoming_));
-  {
-    absl::MutexLock lock(&mutex_);
-    closed_ = true;
+bool LeaderStream::OnRead(bool ok) {
+  if (ok) {
+    events_.on_message(incoming_);
+    return true;
   }
-  RemoveHold();
+  open_ = false;
+  Finish();
+  return false;
 }
 
-void LeaderStream::OnWriteDone(bool ok) {
-  {
-    absl::MutexLock lock(&mutex_);
-    writing_ = false;
-  }
+bool LeaderStream::OnWritten(bool ok) {
+  writing_ = false;
   if (ok) Pump();  // else the read that is under way fails too
+  return EndIfOver();
 }
 
-void LeaderStream::OnDone(const grpc::Status& status) {
-  const auto on_end = std::move(events_.on_end);
-  on_end(std::move(self_), FromGrpc(status));  // this object may be gone now
+void LeaderStream::Finish() { call_->Finish(&status_, static_cast<QueueEvent*>(&finished_event_)); }
+
+bool LeaderStream::OnFinished(bool) {
+  finished_ = true;
+  return EndIfOver();
+}
+
+bool LeaderStream::EndIfOver() {
+  if (!finished_ || writing_) return false;
+  const std::shared_ptr<LeaderStream> self = std::move(self_);
+  events_.on_end(FromGrpc(status_));
+  return true;
 }
 
 }  // namespace facet

@@ -2,20 +2,29 @@
 
 #include <utility>
 
-#include "router/service/serial_thread.h"
-
 namespace facet {
 
-std::shared_ptr<MessageStream> MessageStream::Start(grpc::CallbackServerContext* context,
-                                                    const MessageStreamOptions& options,
-                                                    std::function<void()> on_done) {
-  std::shared_ptr<MessageStream> stream(new MessageStream(context, options, std::move(on_done)));
-  stream->self_ = stream;
-  return stream;
+MessageStream::MessageStream(const MessageStreamOptions& options, std::function<void()> on_over)
+    : options_(options), on_over_(std::move(on_over)), call_(std::make_unique<Call>()) {}
+
+void MessageStream::Request(std::shared_ptr<MessageStream> stream, InferenceMethods& methods,
+                            grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls) {
+  MessageStream& self = *stream;
+  self.self_ = std::move(stream);
+  Call& call = *self.call_;
+  call.context.AsyncNotifyWhenDone(static_cast<QueueEvent*>(&self.call_done_event_));
+  // From here on the call may arrive, and what runs then may let go of the stream.
+  methods.RequestGenerate(&call.context, &call.request, &call.writer, &core, &calls, &self);
+}
+
+std::shared_ptr<MessageStream> MessageStream::Arrived(void* tag, bool ok) {
+  auto* const stream = static_cast<MessageStream*>(tag);
+  if (ok) return stream->self_;
+  stream->self_.reset();
+  return nullptr;
 }
 
 ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
-  absl::MutexLock lock(&mutex_);
   pending_bytes_ += static_cast<int64_t>(part.ByteSizeLong());
   Merge(std::move(part));
   // With nothing under way it goes with the next Flush(), however long.
@@ -44,74 +53,69 @@ void MessageStream::Merge(v1::GenerateResponse part) {
 }
 
 void MessageStream::Finish(const absl::Status& status) {
-  {
-    absl::MutexLock lock(&mutex_);
-    final_ = FinalStatus(*context_, status);
-  }
+  final_ = FinalStatus(call_->context, status);
   Pump();
 }
 
 void MessageStream::Pump() {
-  enum class Step { kNone, kWrite, kLastWrite, kFinish } step = Step::kNone;
-  bool drained = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (writing_ || finish_started_) return;
-    const bool write = pending_bytes_ > 0 && !broken_;
-    if (write) {
-      outgoing_ = std::move(pending_);
-      pending_.Clear();
-      pending_bytes_ = 0;
-      last_delta_.clear();
-      drained = std::exchange(full_, false);
-      writing_ = true;
-      write_started_ = MonotonicNow();
-    }
-    finish_started_ = final_.has_value();
-    if (write) {
-      step = finish_started_ ? Step::kLastWrite : Step::kWrite;
-    } else if (finish_started_) {
-      step = Step::kFinish;
-    }
+  if (writing_ || finish_started_) return;
+  const bool write = pending_bytes_ > 0 && !broken_;
+  finish_started_ = final_.has_value();
+  if (write) {
+    WritePending();
+  } else if (finish_started_) {
+    call_->writer.Finish(*final_, static_cast<QueueEvent*>(&finished_event_));
   }
-  // final_ does not change once finish_started_ is set, and only one thread gets here with a step.
-  if (step == Step::kWrite) StartWrite(&outgoing_);
-  if (step == Step::kLastWrite) StartWriteAndFinish(&outgoing_, {}, Final());
-  if (step == Step::kFinish) grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(Final());
-  if (drained) NoteDrained();
 }
 
-grpc::Status MessageStream::Final() {
-  absl::MutexLock lock(&mutex_);
-  return *final_;
+void MessageStream::WritePending() {
+  // Both serialize the message at once.
+  if (finish_started_) {
+    call_->writer.WriteAndFinish(pending_, {}, *final_, static_cast<QueueEvent*>(&finished_event_));
+  } else {
+    call_->writer.Write(pending_, static_cast<QueueEvent*>(&written_));
+  }
+  writing_ = true;
+  write_started_ = MonotonicNow();
+  pending_.Clear();
+  pending_bytes_ = 0;
+  last_delta_.clear();
+  if (std::exchange(full_, false)) NoteDrained();
 }
 
 ResponseSink::State MessageStream::Sweep(TimeUs now) {
-  absl::MutexLock lock(&mutex_);
-  if (done_) return State::kOver;
+  if (call_ == nullptr) return State::kOver;
   if (!writing_ || given_up_ || now - write_started_ <= options_.stall_max_us) return State::kLive;
-  // The context lives while done_ is false. Reactions run on gRPC's threads, never inside this.
-  context_->TryCancel();
+  call_->context.TryCancel();
   given_up_ = true;
   return State::kGivenUp;
 }
 
-void MessageStream::OnWriteDone(bool ok) {
-  {
-    absl::MutexLock lock(&mutex_);
-    writing_ = false;
-    broken_ = broken_ || !ok;
-  }
+bool MessageStream::OnWritten(bool ok) {
+  writing_ = false;
+  broken_ = broken_ || !ok;
   Pump();
+  return kNoTurn;
 }
 
-void MessageStream::OnDone() {
+bool MessageStream::OnFinished(bool) {
+  finished_ = true;
+  EndIfOver();
+  return kNoTurn;
+}
+
+bool MessageStream::OnCallDone(bool) {
+  call_done_ = true;
+  if (call_->context.IsCancelled()) NoteCancel();
+  EndIfOver();
+  return kNoTurn;
+}
+
+void MessageStream::EndIfOver() {
+  if (!finished_ || !call_done_) return;
   const std::shared_ptr<MessageStream> self = std::move(self_);
-  {
-    absl::MutexLock lock(&mutex_);
-    done_ = true;
-  }
-  on_done_();
+  call_.reset();
+  on_over_();
 }
 
 }  // namespace facet

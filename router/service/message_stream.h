@@ -1,18 +1,19 @@
 #ifndef FACET_ROUTER_SERVICE_MESSAGE_STREAM_H_
 #define FACET_ROUTER_SERVICE_MESSAGE_STREAM_H_
 
-#include <grpcpp/support/server_callback.h>
+#include <grpcpp/completion_queue.h>
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/async_stream.h>
 
 #include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
-#include "facet/v1/inference.pb.h"
+#include "facet/v1/inference.grpc.pb.h"
 #include "router/service/response_sink.h"
+#include "router/service/serial_thread.h"
 
 namespace facet {
 
@@ -24,14 +25,31 @@ struct MessageStreamOptions {
   TimeUs stall_max_us = 30'000'000;
 };
 
+// The service with its streams as asynchronous calls and everything else as callbacks. A token
+// that goes to a client must not wake a thread: gRPC's callbacks do, at the end of every write.
+using InferenceMethods = v1::Inference::WithAsyncMethod_Generate<
+    v1::Inference::WithCallbackMethod_Complete<v1::Inference::WithCallbackMethod_Tokenize<
+        v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::Service>>>>;
+
 // The answer of one streaming call: one write under way, later parts merge into the next message.
+// Its operations end on the core's thread, which alone touches it, but for what is said here.
 // Lives until gRPC is done with it, whoever else lets go.
-class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, public ResponseSink {
+class MessageStream : public ResponseSink {
  public:
-  // `on_done` runs once gRPC is done with the call.
-  static std::shared_ptr<MessageStream> Start(grpc::CallbackServerContext* context,
-                                              const MessageStreamOptions& options,
-                                              std::function<void()> on_done);
+  // `on_over` runs on the core's thread once gRPC is done with the call.
+  MessageStream(const MessageStreamOptions& options, std::function<void()> on_over);
+
+  // Asks for the next call to `methods`. Its operations will end on `core`, the thread's queue;
+  // its arrival is told by `calls`, with this object as the tag. Returns the stream's share in
+  // itself, which belongs to whoever takes the tag. Any thread.
+  static void Request(std::shared_ptr<MessageStream> stream, InferenceMethods& methods,
+                      grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls);
+  // What a tag of `calls` stands for; null if no call comes any more. Once per tag, any thread.
+  static std::shared_ptr<MessageStream> Arrived(void* tag, bool ok);
+
+  // For the thread that has taken the call, until it gives the stream to the core or finishes it.
+  const grpc::ServerContext& context() const { return call_->context; }
+  const v1::GenerateRequest& request() const { return call_->request; }
 
   Room Write(v1::GenerateResponse part) override;
   void Flush() override { Pump(); }
@@ -39,36 +57,44 @@ class MessageStream : public grpc::ServerWriteReactor<v1::GenerateResponse>, pub
   State Sweep(TimeUs now) override;
 
  private:
-  MessageStream(grpc::CallbackServerContext* context, const MessageStreamOptions& options,
-                std::function<void()> on_done)
-      : context_(context), options_(options), on_done_(std::move(on_done)) {}
+  struct Call {
+    grpc::ServerContext context;
+    v1::GenerateRequest request;
+    grpc::ServerAsyncWriter<v1::GenerateResponse> writer{&context};
+  };
 
-  void OnWriteDone(bool ok) override;
-  void OnCancel() override { NoteCancel(); }
-  void OnDone() override;
-  grpc::Status Final();
+  bool OnWritten(bool ok);
+  bool OnFinished(bool ok);
+  bool OnCallDone(bool ok);
+  // What happened so far needs no turn of the core, or has been posted to it.
+  static constexpr bool kNoTurn = false;
+  // Lets go of the call once its last two events have come.
+  void EndIfOver();
   // Starts what is next if nothing is under way.
   void Pump();
-  void Merge(v1::GenerateResponse part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void WritePending();
+  void Merge(v1::GenerateResponse part);
 
-  grpc::CallbackServerContext* const context_;  // valid until OnDone
   const MessageStreamOptions options_;
-  std::function<void()> on_done_;
-  v1::GenerateResponse outgoing_;  // under way
-  absl::Mutex mutex_;
-  v1::GenerateResponse pending_ ABSL_GUARDED_BY(mutex_);
-  int64_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  const std::function<void()> on_over_;
+  std::unique_ptr<Call> call_;  // null when it is over
+  MemberEvent<&MessageStream::OnWritten> written_{this};
+  MemberEvent<&MessageStream::OnFinished> finished_event_{this};
+  MemberEvent<&MessageStream::OnCallDone> call_done_event_{this};
+  v1::GenerateResponse pending_;
+  int64_t pending_bytes_ = 0;
   // Where in `pending_` the last delta of each choice is.
-  absl::flat_hash_map<int64_t, int> last_delta_ ABSL_GUARDED_BY(mutex_);
-  bool full_ ABSL_GUARDED_BY(mutex_) = false;  // said so, and not drained yet
-  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;    // a write has failed
-  bool given_up_ ABSL_GUARDED_BY(mutex_) = false;  // its client does not read
-  bool done_ ABSL_GUARDED_BY(mutex_) = false;
-  TimeUs write_started_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::optional<grpc::Status> final_ ABSL_GUARDED_BY(mutex_);
-  bool finish_started_ ABSL_GUARDED_BY(mutex_) = false;
-  std::shared_ptr<MessageStream> self_;  // until OnDone
+  absl::flat_hash_map<int64_t, int> last_delta_;
+  bool full_ = false;  // said so, and not drained yet
+  bool writing_ = false;
+  bool broken_ = false;    // a write has failed
+  bool given_up_ = false;  // its client does not read
+  TimeUs write_started_ = 0;
+  std::optional<grpc::Status> final_;
+  bool finish_started_ = false;
+  bool finished_ = false;                // the last operation has ended
+  bool call_done_ = false;               // gRPC has no more to say of the call
+  std::shared_ptr<MessageStream> self_;  // until both have come
 };
 
 }  // namespace facet

@@ -19,8 +19,8 @@
 
 namespace facet {
 
-// Where the answer to one call goes; the call's reactor is one. Writing happens on the core's
-// thread (Finish also on the one that made the sink, if the core never sees it).
+// Where the answer to one call goes. Everything happens on the core's thread, but for what says
+// otherwise (and Finish, on the thread that took the call, if the core never sees it).
 class ResponseSink {
  public:
   virtual ~ResponseSink() = default;
@@ -46,8 +46,8 @@ class ResponseSink {
 
   // The client has gone away. Any thread.
   bool cancelled() const { return cancelled_; }
-  // What to do, on one of gRPC's threads, when it goes; and when what was written has gone after
-  // the sink was full. Must not keep the sink alive.
+  // What to do, on any thread, when it goes; and when what was written has gone after the sink was
+  // full. Must not keep the sink alive. Any thread.
   void SetEvents(std::function<void()> on_cancel, std::function<void()> on_drained) {
     absl::MutexLock lock(&events_mutex_);
     on_cancel_ = std::move(on_cancel);
@@ -61,8 +61,7 @@ class ResponseSink {
   }
   void NoteDrained() { Run(on_drained_); }
   // The status as gRPC carries it; a refusal that may be repeated says when.
-  static grpc::Status FinalStatus(grpc::CallbackServerContext& context,
-                                  const absl::Status& status) {
+  static grpc::Status FinalStatus(grpc::ServerContextBase& context, const absl::Status& status) {
     const std::optional<TimeUs> after = RetryAfter(status);
     if (!after || status.ok()) return ToGrpc(status);
     return WithRetryDelay(ToGrpc(status), std::chrono::milliseconds((*after + 999) / 1000),

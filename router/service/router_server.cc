@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(const RouterOp
   FACET_ASSIGN_OR_RETURN(std::unique_ptr<ServedModel> model,
                          ServedModel::Load(options.model_path, options.model_name));
   std::unique_ptr<RouterServer> router(new RouterServer(options, std::move(model), registry));
-  FACET_RETURN_IF_ERROR(router->Listen(options.server));
+  FACET_RETURN_IF_ERROR(router->Listen(options));
   return router;
 }
 
@@ -39,12 +39,17 @@ RouterServer::~RouterServer() {
   if (running_.server != nullptr) Stop();
 }
 
-absl::Status RouterServer::Listen(const GrpcServerOptions& options) {
+absl::Status RouterServer::Listen(const RouterOptions& options) {
   grpc::ServerBuilder builder;
   builder.RegisterService(&inference_);
   builder.RegisterService(&models_);
   builder.RegisterService(&status_);
-  FACET_ASSIGN_OR_RETURN(running_, StartGrpcServer(builder, options));
+  acceptor_ = std::make_unique<CallAcceptor>(
+      options.acceptor, inference_, dispatcher_.queue(), builder.AddCompletionQueue(),
+      [this] { return inference_.MakeStream(); },
+      [this](const std::shared_ptr<MessageStream>& stream) { inference_.Generate(stream); });
+  FACET_ASSIGN_OR_RETURN(running_, StartGrpcServer(builder, options.server));
+  acceptor_->Start();
   absl::MutexLock lock(&health_mutex_);
   health_ = running_.server->GetHealthCheckService();
   // The process as a whole serves also while its groups are away: requests wait for them.
@@ -86,7 +91,11 @@ void RouterServer::ForgetHealth() {
 
 void RouterServer::Stop() {
   ForgetHealth();
+  acceptor_->Close();
   ShutDown(*running_.server, std::chrono::milliseconds(0));
+  acceptor_.reset();
+  // gRPC tells the core's thread of the end of calls that it has forgotten itself.
+  inference_.live_calls().WaitForNone(absl::InfiniteDuration());
   running_.server.reset();
 }
 

@@ -11,6 +11,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "router/service/call_acceptor.h"
 #include "router/service/dispatcher.h"
 #include "router/service/inference_service.h"
 #include "router/service/info_services.h"
@@ -26,6 +27,7 @@ struct RouterOptions {
   GrpcServerOptions server{.stream_window_bytes = 64 << 10};
   DispatcherOptions dispatcher;  // with the leaders
   InferenceOptions inference;
+  CallAcceptorOptions acceptor;
 };
 
 // A whole router in one object: the services, and the thread and sessions behind them.
@@ -52,7 +54,7 @@ class RouterServer {
  private:
   RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
                prometheus::Registry& registry);
-  absl::Status Listen(const GrpcServerOptions& options);
+  absl::Status Listen(const RouterOptions& options);
   // Health of the Inference service follows the groups, until it goes down for good.
   void SetReady(bool ready);
   void ForgetHealth();
@@ -67,6 +69,7 @@ class RouterServer {
   InferenceService inference_;
   ModelsService models_;
   StatusService status_;
+  std::unique_ptr<CallAcceptor> acceptor_;
   RunningServer running_;
 };
 

@@ -1,64 +1,103 @@
 #include "router/service/serial_thread.h"
 
+#include <grpc/support/time.h>
 #include <pthread.h>
 
-#include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 
-#include "absl/time/time.h"
-
 namespace facet {
+namespace {
+
+// The clock of MonotonicNow() is gRPC's, too.
+gpr_timespec DeadlineOf(TimeUs wake) {
+  if (wake == kNever) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+  return gpr_time_from_micros(wake, GPR_CLOCK_MONOTONIC);
+}
+
+}  // namespace
 
 TimeUs MonotonicNow() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::microseconds>(now).count();
 }
 
-SerialThread::SerialThread(absl::AnyInvocable<TimeUs()> after_batch)
-    : after_batch_(std::move(after_batch)), thread_([this] { Run(); }) {}
+SerialThread::SerialThread(absl::AnyInvocable<TimeUs()> turn)
+    : turn_(std::move(turn)), thread_([this] { Run(); }) {}
 
 SerialThread::~SerialThread() {
+  bool wake = false;
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    wake = MustWake();
   }
+  if (wake) Wake();
   thread_.join();
 }
 
-void SerialThread::Post(Task task) {
-  absl::MutexLock lock(&mutex_);
-  tasks_.push_back(std::move(task));
-}
+void SerialThread::Post(Task task) { TryPost(std::move(task), std::numeric_limits<size_t>::max()); }
 
 bool SerialThread::TryPost(Task task, size_t waiting_max) {
-  absl::MutexLock lock(&mutex_);
-  if (tasks_.size() >= waiting_max) return false;
-  tasks_.push_back(std::move(task));
+  bool wake = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (tasks_.size() >= waiting_max) return false;
+    tasks_.push_back(std::move(task));
+    wake = MustWake();
+  }
+  if (wake) Wake();
   return true;
+}
+
+bool SerialThread::MustWake() { return asleep_ && !std::exchange(waking_, true); }
+
+void SerialThread::Wake() {
+  alarm_.Set(&queue_, gpr_inf_past(GPR_CLOCK_MONOTONIC), static_cast<QueueEvent*>(&woken_));
+}
+
+bool SerialThread::OnWoken(bool) {
+  absl::MutexLock lock(&mutex_);
+  waking_ = false;
+  return false;
+}
+
+SerialThread::Happened SerialThread::Await(TimeUs wake) {
+  bool asleep = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    asleep = asleep_ = tasks_.empty() && !stopping_;
+  }
+  void* tag = nullptr;
+  Happened happened;
+  const auto next = queue_.AsyncNext(&tag, &happened.ok,
+                                     asleep ? DeadlineOf(wake) : gpr_inf_past(GPR_CLOCK_MONOTONIC));
+  if (next == grpc::CompletionQueue::GOT_EVENT) happened.event = static_cast<QueueEvent*>(tag);
+  absl::MutexLock lock(&mutex_);
+  asleep_ = false;
+  batch_.swap(tasks_);
+  happened.over = stopping_ && batch_.empty();
+  return happened;
 }
 
 void SerialThread::Run() {
   pthread_setname_np(pthread_self(), "facet-core");
   TimeUs wake = kNever;
-  std::vector<Task> batch;
-  for (bool stopping = false; !stopping;) {
-    {
-      absl::MutexLock lock(&mutex_);
-      const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return !tasks_.empty() || stopping_;
-      };
-      const absl::Duration wait =
-          wake == kNever ? absl::InfiniteDuration()
-                         : absl::Microseconds(std::max<TimeUs>(0, wake - MonotonicNow()));
-      mutex_.AwaitWithTimeout(absl::Condition(&ready), wait);
-      batch.swap(tasks_);
-      stopping = stopping_;
-    }
-    for (Task& task : batch) task();
-    batch.clear();
-    wake = after_batch_();
+  for (bool over = false; !over;) {
+    const Happened happened = Await(wake);
+    over = happened.over;
+    bool due = !batch_.empty();
+    if (happened.event != nullptr) due = happened.event->OnEvent(happened.ok) || due;
+    for (Task& task : batch_) task();
+    batch_.clear();
+    if (due || MonotonicNow() >= wake) wake = turn_();
   }
+  // What is left ends by itself.
+  queue_.Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_.Next(&tag, &ok)) static_cast<QueueEvent*>(tag)->OnEvent(ok);
 }
 
 }  // namespace facet

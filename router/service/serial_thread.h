@@ -1,6 +1,9 @@
 #ifndef FACET_ROUTER_SERVICE_SERIAL_THREAD_H_
 #define FACET_ROUTER_SERVICE_SERIAL_THREAD_H_
 
+#include <grpcpp/alarm.h>
+#include <grpcpp/completion_queue.h>
+
 #include <cstddef>
 #include <thread>
 #include <vector>
@@ -15,15 +18,41 @@ namespace facet {
 // Microseconds of the process's monotonic clock.
 TimeUs MonotonicNow();
 
-// One thread that runs posted tasks in order. After each batch, and when the time it asked for has
-// come, it calls `after_batch`, which returns when it wants to be called next (kNever: only after
-// tasks). What only these functions touch needs no lock.
+// The end of an operation that gRPC was given: its address is the operation's tag.
+class QueueEvent {
+ public:
+  // True if the thread must take a turn for it; what is posted brings one anyway.
+  virtual bool OnEvent(bool ok) = 0;
+
+ protected:
+  ~QueueEvent() = default;
+};
+
+// An event that a method of its owner handles.
+template <auto kHandler>
+class MemberEvent;
+template <typename Owner, bool (Owner::*kHandler)(bool ok)>
+class MemberEvent<kHandler> final : public QueueEvent {
+ public:
+  explicit MemberEvent(Owner* owner) : owner_(owner) {}
+  bool OnEvent(bool ok) override { return (owner_->*kHandler)(ok); }
+
+ private:
+  Owner* const owner_;
+};
+
+// One thread that runs what gRPC reports on its queue, and posted tasks in order. It takes a turn
+// after each batch of tasks, after events that ask for one, and when the time that the last turn
+// asked for has come (to the millisecond, never early). What only these functions touch needs no
+// lock.
 class SerialThread {
  public:
   using Task = absl::AnyInvocable<void()>;
 
-  explicit SerialThread(absl::AnyInvocable<TimeUs()> after_batch);
+  // `turn` returns when it wants to be called next, if nothing else happens; or kNever.
+  explicit SerialThread(absl::AnyInvocable<TimeUs()> turn);
   // Runs what is posted already, then joins. No Post() may follow.
+  // REQUIRES: every operation on the queue has ended, or will without anybody's help.
   ~SerialThread();
   SerialThread(const SerialThread&) = delete;
   SerialThread& operator=(const SerialThread&) = delete;
@@ -33,13 +62,34 @@ class SerialThread {
   // False, without the task, if `waiting_max` tasks wait already. Any thread.
   bool TryPost(Task task, size_t waiting_max);
 
+  // For operations that end on this thread; their tags are QueueEvents. The thread looks after the
+  // queue while it has nothing else to do, so that such an end wakes nobody else.
+  grpc::CompletionQueue& queue() { return queue_; }
+
  private:
   void Run();
+  struct Happened {
+    QueueEvent* event = nullptr;  // null: none
+    bool ok = false;
+    bool over = false;  // the thread is to stop, and no task waits
+  };
+  // Waits until `wake` for an event, unless there are tasks; moves those to batch_.
+  Happened Await(TimeUs wake);
+  // True if the caller is the one to call Wake(), without the lock.
+  bool MustWake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Wake();
+  bool OnWoken(bool ok);
 
-  absl::AnyInvocable<TimeUs()> after_batch_;
+  absl::AnyInvocable<TimeUs()> turn_;
+  grpc::CompletionQueue queue_;
+  grpc::Alarm alarm_;  // wakes the thread; set again only after OnWoken()
+  MemberEvent<&SerialThread::OnWoken> woken_{this};
   absl::Mutex mutex_;
   std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // or about to be
+  bool waking_ ABSL_GUARDED_BY(mutex_) = false;  // until OnWoken()
+  std::vector<Task> batch_;                      // the thread's own, kept for its memory
   std::thread thread_;
 };
 
