@@ -173,6 +173,13 @@ void PackedFile::Populate(std::span<const std::byte> range) {
   ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
 }
 
+void PackedFile::Release(std::span<const std::byte> range) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(range.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(range.data() + range.size()) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 absl::StatusOr<PackedFileWriter> PackedFileWriter::Create(int descriptor,
                                                           const PackedFileSpec& spec) {
   FACET_CHECK(spec.key.size() <= kPackedKeyMax, "a key of {} bytes", spec.key.size());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <iterator>
 #include <span>
 #include <system_error>
 #include <utility>
@@ -119,6 +120,7 @@ absl::StatusOr<WeightImages> WeightImages::Open(const GgufModel& model, const Mo
   };
   FACET_ASSIGN_OR_RETURN(weights.file_, cache.files->Get(FileName(model, images, screened_head),
                                                          weights.file_spec_, check, build));
+  weights.ReleaseOthers();
   return weights;
 }
 
@@ -209,6 +211,25 @@ absl::Status WeightImages::Check(const PackedFile& file, ThreadPool* pool) const
   if (damaged == INT64_MAX) return absl::OkStatus();
   return FailedPrecondition("its {} is damaged",
                             sections[static_cast<size_t>(damaged)].entry->source.name);
+}
+
+// The kernel maps neighbours of a page that is asked for, and between the columns of a rank lie the
+// other ranks'. Left alone where that would split large pages.
+void WeightImages::ReleaseOthers() const {
+  for (const Entry& entry : entries_) {
+    if (entry.size >= kLargeImage) continue;
+    std::vector<ImagePiece> mine;
+    for (int i = entry.begin; i < entry.end; ++i) {
+      std::ranges::move(images_->Pieces(entry.source, entry.cut, i), std::back_inserter(mine));
+    }
+    std::ranges::sort(mine, {}, &ImagePiece::offset);
+    int64_t at = 0;
+    mine.push_back({entry.size, 0});
+    for (const ImagePiece& piece : mine) {
+      PackedFile::Release(BytesAt(file_, entry.offset + at, piece.offset - at));
+      at = piece.offset + piece.size;
+    }
+  }
 }
 
 absl::Status WeightImages::Build(const GgufModel& model, const PackedFileWriter& writer,

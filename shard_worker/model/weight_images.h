@@ -82,6 +82,7 @@ class WeightImages {
                         const TensorRow& row, int layer, int rank, bool screened_head);
   uint64_t Sum(const PackedFile& file, const Section& section) const;
   absl::Status Check(const PackedFile& file, ThreadPool* pool) const;
+  void ReleaseOthers() const;
   absl::Status Build(const GgufModel& model, const PackedFileWriter& writer, ThreadPool* pool,
                      const Progress& progress) const;
   absl::Status PackEntry(const Entry& entry, const PackedFileWriter& writer,
