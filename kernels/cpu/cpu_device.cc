@@ -92,7 +92,16 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(size <= std::min({args.residual.size, args.update.size, args.out.size}));
     FACET_CHECK(args.width <= args.next_weight.size);
     FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
-    ForRows(args.rows, args.width, [&](int64_t r) { ResidualNormRow(args, r * args.width); });
+    ForRows(args.rows, args.width, [&](int64_t r) {
+      const int64_t offset = r * args.width;
+      kernels_.residual_norm({.width = args.width,
+                              .epsilon = args.epsilon,
+                              .residual = args.residual.data + offset,
+                              .update = args.update.data + offset,
+                              .post_weight = args.post_weight.data,
+                              .weight = args.next_weight.data,
+                              .out = args.out.data + offset});
+    });
   }
 
   void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
@@ -194,18 +203,6 @@ class CpuDevice final : public HostDevice {
                 matrix.columns(), x.size);
   }
 
-  void ResidualNormRow(const ResidualNormArgs& args, int64_t offset) const {
-    float* residual = args.residual.data + offset;
-    const float* update = args.update.data + offset;
-    float* out = args.out.data + offset;
-    if (args.post_weight) {  // `out` holds the normed update meanwhile
-      kernels_.norm(update, args.width, args.post_weight.data, args.epsilon, out);
-      update = out;
-    }
-    kernels_.accumulate(residual, update, args.width);
-    kernels_.norm(residual, args.width, args.next_weight.data, args.epsilon, out);
-  }
-
   const RotationTable& Rotations(int index) {
     rotations_.resize(std::max(rotations_.size(), static_cast<size_t>(index) + 1));
     RotationTable& table = rotations_[static_cast<size_t>(index)];
@@ -231,14 +228,18 @@ class CpuDevice final : public HostDevice {
 
   void RopeAndStoreRow(const AttentionSpec& spec, const SequenceRun& run, int64_t row,
                        const RotationTable* rotations, float* qkv) {
+    HeadVector vector;
+    vector.size = spec.head_dim;
+    vector.epsilon = spec.norm_epsilon;
+    if (rotations != nullptr) {
+      vector.pairs = static_cast<int>(rotations->pairs);
+      vector.cosines = rotations->cosines.data() + row * rotations->pairs;
+      vector.sines = rotations->sines.data() + row * rotations->pairs;
+    }
     for (int head = 0; head < spec.heads + spec.kv_heads; ++head) {
-      const Floats norm = head < spec.heads ? spec.q_norm : spec.k_norm;
-      float* x = qkv + head * spec.head_dim;
-      if (norm) kernels_.norm(x, spec.head_dim, norm.data, spec.norm_epsilon, x);
-      if (rotations == nullptr) continue;
-      const int64_t at = row * rotations->pairs;
-      kernels_.rotate(x, rotations->cosines.data() + at, rotations->sines.data() + at,
-                      static_cast<int>(rotations->pairs));
+      vector.x = qkv + head * spec.head_dim;
+      vector.weight = (head < spec.heads ? spec.q_norm : spec.k_norm).data;
+      kernels_.norm_rotate(vector);
     }
     const std::span<const int32_t> blocks = run.blocks[static_cast<size_t>(spec.pool)];
     const int64_t position = run.first_position + row - run.first_row;

@@ -146,6 +146,29 @@ struct SplitKernels {
   void (*complete)(const CompleteArgs&) = nullptr;
 };
 
+// residual += RMS(update; post_weight), or += update without one; out = RMS(residual; weight).
+struct ResidualRow {
+  int width = 0;
+  float epsilon = 0;
+  float* residual = nullptr;
+  const float* update = nullptr;
+  const float* post_weight = nullptr;  // or null
+  const float* weight = nullptr;
+  float* out = nullptr;
+};
+
+// One head of a query or key: x = RMS(x; weight) if there is one; then (x[i], x[i + pairs]) rotated
+// by the angle with cosine cosines[i] and sine sines[i].
+struct HeadVector {
+  float* x = nullptr;
+  int size = 0;
+  const float* weight = nullptr;  // or null
+  float epsilon = 0;
+  const float* cosines = nullptr;
+  const float* sines = nullptr;
+  int pairs = 0;  // at most size / 2
+};
+
 struct KernelTable {
   // By PackedFormat.
   void (*product[kPackedFormats])(const PanelArgs&) = {};
@@ -162,10 +185,8 @@ struct KernelTable {
   void (*gelu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
   void (*silu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
   void (*soft_cap)(float* x, int64_t size, float cap) = nullptr;
-  // a[i] += b[i].
-  void (*accumulate)(float* a, const float* b, int64_t size) = nullptr;
-  // (x[i], x[i + pairs]) rotated by the angle with cosine c[i] and sine s[i].
-  void (*rotate)(float* x, const float* c, const float* s, int pairs) = nullptr;
+  void (*residual_norm)(const ResidualRow& row) = nullptr;
+  void (*norm_rotate)(const HeadVector& head) = nullptr;
 
   void (*to_half)(const float* x, int64_t size, uint16_t* out) = nullptr;
   // `count` vectors of `size` elements, padded with zeros to `padded` floats each.

@@ -118,18 +118,67 @@ void QuantizeTile(const ActivationTile& tile) {
   }
 }
 
-void Norm(const float* x, int width, const float* weight, float epsilon, float* out) {
+// What a row is multiplied by, from the sums of its squares.
+FACET_INLINE VecF InverseNorm(VecF squares, int width, float epsilon) {
+  const float mean = Tree(squares) / static_cast<float>(width) + epsilon;
+  return Set(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean))));
+}
+
+FACET_INLINE VecF Squares(const float* x, int width) {
   VecF squares = Zero();
   ForLanes(
       width, [&](int64_t i) { squares = Fma(Load(x + i), Load(x + i), squares); },
       [&](int64_t i, Mask m) { squares = Fma(Load(x + i, m), Load(x + i, m), squares); });
-  const float mean = Tree(squares) / static_cast<float>(width) + epsilon;
-  const VecF inverse = Set(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean))));
+  return squares;
+}
+
+FACET_INLINE void Scale(const float* x, int width, VecF inverse, const float* weight, float* out) {
   ForLanes(
       width, [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), inverse), Load(weight + i))); },
       [&](int64_t i, Mask m) {
         Store(out + i, Mul(Mul(Load(x + i, m), inverse), Load(weight + i, m)), m);
       });
+}
+
+void Norm(const float* x, int width, const float* weight, float epsilon, float* out) {
+  Scale(x, width, InverseNorm(Squares(x, width), width, epsilon), weight, out);
+}
+
+// The sums of squares come from the registers that the new residual is stored from.
+void ResidualNorm(const ResidualRow& row) {
+  VecF squares = Zero();
+  if (row.post_weight == nullptr) {
+    ForLanes(
+        row.width,
+        [&](int64_t i) {
+          const VecF x = Add(Load(row.residual + i), Load(row.update + i));
+          squares = Fma(x, x, squares);
+          Store(row.residual + i, x);
+        },
+        [&](int64_t i, Mask m) {
+          const VecF x = Add(Load(row.residual + i, m), Load(row.update + i, m));
+          squares = Fma(x, x, squares);
+          Store(row.residual + i, x, m);
+        });
+  } else {
+    const VecF inverse = InverseNorm(Squares(row.update, row.width), row.width, row.epsilon);
+    ForLanes(
+        row.width,
+        [&](int64_t i) {
+          const VecF normed = Mul(Mul(Load(row.update + i), inverse), Load(row.post_weight + i));
+          const VecF x = Add(Load(row.residual + i), normed);
+          squares = Fma(x, x, squares);
+          Store(row.residual + i, x);
+        },
+        [&](int64_t i, Mask m) {
+          const VecF normed =
+              Mul(Mul(Load(row.update + i, m), inverse), Load(row.post_weight + i, m));
+          const VecF x = Add(Load(row.residual + i, m), normed);
+          squares = Fma(x, x, squares);
+          Store(row.residual + i, x, m);
+        });
+  }
+  Scale(row.residual, row.width, InverseNorm(squares, row.width, row.epsilon), row.weight, row.out);
 }
 
 void GeluGate(const float* gate, const float* up, int64_t width, float* out) {
@@ -154,12 +203,6 @@ void SoftCapRow(float* x, int64_t size, float cap) {
       [&](int64_t i, Mask m) { Store(x + i, SoftCapVector(Load(x + i, m), cap), m); });
 }
 
-void Accumulate(float* a, const float* b, int64_t size) {
-  ForLanes(
-      size, [&](int64_t i) { Store(a + i, Add(Load(a + i), Load(b + i))); },
-      [&](int64_t i, Mask m) { Store(a + i, Add(Load(a + i, m), Load(b + i, m)), m); });
-}
-
 struct Pair {
   VecF a, b;
 };
@@ -181,6 +224,27 @@ void Rotate(float* x, const float* c, const float* s, int pairs) {
         Store(x + i, y.a, m);
         Store(x + pairs + i, y.b, m);
       });
+}
+
+// Whole vectors of pairs are scaled and rotated in one pass.
+void NormRotate(const HeadVector& head) {
+  float* x = head.x;
+  const int pairs = head.pairs;
+  if (head.weight == nullptr) return Rotate(x, head.cosines, head.sines, pairs);
+  const VecF inverse = InverseNorm(Squares(x, head.size), head.size, head.epsilon);
+  if (pairs % 16 != 0) {
+    Scale(x, head.size, inverse, head.weight, x);
+    return Rotate(x, head.cosines, head.sines, pairs);
+  }
+  for (int i = 0; i < pairs; i += 16) {
+    const VecF a = Mul(Mul(Load(x + i), inverse), Load(head.weight + i));
+    const VecF b = Mul(Mul(Load(x + pairs + i), inverse), Load(head.weight + pairs + i));
+    const Pair y = Rotated({a, b}, Load(head.cosines + i), Load(head.sines + i));
+    Store(x + i, y.a);
+    Store(x + pairs + i, y.b);
+  }
+  const int rotated = 2 * pairs;
+  Scale(x + rotated, head.size - rotated, inverse, head.weight + rotated, x + rotated);
 }
 
 void ToHalf(const float* x, int64_t size, uint16_t* out) {
@@ -221,8 +285,8 @@ void AddRowKernels(KernelTable* table) {
   table->gelu_gate = &GeluGate;
   table->silu_gate = &SiluGate;
   table->soft_cap = &SoftCapRow;
-  table->accumulate = &Accumulate;
-  table->rotate = &Rotate;
+  table->residual_norm = &ResidualNorm;
+  table->norm_rotate = &NormRotate;
   table->to_half = &ToHalf;
   table->widen_half = &WidenHalf;
   table->widen_float = &WidenFloat;
