@@ -28,7 +28,7 @@ void LeaderStream::Pump() {
   {
     absl::MutexLock lock(&mutex_);
     if (closed_ || writing_) return;
-    if (pending_.submits().empty() && pending_.cancels().empty()) return;
+    if (pending_.ByteSizeLong() == 0) return;
     outgoing_ = std::move(pending_);
     pending_.Clear();
     writing_ = true;

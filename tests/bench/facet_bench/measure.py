@@ -36,7 +36,7 @@ class Plan:
 
 QUICK = Plan(rounds=1, kinds=("q8_0", "q4_k_m"), streams=(1, 8),
              decode_tokens={1: 64, 8: 24, 32: 16}, prefill_repeats=2, serve_streams=(8,),
-             serve_tokens=(128, 32), cost_streams=(1,), load_shares=(0.3,), load_seconds=6,
+             serve_tokens=(128, 32), cost_streams=(1,), load_shares=(0.2, 0.6), load_seconds=5,
              limits_seconds=0.3)
 
 
