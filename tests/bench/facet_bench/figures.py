@@ -94,16 +94,14 @@ def number(value):
     return f"{value:,.{digits}f}"
 
 
-LEFT_COLUMNS = 2  # of a table; numbers stand on the right
-
-
 def percent(share):
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def markdown_table(header, rows):
+def markdown_table(header, rows, left):
+    """The first `left` columns stand on the left, numbers on the right."""
     lines = ["| " + " | ".join(header) + " |",
-             "|" + "|".join("---" if i < LEFT_COLUMNS else "---:" for i in range(len(header))) + "|"]
+             "|" + "|".join("---" if i < left else "---:" for i in range(len(header))) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
@@ -116,7 +114,7 @@ def peer_table(rows):
              number(row.ratio(WHOLE_HEAD, PEER)), number(row.limit),
              percent(row.limit_share(FACET))]
             for row in rows if row.median(PEER) is not None or row.model == "collectives"]
-    return markdown_table(header, body)
+    return markdown_table(header, body, left=3)
 
 
 def cost_table(rows):
@@ -128,7 +126,7 @@ def cost_table(rows):
              number(row.ratio(FACET, ONE_RANK))]
             for row in rows
             if row.median(ONE_PROCESS) is not None or row.median(ONE_RANK) is not None]
-    return markdown_table(header, body) if body else ""
+    return markdown_table(header, body, left=2) if body else ""
 
 
 def csv_text(rows):
