@@ -54,9 +54,10 @@ ABSL_FLAG(std::string, device, "auto",
 ABSL_FLAG(std::string, screened_head, "auto",
           "Whether searches for tokens may leave most of the output layer unread, which changes no "
           "token: auto (where it pays) or off.");
-ABSL_FLAG(bool, profile, false,
-          "Sum up from the start what each operation of a step takes, reads and computes "
-          "(facet_worker_operation_*); without it, only while a client asks (facet bench --profile).");
+ABSL_FLAG(
+    bool, profile, false,
+    "Sum up from the start what each operation of a step takes, reads and computes "
+    "(facet_worker_operation_*); without it, only while a client asks (facet bench --profile).");
 ABSL_FLAG(std::string, kv_type, "f16", "How keys and values are stored: f16 or f32.");
 ABSL_FLAG(int64_t, kv_tokens, 16384, "Tokens whose keys and values fit, over all sequences.");
 ABSL_FLAG(int, context_tokens, 0,
