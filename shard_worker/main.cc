@@ -72,9 +72,10 @@ ABSL_FLAG(std::string, packed_cache, "auto",
           "host: auto ($XDG_CACHE_HOME/facet/packed, else ~/.cache/facet/packed), a path, or off.");
 ABSL_FLAG(int64_t, packed_cache_bytes, int64_t{64} << 30,
           "What that folder may hold; the files used longest ago go first.");
-ABSL_FLAG(bool, profile, false,
-          "Sum up from the start what each operation of a step takes, reads and computes "
-          "(facet_worker_operation_*); without it, only while a client asks (facet bench --profile).");
+ABSL_FLAG(
+    bool, profile, false,
+    "Sum up from the start what each operation of a step takes, reads and computes "
+    "(facet_worker_operation_*); without it, only while a client asks (facet bench --profile).");
 ABSL_FLAG(std::string, kv_type, "f16", "How keys and values are stored: f16 or f32.");
 ABSL_FLAG(int64_t, kv_tokens, 16384, "Tokens whose keys and values fit, over all sequences.");
 ABSL_FLAG(int, context_tokens, 0,

@@ -28,9 +28,7 @@ class ForwardingDevice : public Device {
     return inner_->AllocateKv(pools);
   }
   int AddRope(RopeSpec spec) override { return inner_->AddRope(std::move(spec)); }
-  void CopyIn(std::span<const float> host, Floats device) override {
-    inner_->CopyIn(host, device);
-  }
+  void CopyIn(std::span<const float> host, Floats device) override { inner_->CopyIn(host, device); }
   void CopyOut(Floats device, std::span<float> host) override { inner_->CopyOut(device, host); }
   void Synchronize() override { inner_->Synchronize(); }
   void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }

@@ -33,7 +33,7 @@ void LeaderStream::Send(v1::RouterMessage message) {
 
 void LeaderStream::Pump() {
   if (!open_ || writing_) return;
-  if (pending_.submits().empty() && pending_.cancels().empty()) return;
+  if (pending_.ByteSizeLong() == 0) return;
   writing_ = true;
   call_->Write(pending_, static_cast<QueueEvent*>(&written_));  // serializes it at once
   pending_.Clear();

@@ -108,7 +108,9 @@ class Parsers(unittest.TestCase):
     def test_collectives(self):
         text = ("all-reduce of       1 floats over 2 ranks:     0.31 us (waiting 52 %), copy 0 us\n"
                 "all-reduce of     640 floats over 2 ranks:     0.52 us (waiting 52 %), copy 0 us\n")
-        self.assertEqual(facet.parse_collectives(text), {1: 0.31, 640: 0.52})
+        text += "tcp: " + text.splitlines()[1].replace("0.52", "6.30") + "\n"
+        self.assertEqual(facet.parse_collectives(text),
+                         {("shm", 1): 0.31, ("shm", 640): 0.52, ("tcp", 640): 6.3})
         self.assertEqual(facet.parse_collectives("nothing"), {})
 
     def test_machine_type(self):

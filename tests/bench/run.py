@@ -59,9 +59,9 @@ def plan_of(arguments):
     return dataclasses.replace(plan, **changes)
 
 
-def check_peer(run, known, accept):
+def check_peer(run, known, accept, most=figures.SHORTFALL_MAX):
     """Refuses, or says what it would have refused for."""
-    found = figures.shortfalls(run.rows, known)
+    found = figures.shortfalls(run.rows, known, most)
     if found and not accept:
         raise measure.Refused("\n".join(found))
     return [f"Not a fair run, and accepted by hand: {line}." for line in found]
@@ -108,7 +108,8 @@ def main():
             limits = machine.Limits(threads, plan.limits_seconds)
             run = measure.Run(plan, process, peer.Flash(process), limits, python,
                               arguments.ranks, arguments.threads)
-            run.after_first_peer_round = lambda: check_peer(run, known, arguments.accept_slow_peer)
+            run.after_first_peer_round = lambda: check_peer(
+                run, known, arguments.accept_slow_peer, figures.FIRST_SHORTFALL_MAX)
             run.everything()
             warnings = check_peer(run, known, arguments.accept_slow_peer)
     except measure.Refused as refusal:

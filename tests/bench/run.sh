@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what is measured and measures it: Facet beside llama.cpp. Arguments go to run.py; --help says
-# which there are.
+# Builds what is measured and measures it: Facet beside llama.cpp. Arguments go to run.py, whose
+# --help says which there are.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

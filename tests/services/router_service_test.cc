@@ -269,7 +269,7 @@ TEST_F(RouterService, AsksLeadersForProfilesAndTellsThem) {
   grpc::ClientContext first, second, third;
   request.set_duration_us(5'000'000);
   ASSERT_TRUE(stub->Profile(&first, request, &response).ok());
-  EXPECT_TRUE(WaitForStatus(
+  ASSERT_TRUE(WaitForStatus(
       [](const v1::GetStatusResponse& status) { return status.groups(0).profile().steps() == 7; }));
   EXPECT_EQ(leader.profile_us(), 5'000'000);
   EXPECT_EQ(Status().groups(0).profile().operations(0).name(), "head");

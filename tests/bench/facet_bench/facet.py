@@ -2,6 +2,7 @@
 one process."""
 
 import contextlib
+import functools
 import json
 import re
 import subprocess
@@ -71,10 +72,19 @@ class Cluster:
         return [token["logprob"] for token in answer["echo"][0]["tokens"][1:]]
 
 
+@functools.lru_cache
+def worker_knows(flag):
+    out = subprocess.run([BINARIES / "facet-worker", "--help"], stdout=subprocess.PIPE, text=True)
+    return f"--{flag} " in out.stdout
+
+
 @contextlib.contextmanager
 def running(model, ranks, threads, screened=True):
     flags = [] if screened else ["--screened_head=off"]
     flags.append("--kv_tokens=32768")  # 32 streams of 256 + 128 tokens and more
+    # Greedy answers to random prompts repeat themselves as no text does: guessing would shine.
+    if worker_knows("speculation"):
+        flags.append("--speculation=off")
     with launcher.Cluster(str(model), tp=ranks, threads=threads, worker_flags=flags,
                           metrics=False) as group:
         yield Cluster(group.endpoints[0])
@@ -89,9 +99,11 @@ def engine_decode(model, ranks, threads, streams, tokens):
 
 
 def parse_collectives(text):
-    """{floats: microseconds} of what collectives_bench prints."""
-    pattern = r"all-reduce of\s+(\d+) floats over \d+ ranks:\s+([\d.]+) us"
-    return {int(floats): float(us) for floats, us in re.findall(pattern, text)}
+    """{(backend, floats): microseconds} of what collectives_bench prints. Without a name before the
+    colon the backend is shared memory."""
+    pattern = r"^(?:(\w+): )?all-reduce of\s+(\d+) floats over \d+ ranks:\s+([\d.]+) us"
+    return {(backend or "shm", int(floats)): float(us)
+            for backend, floats, us in re.findall(pattern, text, re.MULTILINE)}
 
 
 def all_reduce_us():

@@ -43,7 +43,8 @@ def use_processors(count):
 
 def processor_seconds():
     """Seconds that all processors together have worked and rested, from /proc/stat."""
-    fields = [int(field) for field in pathlib.Path("/proc/stat").read_text().split("\n")[0].split()[1:8]]
+    line = pathlib.Path("/proc/stat").read_text().split("\n")[0]
+    fields = [int(field) for field in line.split()[1:8]]
     idle = fields[3] + fields[4]
     tick = os.sysconf("SC_CLK_TCK")
     return (sum(fields) - idle) / tick, idle / tick

@@ -39,9 +39,10 @@ def _environment(name, flags, environment, packages):
 
 
 def find_python():
-    """A Python with llama.cpp built for this processor, which takes minutes the first time."""
-    return _environment("peer", ["--no-binary=llama-cpp-python"], {"CMAKE_ARGS": CMAKE_ARGS},
-                        PEER_PACKAGES)
+    """A Python with llama.cpp built for this processor, which takes minutes the first time. Not
+    from pip's cache: a wheel in there may have been built with other flags."""
+    return _environment("peer", ["--no-cache-dir", "--no-binary=llama-cpp-python"],
+                        {"CMAKE_ARGS": CMAKE_ARGS}, PEER_PACKAGES)
 
 
 def find_plots_python():
@@ -105,4 +106,4 @@ def build_flags(python, about):
     ready = pathlib.Path(python).parent.parent / "ready"
     flags = ready.read_text().strip() if ready.exists() else "built by somebody else"
     return (f"llama.cpp of llama-cpp-python {about['llama_cpp_python']} ({flags}); "
-            f"{about['features'].strip()}")
+            f"{about['features'].strip(' |')}")
