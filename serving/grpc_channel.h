@@ -18,6 +18,8 @@ struct ChannelOptions {
   bool keepalive_without_calls = false;
   std::chrono::milliseconds reconnect_backoff_max{1000};
   int message_bytes_max = 16 << 20;
+  // What a peer may send of one stream before we read it; 0: gRPC measures the link and decides.
+  int stream_window_bytes = 0;
 };
 
 // A plain-text channel of its own (never shared with another one of the same target) without
