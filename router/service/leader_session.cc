@@ -14,6 +14,8 @@ namespace {
 
 constexpr TimeUs kRateWindowUs = 5'000'000;
 constexpr int kMessageBytesMax = 64 << 20;
+// What a leader says while we are busy waits with the leader, where it merges into fewer messages.
+constexpr int kWindowBytes = 64 << 10;
 
 std::shared_ptr<grpc::Channel> MakeLeaderChannel(const LeaderSessionOptions& options) {
   ChannelOptions channel;
@@ -21,6 +23,7 @@ std::shared_ptr<grpc::Channel> MakeLeaderChannel(const LeaderSessionOptions& opt
   channel.keepalive_timeout = options.keepalive_timeout;
   channel.reconnect_backoff_max = std::chrono::milliseconds(options.backoff_max_us / 1000);
   channel.message_bytes_max = kMessageBytesMax;
+  channel.stream_window_bytes = kWindowBytes;
   return MakeChannel(options.address, channel);
 }
 

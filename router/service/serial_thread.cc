@@ -3,7 +3,6 @@
 #include <grpc/support/time.h>
 #include <pthread.h>
 
-#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <utility>
@@ -11,9 +10,10 @@
 namespace facet {
 namespace {
 
+// The clock of MonotonicNow() is gRPC's, too.
 gpr_timespec DeadlineOf(TimeUs wake) {
   if (wake == kNever) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
-  return gpr_time_from_micros(std::max<TimeUs>(0, wake - MonotonicNow()), GPR_TIMESPAN);
+  return gpr_time_from_micros(wake, GPR_CLOCK_MONOTONIC);
 }
 
 }  // namespace
@@ -63,46 +63,37 @@ bool SerialThread::OnWoken(bool) {
   return false;
 }
 
-bool SerialThread::TakeEvent(TimeUs wake) {
+SerialThread::Happened SerialThread::Await(TimeUs wake) {
   bool asleep = false;
   {
     absl::MutexLock lock(&mutex_);
     asleep = asleep_ = tasks_.empty() && !stopping_;
   }
   void* tag = nullptr;
-  bool ok = false;
-  const auto next =
-      queue_.AsyncNext(&tag, &ok, asleep ? DeadlineOf(wake) : gpr_inf_past(GPR_CLOCK_MONOTONIC));
-  if (asleep) {
-    absl::MutexLock lock(&mutex_);
-    asleep_ = false;
-  }
-  return next == grpc::CompletionQueue::GOT_EVENT && static_cast<QueueEvent*>(tag)->OnEvent(ok);
-}
-
-bool SerialThread::RunTasks() {
-  {
-    absl::MutexLock lock(&mutex_);
-    if (tasks_.empty()) return false;
-    batch_.swap(tasks_);
-  }
-  for (Task& task : batch_) task();
-  batch_.clear();
-  return true;
+  Happened happened;
+  const auto next = queue_.AsyncNext(&tag, &happened.ok,
+                                     asleep ? DeadlineOf(wake) : gpr_inf_past(GPR_CLOCK_MONOTONIC));
+  if (next == grpc::CompletionQueue::GOT_EVENT) happened.event = static_cast<QueueEvent*>(tag);
+  absl::MutexLock lock(&mutex_);
+  asleep_ = false;
+  batch_.swap(tasks_);
+  happened.over = stopping_ && batch_.empty();
+  return happened;
 }
 
 void SerialThread::Run() {
   pthread_setname_np(pthread_self(), "facet-core");
-  const auto stopping = [this] {
-    absl::MutexLock lock(&mutex_);
-    return stopping_ && tasks_.empty();
-  };
   TimeUs wake = kNever;
-  while (!stopping()) {
-    const bool event_due = TakeEvent(wake);
-    const bool tasks_due = RunTasks();
-    if (event_due || tasks_due || MonotonicNow() >= wake) wake = turn_();
+  for (bool over = false; !over;) {
+    const Happened happened = Await(wake);
+    over = happened.over;
+    bool due = !batch_.empty();
+    if (happened.event != nullptr) due = happened.event->OnEvent(happened.ok) || due;
+    for (Task& task : batch_) task();
+    batch_.clear();
+    if (due || MonotonicNow() >= wake) wake = turn_();
   }
+  // What is left ends by itself.
   queue_.Shutdown();
   void* tag = nullptr;
   bool ok = false;

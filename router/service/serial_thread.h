@@ -68,11 +68,13 @@ class SerialThread {
 
  private:
   void Run();
-  // Runs an event if there is one, at the latest at `wake`. If tasks wait, so does nobody. True if
-  // a turn is due.
-  bool TakeEvent(TimeUs wake);
-  // True if there were any.
-  bool RunTasks();
+  struct Happened {
+    QueueEvent* event = nullptr;  // null: none
+    bool ok = false;
+    bool over = false;  // the thread is to stop, and no task waits
+  };
+  // Waits until `wake` for an event, unless there are tasks; moves those to batch_.
+  Happened Await(TimeUs wake);
   // True if the caller is the one to call Wake(), without the lock.
   bool MustWake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Wake();
@@ -87,7 +89,7 @@ class SerialThread {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // or about to be
   bool waking_ ABSL_GUARDED_BY(mutex_) = false;  // until OnWoken()
-  std::vector<Task> batch_;                      // the thread's, kept for its memory
+  std::vector<Task> batch_;                      // the thread's own, kept for its memory
   std::thread thread_;
 };
 
