@@ -27,57 +27,57 @@ SerialThread::SerialThread(absl::AnyInvocable<TimeUs()> turn)
     : turn_(std::move(turn)), thread_([this] { Run(); }) {}
 
 SerialThread::~SerialThread() {
-  bool wake = false;
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
-    wake = MustWake();
   }
-  if (wake) Wake();
+  NoteNews();
   thread_.join();
+  // Not before: a queue that is shut down takes no alarm any more, and the last may just be set.
+  queue_.Shutdown();
+  void* tag = nullptr;
+  bool ok = false;
+  while (queue_.Next(&tag, &ok)) static_cast<QueueEvent*>(tag)->OnEvent(ok);
 }
 
 void SerialThread::Post(Task task) { TryPost(std::move(task), std::numeric_limits<size_t>::max()); }
 
 bool SerialThread::TryPost(Task task, size_t waiting_max) {
-  bool wake = false;
   {
     absl::MutexLock lock(&mutex_);
     if (tasks_.size() >= waiting_max) return false;
     tasks_.push_back(std::move(task));
-    wake = MustWake();
   }
-  if (wake) Wake();
+  NoteNews();
   return true;
 }
 
-bool SerialThread::MustWake() { return asleep_ && !std::exchange(waking_, true); }
-
-void SerialThread::Wake() {
+void SerialThread::NoteNews() {
+  // The thread says that it falls asleep before it looks for news, so one of the two sees the
+  // other.
+  news_ = true;
+  if (!asleep_ || waking_.exchange(true)) return;
   alarm_.Set(&queue_, gpr_inf_past(GPR_CLOCK_MONOTONIC), static_cast<QueueEvent*>(&woken_));
 }
 
 bool SerialThread::OnWoken(bool) {
-  absl::MutexLock lock(&mutex_);
   waking_ = false;
   return false;
 }
 
 SerialThread::Happened SerialThread::Await(TimeUs wake) {
-  bool asleep = false;
-  {
-    absl::MutexLock lock(&mutex_);
-    asleep = asleep_ = tasks_.empty() && !stopping_;
-  }
+  asleep_ = true;
+  const gpr_timespec until = news_ ? gpr_inf_past(GPR_CLOCK_MONOTONIC) : DeadlineOf(wake);
   void* tag = nullptr;
   Happened happened;
-  const auto next = queue_.AsyncNext(&tag, &happened.ok,
-                                     asleep ? DeadlineOf(wake) : gpr_inf_past(GPR_CLOCK_MONOTONIC));
-  if (next == grpc::CompletionQueue::GOT_EVENT) happened.event = static_cast<QueueEvent*>(tag);
-  absl::MutexLock lock(&mutex_);
+  const auto next = queue_.AsyncNext(&tag, &happened.ok, until);
   asleep_ = false;
+  if (next == grpc::CompletionQueue::GOT_EVENT) happened.event = static_cast<QueueEvent*>(tag);
+  if (!news_.exchange(false)) return happened;
+  absl::MutexLock lock(&mutex_);
   batch_.swap(tasks_);
   happened.over = stopping_ && batch_.empty();
+  if (stopping_) news_ = true;  // until it is over
   return happened;
 }
 
@@ -93,11 +93,6 @@ void SerialThread::Run() {
     batch_.clear();
     if (due || MonotonicNow() >= wake) wake = turn_();
   }
-  // What is left ends by itself.
-  queue_.Shutdown();
-  void* tag = nullptr;
-  bool ok = false;
-  while (queue_.Next(&tag, &ok)) static_cast<QueueEvent*>(tag)->OnEvent(ok);
 }
 
 }  // namespace facet

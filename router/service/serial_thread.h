@@ -4,6 +4,7 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/completion_queue.h>
 
+#include <atomic>
 #include <cstddef>
 #include <thread>
 #include <vector>
@@ -51,8 +52,8 @@ class SerialThread {
 
   // `turn` returns when it wants to be called next, if nothing else happens; or kNever.
   explicit SerialThread(absl::AnyInvocable<TimeUs()> turn);
-  // Runs what is posted already, then joins. No Post() may follow.
-  // REQUIRES: every operation on the queue has ended, or will without anybody's help.
+  // Runs what is posted already, then joins. Every Post() must have returned. What is still on the
+  // queue ends here. REQUIRES: that is only what needs nobody's help to end.
   ~SerialThread();
   SerialThread(const SerialThread&) = delete;
   SerialThread& operator=(const SerialThread&) = delete;
@@ -75,21 +76,21 @@ class SerialThread {
   };
   // Waits until `wake` for an event, unless there are tasks; moves those to batch_.
   Happened Await(TimeUs wake);
-  // True if the caller is the one to call Wake(), without the lock.
-  bool MustWake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Wake();
+  // There are tasks, or it is time to stop. Wakes the thread if it sleeps.
+  void NoteNews();
   bool OnWoken(bool ok);
 
   absl::AnyInvocable<TimeUs()> turn_;
   grpc::CompletionQueue queue_;
   grpc::Alarm alarm_;  // wakes the thread; set again only after OnWoken()
   MemberEvent<&SerialThread::OnWoken> woken_{this};
+  std::atomic<bool> asleep_ = false;  // or about to be
+  std::atomic<bool> waking_ = false;  // from setting the alarm until OnWoken()
+  std::atomic<bool> news_ = false;    // for a look below; an event without any takes no lock
   absl::Mutex mutex_;
   std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  bool asleep_ ABSL_GUARDED_BY(mutex_) = false;  // or about to be
-  bool waking_ ABSL_GUARDED_BY(mutex_) = false;  // until OnWoken()
-  std::vector<Task> batch_;                      // the thread's own, kept for its memory
+  std::vector<Task> batch_;  // the thread's own, kept for its memory
   std::thread thread_;
 };
 
