@@ -15,8 +15,8 @@ runtime_packages=(
   libprometheus-cpp-core1.0
 )
 # promtool checks the metrics; clang has libFuzzer; yaml reads the manifests; patch plants the mutation
-# gate's faults.
-test_packages=(prometheus clang libclang-rt-14-dev python3-yaml patch)
+# gate's faults; the CUDA emulator's threads are boost-context's fibers.
+test_packages=(prometheus clang libclang-rt-14-dev python3-yaml patch libboost-context1.81-dev)
 
 # Runs a command as root.
 as_root() {
