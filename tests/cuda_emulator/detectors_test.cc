@@ -16,8 +16,8 @@
 namespace facet::cuda_emulator {
 namespace {
 
-using cuda_samples::kPlantedWords;
-using cuda_samples::PlantedKernel;
+using cuda::samples::kPlantedWords;
+using cuda::samples::PlantedKernel;
 using testing::AnyOf;
 using testing::HasSubstr;
 
@@ -58,7 +58,7 @@ TEST_P(Detectors, FindNothingWithoutTheFault) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Planted, Detectors, testing::ValuesIn(cuda_samples::PlantedKernels()),
+INSTANTIATE_TEST_SUITE_P(Planted, Detectors, testing::ValuesIn(cuda::samples::PlantedKernels()),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(BadLaunch, ShapesThatNoDeviceTakesAreRefused) {
@@ -69,16 +69,16 @@ TEST(BadLaunch, ShapesThatNoDeviceTakesAreRefused) {
   for (const Shape& shape : {Shape{0, 32, 0}, Shape{1, 0, 0}, Shape{1, 33, 0}, Shape{1, 1056, 0},
                              Shape{1, 32, 1 << 20}}) {
     FindingCollector collector;
-    EXPECT_EQ(cuda_samples::RunShape(shape.grid, shape.block, shape.shared_bytes),
+    EXPECT_EQ(cuda::samples::RunShape(shape.grid, shape.block, shape.shared_bytes),
               kErrorInvalidConfiguration);
     ASSERT_EQ(collector.findings().size(), 1u);
     EXPECT_EQ(collector.findings()[0].fault, Fault::kBadLaunch);
   }
-  EXPECT_EQ(cuda_samples::RunShape(2, 1024, kSharedBytesMax), 0);
+  EXPECT_EQ(cuda::samples::RunShape(2, 1024, kSharedBytesMax), 0);
 }
 
 TEST(FindingDeathTest, WithoutACollectorAFindingEndsTheProcess) {
-  EXPECT_DEATH(cuda_samples::RunShape(1, 33, 0), "33 threads are not whole warps");
+  EXPECT_DEATH(cuda::samples::RunShape(1, 33, 0), "33 threads are not whole warps");
 }
 
 }  // namespace

@@ -2,10 +2,9 @@
 
 #include "kernels/cuda/language.cuh"
 
-namespace facet::cuda_samples {
+namespace facet::cuda::samples {
 namespace {
 
-using namespace facet::cuda;  // NOLINT: the language
 using cuda_emulator::Fault;
 
 __device__ Shared<uint32_t> Words() {
@@ -350,4 +349,4 @@ int RunShape(unsigned grid, unsigned block, uint32_t shared_bytes) {
   return Launch(nullptr, {.grid = {grid}, .block = {block}, .shared_bytes = shared_bytes}, Nothing);
 }
 
-}  // namespace facet::cuda_samples
+}  // namespace facet::cuda::samples

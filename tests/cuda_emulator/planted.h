@@ -8,7 +8,7 @@
 
 #include "tests/cuda_emulator/findings.h"
 
-namespace facet::cuda_samples {
+namespace facet::cuda::samples {
 
 inline constexpr int kPlantedThreads = 64;
 inline constexpr int kPlantedWords = 1024;  // of input, output and shared memory
@@ -27,6 +27,6 @@ int RunPlanted(const PlantedKernel& kernel, bool right, const uint32_t* in, uint
 // A kernel that does nothing, in any shape.
 int RunShape(unsigned grid, unsigned block, uint32_t shared_bytes);
 
-}  // namespace facet::cuda_samples
+}  // namespace facet::cuda::samples
 
 #endif  // FACET_TESTS_CUDA_EMULATOR_PLANTED_H_
