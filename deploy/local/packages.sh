@@ -6,7 +6,7 @@ build_packages=(
   libabsl-dev libfmt-dev libspdlog-dev libpcre2-dev libgtest-dev libgmock-dev libbenchmark-dev
   libgrpc-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libssl-dev libc-ares-dev libre2-dev zlib1g-dev
-  prometheus-cpp-dev libboost1.81-dev
+  prometheus-cpp-dev libboost1.81-dev libboost-context1.81-dev
   python3 ca-certificates
 )
 # What the binaries load; the rest comes with these. kubernetes_test.py holds it against ldd.
@@ -15,8 +15,8 @@ runtime_packages=(
   libprometheus-cpp-core1.0
 )
 # promtool checks the metrics; clang has libFuzzer; yaml reads the manifests; patch plants the mutation
-# gate's faults; the CUDA emulator's threads are boost-context's fibers.
-test_packages=(prometheus clang libclang-rt-14-dev python3-yaml patch libboost-context1.81-dev)
+# gate's faults.
+test_packages=(prometheus clang libclang-rt-14-dev python3-yaml patch)
 
 # Runs a command as root.
 as_root() {

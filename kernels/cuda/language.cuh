@@ -238,17 +238,16 @@ int Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...
   static_assert((std::is_trivially_copyable_v<Parameters> && ...));
   constexpr uint32_t kWithoutAsking = 48 * 1024;
   if (shape.shared_bytes > kWithoutAsking) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-        static_cast<int>(shape.shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) return error;
   }
   const auto run = [&](Parameters... values) {  // converts each argument to its parameter's type
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&values))..., nullptr};
-    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                            dim3(shape.grid.x, shape.grid.y, shape.grid.z),
-                            dim3(shape.block.x, shape.block.y, shape.block.z), pointers,
-                            shape.shared_bytes, stream);
+    return cudaLaunchKernel(
+        reinterpret_cast<const void*>(kernel), dim3(shape.grid.x, shape.grid.y, shape.grid.z),
+        dim3(shape.block.x, shape.block.y, shape.block.z), pointers, shape.shared_bytes, stream);
   };
   return run(arguments...);
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <utility>
 
@@ -111,7 +112,7 @@ bool Machine::RunBlock(const std::function<void()>& body) {
   shared_.BeginBlock();
   at_barrier_ = 0;
   stopped_ = false;
-  ready_.clear();
+  ready_.reset();
   for (Warp& warp : warps_) warp.arrived = 0;
   for (int i = 0; i < thread_count_; ++i) {
     threads_[i].copies.clear();
@@ -122,7 +123,7 @@ bool Machine::RunBlock(const std::function<void()>& body) {
   const std::function<void()> entry = [&] { ThreadMain(body); };
   int done = 0;
   while (!stopped_ && done < thread_count_) {
-    if (ready_.empty() && !ReleaseBarrier()) {
+    if (ready_.none() && !ReleaseBarrier()) {
       FailStuck();
       break;
     }
@@ -136,19 +137,18 @@ bool Machine::RunBlock(const std::function<void()>& body) {
 
 // Takes a ready thread off the list, by this launch's order.
 int Machine::PickReady() {
-  size_t at = 0;
-  if (order_ == Order::kAny) at = random_() % ready_.size();
-  if (order_ == Order::kFirst) at = std::min_element(ready_.begin(), ready_.end()) - ready_.begin();
-  if (order_ == Order::kLast) at = std::max_element(ready_.begin(), ready_.end()) - ready_.begin();
-  std::swap(ready_[at], ready_.back());
-  const int thread = ready_.back();
-  ready_.pop_back();
-  return thread;
+  int at = 0;
+  if (order_ == Order::kAny) at = static_cast<int>(random_() % thread_count_);
+  if (order_ == Order::kLast) at = thread_count_ - 1;
+  const int step = order_ == Order::kLast ? thread_count_ - 1 : 1;  // backwards or forwards
+  while (!ready_[at]) at = (at + step) % thread_count_;
+  ready_.reset(at);
+  return at;
 }
 
 void Machine::BecomeReady(int thread) {
   threads_[thread].state = State::kReady;
-  ready_.push_back(thread);
+  ready_.set(thread);
 }
 
 void Machine::RunThread(const std::function<void()>& entry, int thread) {

@@ -8,6 +8,7 @@
 // A fault (findings.h) is reported, unwinds all threads of the block and ends the launch.
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -127,7 +128,7 @@ class Machine {
   Thread* running_ = nullptr;
   std::vector<Thread> threads_;
   std::array<Warp, kWarpsMax> warps_;
-  std::vector<int> ready_;
+  std::bitset<kThreadsMax> ready_;
   SharedBytes shared_;
 };
 

@@ -2,7 +2,8 @@
 #define FACET_TESTS_CUDA_EMULATOR_STREAM_H_
 
 // A stream keeps its work until somebody waits for it, or does it at once: a coin per operation
-// decides, so that host code that forgets to wait is caught.
+// decides, so that host code that forgets to wait is caught. One thread at a time uses a stream,
+// and does its work.
 
 #include <cstdint>
 #include <deque>
@@ -20,14 +21,18 @@ struct CUstream_st {
  public:
   explicit CUstream_st(uint64_t seed) : random_(seed) {}
 
-  // After an error of the stream it is dropped.
   void Put(facet::cuda_emulator::Work work);
-  // Does all the work. The first error of the stream stays its error.
-  int Finish();
+  // Does all the work. After the first error the rest is dropped, and it stays the stream's error.
+  int Finish() { return FinishUntil(put_); }
+  // The same of the first `count` pieces of work ever put.
+  int FinishUntil(uint64_t count);
+  uint64_t put() const { return put_; }
 
  private:
   std::mt19937_64 random_;
   std::deque<facet::cuda_emulator::Work> queue_;
+  uint64_t put_ = 0;
+  uint64_t done_ = 0;
   int error_ = 0;
 };
 

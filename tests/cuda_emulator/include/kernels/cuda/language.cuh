@@ -119,8 +119,8 @@ class Shared {
                                    place);
     }
     if (begin % alignment != 0) {
-      Machine::OfThisThread().Fail(Fault::kMisaligned,
-                                   cuda_emulator::NotAligned(begin, alignment), place);
+      Machine::OfThisThread().Fail(Fault::kMisaligned, cuda_emulator::NotAligned(begin, alignment),
+                                   place);
     }
     return {static_cast<uint32_t>(begin), bytes};
   }
@@ -142,8 +142,8 @@ class SharedMemory {
     array.upper_ = used_ + int64_t{count} * static_cast<int64_t>(sizeof(T));
     const int64_t all = Machine::OfThisThread().shape().shared_bytes;
     if (count < 0 || array.upper_ > all) {
-      Machine::OfThisThread().Fail(Fault::kOutOfRange,
-                                   cuda_emulator::NoRoom(array.upper_, all), place);
+      Machine::OfThisThread().Fail(Fault::kOutOfRange, cuda_emulator::NoRoom(array.upper_, all),
+                                   place);
     }
     used_ = (array.upper_ + 15) / 16 * 16;
     return array;
