@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,7 +26,7 @@ struct RankOptions {
   int rank = 0;
   int world = 1;
   int threads = 1;
-  std::string device = "auto";  // "auto", "avx512", "avx2", "reference"
+  std::string device = "auto";  // as DeviceChoice's name
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
   KvType kv_type = KvType::kF16;
@@ -42,6 +43,8 @@ struct RankOptions {
   std::function<std::unique_ptr<Device>()> make_device;
   // Called from Load() with bytes done of bytes in all; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
+  // Called from Load() with a sentence for the log, on what computes and why; may be empty.
+  std::function<void(std::string_view)> notice;
 };
 
 struct ModelFacts {
