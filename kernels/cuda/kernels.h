@@ -15,7 +15,8 @@ namespace facet::cuda {
 // --- row_kernels.cu
 
 // out[i] = x[rows[i]], `width` floats each.
-int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, int width, float* out);
+int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, int width,
+               float* out);
 // out[i] = scale * row rows[i] of the table, whose rows lie `row_bytes` apart in a file's format.
 int EmbedRows(Stream stream, TensorType type, const uint8_t* table, int64_t row_bytes,
               const int32_t* rows, int count, int width, float scale, float* out);
@@ -35,19 +36,20 @@ struct ResidualNormRows {
 };
 int ResidualNorm(Stream stream, const ResidualNormRows& args);
 int SoftCap(Stream stream, float* x, int64_t size, float cap);
+enum class Gate { kNone, kGeluTanh, kSilu };
+// x = act(x) * up.
+int ApplyGate(Stream stream, Gate gate, const float* up, int64_t size, float* x);
 
 // --- product_kernels.cu, float_product_kernels.cu
 
 // Activations, quantised in blocks of 32 columns.
 struct QuantizedActivations {
-  int8_t* q = nullptr;            // [rows, columns]
-  float* scales = nullptr;        // [rows, columns / 32]
-  float* scaled_sums = nullptr;   // [rows, columns / 32]: scale x float(sum of q)
+  int8_t* q = nullptr;           // [rows, columns]
+  float* scales = nullptr;       // [rows, columns / 32]
+  float* scaled_sums = nullptr;  // [rows, columns / 32]: scale x float(sum of q)
 };
 int QuantizeRows(Stream stream, const float* x, int rows, int64_t columns,
                  const QuantizedActivations& out);
-
-enum class Gate { kNone, kGeluTanh, kSilu };
 
 // Products of `x_rows` rows of activations with a matrix, one sum per leaf:
 // out[leaf * leaf_stride + r * out_stride + row].
@@ -62,7 +64,7 @@ struct LeafProducts {
   const int32_t* leaf_starts = nullptr;  // [leaves + 1] columns
   int leaves = 1;
   int x_rows = 0;
-  const float* x = nullptr;  // float products
+  const float* x = nullptr;        // float products
   QuantizedActivations quantized;  // integer products
   float* out = nullptr;
   int64_t out_stride = 0;
@@ -96,20 +98,23 @@ struct PoolMemory {
   bool half = true;  // f16, else f32
 };
 
+// Query heads of a rank, at most; the map to KV heads travels with the launch.
+inline constexpr int kHeadsMax = 256;
+
 struct AttentionLayer {
   PoolMemory pool;
   int layer = 0;
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  const int32_t* kv_of_head = nullptr;  // [heads]
+  uint8_t kv_of_head[kHeadsMax] = {};
   int64_t window = 0;
   float scale = 1;
   float soft_cap = 0;
-  int pairs = 0;                    // of the rotation; 0: none
-  const float* cosines = nullptr;   // [rows, pairs]
+  int pairs = 0;                   // of the rotation; 0: none
+  const float* cosines = nullptr;  // [rows, pairs]
   const float* sines = nullptr;
-  const float* q_norm = nullptr;    // [head_dim], or null
+  const float* q_norm = nullptr;  // [head_dim], or null
   const float* k_norm = nullptr;
   float norm_epsilon = 0;
 };

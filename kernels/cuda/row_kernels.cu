@@ -1,4 +1,5 @@
 #include "kernels/cuda/block_reader.cuh"
+#include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/row_norm.cuh"
 
@@ -63,6 +64,15 @@ __global__ void SoftCapKernel(float* x, int64_t size, float cap) {
   if (i < size) x[i] = SoftCappedOf(x[i], cap);
 }
 
+__global__ void GateKernel(Gate gate, const float* up, int64_t size, float* x) {
+  const int64_t i = int64_t{BlockIndex().x} * kThreads + ThreadIndex().x;
+  if (i < size) x[i] = Gated(gate, x[i], up[i]);
+}
+
+LaunchShape ElementShape(int64_t size) {
+  return {{static_cast<unsigned>((size + kThreads - 1) / kThreads)}, {kThreads}, 0};
+}
+
 LaunchShape RowShape(int rows, uint32_t shared_floats = 0) {
   return {{static_cast<unsigned>(rows)}, {kThreads}, shared_floats * uint32_t{sizeof(float)}};
 }
@@ -95,8 +105,12 @@ int ResidualNorm(Stream stream, const ResidualNormRows& args) {
 
 int SoftCap(Stream stream, float* x, int64_t size, float cap) {
   if (size == 0) return 0;
-  const LaunchShape shape{{static_cast<unsigned>((size + kThreads - 1) / kThreads)}, {kThreads}, 0};
-  return Launch(stream, shape, SoftCapKernel, x, size, cap);
+  return Launch(stream, ElementShape(size), SoftCapKernel, x, size, cap);
+}
+
+int ApplyGate(Stream stream, Gate gate, const float* up, int64_t size, float* x) {
+  if (size == 0) return 0;
+  return Launch(stream, ElementShape(size), GateKernel, gate, up, size, x);
 }
 
 }  // namespace facet::cuda
