@@ -112,7 +112,7 @@ bool Machine::RunBlock(const std::function<void()>& body) {
   shared_.BeginBlock();
   at_barrier_ = 0;
   stopped_ = false;
-  ready_.reset();
+  ready_.Clear();
   for (Warp& warp : warps_) warp.arrived = 0;
   for (int i = 0; i < thread_count_; ++i) {
     threads_[i].copies.clear();
@@ -123,7 +123,7 @@ bool Machine::RunBlock(const std::function<void()>& body) {
   const std::function<void()> entry = [&] { ThreadMain(body); };
   int done = 0;
   while (!stopped_ && done < thread_count_) {
-    if (ready_.none() && !ReleaseBarrier()) {
+    if (ready_.empty() && !ReleaseBarrier()) {
       FailStuck();
       break;
     }
@@ -137,18 +137,13 @@ bool Machine::RunBlock(const std::function<void()>& body) {
 
 // Takes a ready thread off the list, by this launch's order.
 int Machine::PickReady() {
-  int at = 0;
-  if (order_ == Order::kAny) at = static_cast<int>(random_() % thread_count_);
-  if (order_ == Order::kLast) at = thread_count_ - 1;
-  const int step = order_ == Order::kLast ? thread_count_ - 1 : 1;  // backwards or forwards
-  while (!ready_[at]) at = (at + step) % thread_count_;
-  ready_.reset(at);
-  return at;
+  if (order_ == Order::kLast) return ready_.TakeLast();
+  return ready_.TakeFrom(order_ == Order::kAny ? static_cast<int>(random_() % thread_count_) : 0);
 }
 
 void Machine::BecomeReady(int thread) {
   threads_[thread].state = State::kReady;
-  ready_.set(thread);
+  ready_.Add(thread);
 }
 
 void Machine::RunThread(const std::function<void()>& entry, int thread) {

@@ -8,7 +8,6 @@
 // A fault (findings.h) is reported, unwinds all threads of the block and ends the launch.
 
 #include <array>
-#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -21,6 +20,7 @@
 #include "kernels/cuda/launch_shape.h"
 #include "tests/cuda_emulator/fiber.h"
 #include "tests/cuda_emulator/findings.h"
+#include "tests/cuda_emulator/ready_set.h"
 #include "tests/cuda_emulator/shared_memory.h"
 
 namespace facet::cuda_emulator {
@@ -41,6 +41,7 @@ struct KernelStopped {};
 class Machine {
  public:
   static constexpr int kThreadsMax = kWarpsMax * kLanes;
+  static_assert(kThreadsMax == ReadySet::kSize);
   // What a lane brings to a WarpStep.
   using Operand = std::array<uint32_t, 8>;
   using Operands = std::array<Operand, kLanes>;
@@ -128,7 +129,7 @@ class Machine {
   Thread* running_ = nullptr;
   std::vector<Thread> threads_;
   std::array<Warp, kWarpsMax> warps_;
-  std::bitset<kThreadsMax> ready_;
+  ReadySet ready_;
   SharedBytes shared_;
 };
 

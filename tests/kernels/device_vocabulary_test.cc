@@ -1,4 +1,4 @@
-// The CPU devices find the same candidates and sums as the reference device.
+// The tested devices find the same candidates and sums as the reference device.
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <fmt/format.h>
 
 #include "kernels/reference/reference_device.h"
-#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -35,7 +35,7 @@ void ExpectSameSums(const std::vector<SliceSum>& got, const std::vector<SliceSum
   }
 }
 
-class CpuCandidates : public testing::Test {
+class DeviceCandidates : public testing::Test {
  protected:
   void ExpectEqual(const std::vector<float>& logits, const VocabularySlices& slices,
                    const CandidateQuery& query, const std::string& what) {
@@ -57,7 +57,7 @@ class CpuCandidates : public testing::Test {
     }
   }
 
-  std::vector<NamedDevice> devices_ = CpuDevices({1, 3});
+  std::vector<NamedDevice> devices_ = TestedDevices({1, 3});
 };
 
 std::vector<LogitEdit> MakeEdits(int64_t rows, Random& random) {
@@ -72,7 +72,7 @@ std::vector<LogitEdit> MakeEdits(int64_t rows, Random& random) {
   return edits;
 }
 
-TEST_F(CpuCandidates, EqualTheReferenceForEveryQuestion) {
+TEST_F(DeviceCandidates, EqualTheReferenceForEveryQuestion) {
   Random random(1);
   for (const int64_t rows : {1, 15, 16, 17, 1000, 1024, 1025, 5000}) {
     const std::vector<float> logits = MakeFloats(rows, 3, random);
@@ -97,7 +97,7 @@ TEST_F(CpuCandidates, EqualTheReferenceForEveryQuestion) {
   }
 }
 
-TEST_F(CpuCandidates, TiesGoToTheLowestIds) {
+TEST_F(DeviceCandidates, TiesGoToTheLowestIds) {
   std::vector<float> logits(3000, 1.0f);
   for (size_t i = 7; i < logits.size(); i += 13) logits[i] = 2.0f;
   logits[2900] = -0.0f;
@@ -110,7 +110,7 @@ TEST_F(CpuCandidates, TiesGoToTheLowestIds) {
   }
 }
 
-TEST_F(CpuCandidates, NoiseDecidesAmongEqualsAndAgainstOutliers) {
+TEST_F(DeviceCandidates, NoiseDecidesAmongEqualsAndAgainstOutliers) {
   std::vector<float> flat(20000, 0.0f);
   std::vector<float> peaked(20000, 0.0f);
   peaked[12345] = 30;
@@ -126,7 +126,7 @@ TEST_F(CpuCandidates, NoiseDecidesAmongEqualsAndAgainstOutliers) {
   }
 }
 
-TEST_F(CpuCandidates, BannedTokensAreLast) {
+TEST_F(DeviceCandidates, BannedTokensAreLast) {
   Random random(3);
   std::vector<float> logits = MakeFloats(2000, 1, random);
   for (size_t i = 0; i < 2000; i += 2) logits[i] = -kInfinity;
@@ -143,7 +143,7 @@ TEST_F(CpuCandidates, BannedTokensAreLast) {
   }
 }
 
-TEST_F(CpuCandidates, RefuseWhatIsNotFinite) {
+TEST_F(DeviceCandidates, RefuseWhatIsNotFinite) {
   Random random(4);
   std::vector<float> logits = MakeFloats(2000, 1, random);
   CandidateQuery query;

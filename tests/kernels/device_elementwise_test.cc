@@ -1,4 +1,4 @@
-// Norms, gates and caps of the CPU devices equal the reference device's bit for bit.
+// Norms, gates and caps of the tested devices equal the reference device's bit for bit.
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <functional>
 
 #include "kernels/reference/reference_device.h"
-#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -16,14 +16,14 @@ using Operation = std::function<std::vector<float>(Device&)>;
 
 void ExpectEqual(const Operation& operation, const std::string& what) {
   const std::vector<float> expected = operation(*MakeReferenceDevice());
-  for (const NamedDevice& named : CpuDevices({1, 3})) {
+  for (const NamedDevice& named : TestedDevices({1, 3})) {
     ASSERT_EQ(FirstDifference(operation(*named.device), expected), -1) << named.name << " " << what;
   }
 }
 
 constexpr int kWidths[] = {1, 15, 16, 17, 64, 83, 640, 2049};
 
-TEST(CpuNorm, EqualsTheReference) {
+TEST(DeviceNorm, EqualsTheReference) {
   Random random(1);
   for (const int width : kWidths) {
     for (const int rows : {1, 3, 50}) {
@@ -40,7 +40,7 @@ TEST(CpuNorm, EqualsTheReference) {
   }
 }
 
-TEST(CpuResidualNorm, EqualsTheReference) {
+TEST(DeviceResidualNorm, EqualsTheReference) {
   Random random(2);
   for (const int width : kWidths) {
     for (const bool post : {false, true}) {
@@ -70,7 +70,7 @@ TEST(CpuResidualNorm, EqualsTheReference) {
   }
 }
 
-TEST(CpuGate, EqualsTheReference) {
+TEST(DeviceGate, EqualsTheReference) {
   Random random(3);
   for (const int width : kWidths) {
     for (const Activation activation : {Activation::kGeluTanh, Activation::kSilu}) {
@@ -94,7 +94,7 @@ std::vector<float> Sweep() {
   return x;
 }
 
-TEST(CpuExp, EqualsTheReferenceOverADenseSweep) {
+TEST(DeviceExp, EqualsTheReferenceOverADenseSweep) {
   // Through the operations that use it: silu(x) = x / (1 + exp(-x)) and the soft cap.
   const std::vector<float> x = Sweep();
   const int width = static_cast<int>(x.size());

@@ -1,10 +1,10 @@
-// The CPU devices' attention equals the reference device's bit for bit, in every chunking.
+// The tested devices' attention equals the reference device's bit for bit, in every chunking.
 
 #include <gtest/gtest.h>
 
 #include "kernels/reference/reference_device.h"
 #include "tests/kernels/attention_scenario.h"
-#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -22,7 +22,7 @@ void ExpectEqual(const AttentionScenario& scenario, std::initializer_list<int> c
                  std::initializer_list<int> threads = {1, 3}) {
   const AttentionResult expected =
       RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
-  for (const NamedDevice& named : CpuDevices(threads)) {
+  for (const NamedDevice& named : TestedDevices(threads)) {
     ASSERT_NO_FATAL_FAILURE(ExpectSame(RunAttention(*named.device, scenario, OneStep(scenario)),
                                        expected, named.name + ", whole"));
     for (const int rows : chunks) {
@@ -33,13 +33,13 @@ void ExpectEqual(const AttentionScenario& scenario, std::initializer_list<int> c
   }
 }
 
-TEST(CpuAttention, EqualsTheReferenceInEveryChunking) {
+TEST(DeviceAttention, EqualsTheReferenceInEveryChunking) {
   AttentionScenario scenario;
   scenario.lengths = {150, 1, 66, 64};
   ExpectEqual(scenario, {1, 16, 63, 64, 65});
 }
 
-TEST(CpuAttention, EqualsTheReferenceWithWindows) {
+TEST(DeviceAttention, EqualsTheReferenceWithWindows) {
   for (const int64_t window : {1, 5, 64, 100}) {
     AttentionScenario scenario;
     scenario.window = window;
@@ -49,7 +49,7 @@ TEST(CpuAttention, EqualsTheReferenceWithWindows) {
   }
 }
 
-TEST(CpuAttention, SkipsBlocksThatTheWindowLeftBehind) {
+TEST(DeviceAttention, SkipsBlocksThatTheWindowLeftBehind) {
   AttentionScenario scenario;
   scenario.window = 1;  // so that nothing before the first token is seen
   scenario.lengths = {100, 30};
@@ -57,7 +57,7 @@ TEST(CpuAttention, SkipsBlocksThatTheWindowLeftBehind) {
   ExpectEqual(scenario, {1, 37});
 }
 
-TEST(CpuAttention, EqualsTheReferenceForAnyMapOfHeads) {
+TEST(DeviceAttention, EqualsTheReferenceForAnyMapOfHeads) {
   const std::vector<std::vector<int>> kMaps = {
       {0}, {0, 1, 2}, {0, 0, 0, 1, 1, 1, 2, 2, 2}, {2, 0, 2, 1, 2}, {0, 0, 0, 0, 0, 0, 0, 0, 0}};
   for (const std::vector<int>& map : kMaps) {
@@ -70,7 +70,7 @@ TEST(CpuAttention, EqualsTheReferenceForAnyMapOfHeads) {
   }
 }
 
-TEST(CpuAttention, EqualsTheReferenceForOddHeadSizes) {
+TEST(DeviceAttention, EqualsTheReferenceForOddHeadSizes) {
   for (const int head_dim : {16, 40, 64, 80, 96, 256}) {
     AttentionScenario scenario;
     scenario.head_dim = head_dim;
@@ -80,7 +80,7 @@ TEST(CpuAttention, EqualsTheReferenceForOddHeadSizes) {
   }
 }
 
-TEST(CpuAttention, EqualsTheReferenceWithSoftCapNormsAndFloatKeys) {
+TEST(DeviceAttention, EqualsTheReferenceWithSoftCapNormsAndFloatKeys) {
   AttentionScenario scenario;
   scenario.soft_cap = 2;
   scenario.norms = true;
@@ -94,7 +94,7 @@ TEST(CpuAttention, EqualsTheReferenceWithSoftCapNormsAndFloatKeys) {
   ExpectEqual(scenario, {30});
 }
 
-TEST(CpuAttention, ManyHeadsOnOneKey) {
+TEST(DeviceAttention, ManyHeadsOnOneKey) {
   AttentionScenario scenario;
   scenario.heads = 70;  // more than one tile of queries
   scenario.kv_of_head.assign(70, 0);
@@ -104,7 +104,7 @@ TEST(CpuAttention, ManyHeadsOnOneKey) {
   ExpectEqual(scenario, {1});
 }
 
-TEST(CpuAttention, LongContextsAreSharedByThreads) {
+TEST(DeviceAttention, LongContextsAreSharedByThreads) {
   AttentionScenario scenario;
   scenario.head_dim = 16;
   scenario.rotary = 16;
@@ -114,7 +114,7 @@ TEST(CpuAttention, LongContextsAreSharedByThreads) {
   std::vector<StepShares> decode = {{{0, 1300}}};
   for (int i = 0; i < 198; ++i) decode.push_back({{0, 1}});
   decode.push_back({{0, 2}});
-  for (const NamedDevice& named : CpuDevices({1, 2, 3})) {
+  for (const NamedDevice& named : TestedDevices({1, 2, 3})) {
     ExpectSame(RunAttention(*named.device, scenario, decode), expected, named.name);
   }
 }

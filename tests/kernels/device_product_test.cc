@@ -1,5 +1,5 @@
-// The CPU devices' products equal the reference device's bit for bit, whatever the number of rows,
-// of threads and of leaves.
+// The tested devices' products equal the reference device's bit for bit, whatever the number of
+// rows, of threads and of leaves.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,8 +7,8 @@
 #include <cmath>
 
 #include "kernels/reference/reference_device.h"
-#include "tests/kernels/cpu_devices.h"
 #include "tests/kernels/test_data.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -44,7 +44,7 @@ std::vector<float> Prefix(const std::vector<float>& all, int roots, int rows, in
   return prefix;
 }
 
-class CpuProduct : public testing::TestWithParam<TensorType> {
+class DeviceProduct : public testing::TestWithParam<TensorType> {
  protected:
   void ExpectEqual(const TestMatrix& matrix, const LeafCut& cut, const std::vector<float>& x) {
     const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), &cut);
@@ -67,10 +67,10 @@ class CpuProduct : public testing::TestWithParam<TensorType> {
   }
 
   std::unique_ptr<Device> reference_ = MakeReferenceDevice();
-  std::vector<NamedDevice> devices_ = CpuDevices({1, 2, 3});
+  std::vector<NamedDevice> devices_ = TestedDevices({1, 2, 3});
 };
 
-TEST_P(CpuProduct, EqualsTheReferenceForEveryShape) {
+TEST_P(DeviceProduct, EqualsTheReferenceForEveryShape) {
   Random random(static_cast<uint64_t>(GetParam()) + 11);
   const int64_t unit = FormatOf(GetParam()).elements == 1 ? 1 : 32;
   for (const int64_t rows : {1, 2, 3, 5, 6, 7, 8, 16, 31, 33, 64, 65, 127}) {
@@ -87,7 +87,7 @@ TEST_P(CpuProduct, EqualsTheReferenceForEveryShape) {
   }
 }
 
-TEST_P(CpuProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
+TEST_P(DeviceProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
   Random random(static_cast<uint64_t>(GetParam()) + 12);
   // So wide that the activations of 33 rows do not pass the panels in one go.
   const TestMatrix matrix = MakeMatrix(GetParam(), 40, 64 * 256, 0.1f, random);
@@ -96,7 +96,7 @@ TEST_P(CpuProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
   ExpectEqual(matrix, cut, x);
 }
 
-TEST_P(CpuProduct, EqualsTheReferenceForManyRows) {
+TEST_P(DeviceProduct, EqualsTheReferenceForManyRows) {
   // So many that panels are unpacked before they are used: 61 rows are eleven tiles.
   Random random(static_cast<uint64_t>(GetParam()) + 15);
   for (const int64_t columns : Widths(GetParam())) {
@@ -118,7 +118,7 @@ TEST_P(CpuProduct, EqualsTheReferenceForManyRows) {
   }
 }
 
-TEST_P(CpuProduct, GatesLikeTheReference) {
+TEST_P(DeviceProduct, GatesLikeTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 16);
   const int64_t columns = Widths(GetParam()).back();
   const int64_t block = FormatOf(GetParam()).elements;
@@ -147,7 +147,7 @@ TEST_P(CpuProduct, GatesLikeTheReference) {
   }
 }
 
-TEST_P(CpuProduct, EmbedsLikeTheReference) {
+TEST_P(DeviceProduct, EmbedsLikeTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 13);
   const TestMatrix matrix = MakeMatrix(GetParam(), 77, 512, 0.1f, random);
   std::vector<int32_t> rows(40);
@@ -164,7 +164,7 @@ TEST_P(CpuProduct, EmbedsLikeTheReference) {
   }
 }
 
-TEST_P(CpuProduct, ReordersRows) {
+TEST_P(DeviceProduct, ReordersRows) {
   Random random(static_cast<uint64_t>(GetParam()) + 14);
   TestMatrix matrix = MakeMatrix(GetParam(), 50, 256, 0.1f, random);
   matrix.row_order = {49, 3, 0, 17};
@@ -180,35 +180,9 @@ TEST_P(CpuProduct, ReordersRows) {
   }
 }
 
-TEST_P(CpuProduct, PacksAtTheFormatsWidth) {
-  // Bits per weight: the file's, but for the 6-bit scales of Q4_K and Q5_K, which take 8, and the
-  // types that are kept as floats.
-  const auto bits = [](TensorType type) {
-    switch (type) {
-      case TensorType::kQ4_K:
-        return 4.625;
-      case TensorType::kQ5_K:
-        return 5.625;
-      case TensorType::kQ2_K:
-      case TensorType::kQ3_K:
-      case TensorType::kIQ4_NL:
-      case TensorType::kIQ4_XS:
-        return 32.0;
-      default:
-        return 8.0 * FormatOf(type).bytes / FormatOf(type).elements;
-    }
-  };
-  Random random(1);
-  const TestMatrix matrix = MakeMatrix(GetParam(), 33, 512, 0.1f, random);
-  for (const NamedDevice& named : devices_) {
-    const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
-    EXPECT_EQ(static_cast<double>(loaded->packed_bytes()), 64 * 512 * bits(GetParam()) / 8);
-  }
-}
+INSTANTIATE_TEST_SUITE_P(Types, DeviceProduct, testing::ValuesIn(AllTensorTypes()), TypeName);
 
-INSTANTIATE_TEST_SUITE_P(Types, CpuProduct, testing::ValuesIn(AllTensorTypes()), TypeName);
-
-TEST(CpuProductOfParts, EqualsTheReferenceForMixedTypes) {
+TEST(DeviceProductOfParts, EqualsTheReferenceForMixedTypes) {
   Random random(21);
   const TestMatrix parts[] = {MakeMatrix(TensorType::kQ5_0, 100, 256, 0.1f, random),
                               MakeMatrix(TensorType::kF32, 33, 256, 0.1f, random),
@@ -227,12 +201,12 @@ TEST(CpuProductOfParts, EqualsTheReferenceForMixedTypes) {
     return Download(device, out);
   };
   const std::vector<float> expected = run(*MakeReferenceDevice());
-  for (const NamedDevice& named : CpuDevices({1, 2, 3})) {
+  for (const NamedDevice& named : TestedDevices({1, 2, 3})) {
     EXPECT_EQ(FirstDifference(run(*named.device), expected), -1) << named.name;
   }
 }
 
-TEST(CpuProductOfParts, ExtremeActivationsEqualTheReference) {
+TEST(DeviceProductOfParts, ExtremeActivationsEqualTheReference) {
   Random random(22);
   const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 40, 64, 0.1f, random);
   std::vector<float> x = MakeFloats(5 * 64, 1, random);
@@ -247,18 +221,18 @@ TEST(CpuProductOfParts, ExtremeActivationsEqualTheReference) {
     return RunRoots(device, *loaded, Upload(device, x), 5);
   };
   const std::vector<float> expected = run(*MakeReferenceDevice());
-  for (const NamedDevice& named : CpuDevices({1})) {
+  for (const NamedDevice& named : TestedDevices({1})) {
     EXPECT_EQ(FirstDifference(run(*named.device), expected), -1) << named.name;
   }
 }
 
-TEST(CpuProductOfParts, ANotANumberReachesTheResult) {
+TEST(DeviceProductOfParts, ANotANumberReachesTheResult) {
   Random random(23);
   const TestMatrix matrix = MakeMatrix(TensorType::kQ4_1, 40, 64, 0.1f, random);
   std::vector<float> x = MakeFloats(2 * 64, 1, random);
   x[3] = std::nanf("");
   x[64 + 40] = INFINITY;
-  for (const NamedDevice& named : CpuDevices({1})) {
+  for (const NamedDevice& named : TestedDevices({1})) {
     const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
     for (const float value : RunRoots(*named.device, *loaded, Upload(*named.device, x), 2)) {
       EXPECT_FALSE(std::isfinite(value)) << named.name;
@@ -266,24 +240,20 @@ TEST(CpuProductOfParts, ANotANumberReachesTheResult) {
   }
 }
 
-TEST(CpuMatrix, RefusesScalesThatAreNotFinite) {
+TEST(DeviceMatrix, RefusesScalesThatAreNotFinite) {
   Random random(24);
   for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ4_K, TensorType::kQ2_K}) {
     TestMatrix matrix = MakeMatrix(type, 100, 512, 0.1f, random);
     const int offset = type == TensorType::kQ2_K ? 80 : 0;
     PoisonScale(&matrix, 97, 0, offset);
     PoisonScale(&matrix, 41, 1, offset);
-    for (const NamedDevice& named : CpuDevices({1, 2})) {
+    for (const NamedDevice& named : TestedDevices({1, 2})) {
       const absl::Status status = named.device->LoadMatrix(matrix.source(), nullptr).status();
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << named.name;
       EXPECT_THAT(std::string(status.message()),
                   testing::AllOf(testing::HasSubstr(matrix.name), testing::HasSubstr("row 41")));
     }
   }
-}
-
-TEST(MakeCpuDevice, RefusesZeroThreads) {
-  EXPECT_EQ(MakeCpuDevice({0}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace
