@@ -66,8 +66,9 @@ std::byte* TakeGuarded(int64_t bytes) {
   const int64_t whole = (bytes + 2 * kGuardBytes + kAlignment - 1) / kAlignment * kAlignment;
   auto* raw = static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole));
   FACET_CHECK(raw != nullptr, "the host has no memory for {} bytes", bytes);
-  std::fill(raw, raw + whole, kGuard);
+  std::fill_n(raw, kGuardBytes, kGuard);
   std::memset(raw + kGuardBytes, kUndefined, bytes);
+  std::fill(raw + kGuardBytes + bytes, raw + whole, kGuard);
   Forbid(raw, kGuardBytes);
   Forbid(raw + kGuardBytes + bytes, whole - kGuardBytes - bytes);
   return raw + kGuardBytes;

@@ -19,4 +19,6 @@ std::vector<NamedDevice> TestedDevices(std::initializer_list<int> threads) {
   return devices;
 }
 
+bool TestedDevicesAreSlow() { return false; }
+
 }  // namespace facet

@@ -25,6 +25,14 @@ struct NamedDevice {
 // The devices that the tests of this binary are about; `threads` for those that have some.
 std::vector<NamedDevice> TestedDevices(std::initializer_list<int> threads);
 
+// Whether each takes about a thousand times as long as a processor: an emulator.
+bool TestedDevicesAreSlow();
+// `all`, or `few` of them where the devices are slow.
+template <typename T>
+std::vector<T> Shapes(std::vector<T> all, std::vector<T> few) {
+  return TestedDevicesAreSlow() ? few : all;
+}
+
 // The first place where the bits differ, or -1. Unlike ==, it tells -0 from 0.
 inline int64_t FirstDifference(std::span<const float> a, std::span<const float> b) {
   if (a.size() != b.size()) return static_cast<int64_t>(std::min(a.size(), b.size()));

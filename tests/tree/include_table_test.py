@@ -54,7 +54,7 @@ THIRD_PARTY = [
     (r"(cuda|cub|thrust|cooperative_groups|nv)[a-z0-9_]*(/|\.h)", ["kernels/cuda"]),
     (r"hwloc\.h", ["shard_worker/runtime"]),
     (r"numa\.h", ["shard_worker/runtime"]),
-    (r"(gtest|gmock|benchmark)/", ["tests"]),
+    (r"(gtest|gmock|benchmark|sanitizer)/", ["tests"]),
     (r"(imm|xmm|cpuid)[a-z]*\.h", ["kernels", "base", "tests"]),
 ]
 
