@@ -9,6 +9,18 @@ function(facet_library name)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
 endfunction()
 
+# facet_emulated_kernels(name SOURCES a.cu b.cc ... DEPS target ...): a library of the sources that
+# nvcc compiles, compiled by the host compiler: the emulator's language.cuh comes first on their
+# include path, and therefore in place of kernels/cuda's.
+function(facet_emulated_kernels name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  facet_library(${name} SOURCES ${ARG_SOURCES} DEPS facet_cuda_emulator ${ARG_DEPS})
+  set_source_files_properties(${ARG_SOURCES} TARGET_DIRECTORY ${name} PROPERTIES
+                              LANGUAGE CXX)
+  target_include_directories(${name} BEFORE PRIVATE
+    ${PROJECT_SOURCE_DIR}/tests/cuda_emulator/include)
+endfunction()
+
 # facet_binary(name SOURCES a.cc ... DEPS target ...)
 function(facet_binary name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})

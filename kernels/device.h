@@ -209,9 +209,13 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  // "cpu-avx512", "cpu-avx2", "reference": goes into logs and, where it changes bits, into the
-  // group's fingerprint.
+  // "cpu-avx512", "cpu-avx2", "reference", "cuda:0 (NVIDIA H100, sm_90)": goes into logs.
   virtual std::string name() const = 0;
+  // Whether Floats lie in host memory, so that a communicator of the host can work on them.
+  virtual bool host_memory() const { return true; }
+  // Names an arithmetic that is not known to give the reference's bits; empty where it is. Goes
+  // into the group's fingerprint.
+  virtual std::string arithmetic() const { return {}; }
 
   // --- Set-up. Everything is allocated before the first step.
 

@@ -63,7 +63,9 @@ ABSL_FLAG(
     "Port of /metrics (Prometheus) and /healthz; 0: any free one, which is logged; -1: none.");
 ABSL_FLAG(int, threads, 0, "Compute threads of this rank; 0: one per processor it may run on.");
 ABSL_FLAG(std::string, device, "auto",
-          "What computes: auto, avx512, avx2, or reference (slow and simple, for comparison).");
+          "What computes: auto (a GPU if libfacet_cuda.so beside this program finds one, else the "
+          "CPU), cuda or cuda:N, cpu, avx512, avx2, or reference (slow and simple, for "
+          "comparison).");
 ABSL_FLAG(std::string, screened_head, "auto",
           "Whether searches for tokens may leave most of the output layer unread, which changes no "
           "token: auto (where it pays) or off.");
@@ -269,6 +271,7 @@ absl::StatusOr<std::unique_ptr<MetricsListener>> StartMetrics(
 
 absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options) {
   std::optional<Progress> progress;
+  options.notice = [](std::string_view sentence) { spdlog::info("{}", sentence); };
   if (!absl::GetFlag(FLAGS_quiet)) {
     options.progress = [&](int64_t done, int64_t total) {
       if (!progress) progress.emplace("loading", total);

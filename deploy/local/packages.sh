@@ -7,7 +7,7 @@ build_packages=(
   libgtest-dev libgmock-dev libbenchmark-dev
   libgrpc-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libssl-dev libc-ares-dev libre2-dev zlib1g-dev
-  prometheus-cpp-dev libboost1.81-dev
+  prometheus-cpp-dev libboost1.81-dev libboost-context1.81-dev
   python3 ca-certificates
 )
 # What the binaries load; the rest comes with these. kubernetes_test.py holds it against ldd.

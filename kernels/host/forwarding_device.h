@@ -16,6 +16,8 @@ class ForwardingDevice : public Device {
   explicit ForwardingDevice(std::unique_ptr<Device> inner) : inner_(std::move(inner)) {}
 
   std::string name() const override { return inner_->name(); }
+  bool host_memory() const override { return inner_->host_memory(); }
+  std::string arithmetic() const override { return inner_->arithmetic(); }
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
                                                      const LeafCut* cut) override {
     return inner_->LoadMatrix(source, cut);

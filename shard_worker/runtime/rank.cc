@@ -11,12 +11,12 @@
 #include "base/prng.h"
 #include "base/status.h"
 #include "checkpoint/gguf.h"
-#include "kernels/cpu/cpu_device.h"
-#include "kernels/reference/reference_device.h"
+#include "kernels/collectives/staged.h"
 #include "shard_worker/model/forward.h"
 #include "shard_worker/model/model_spec.h"
 #include "shard_worker/model/shard_plan.h"
 #include "shard_worker/model/weights.h"
+#include "shard_worker/runtime/device_choice.h"
 #include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/runtime/profiled_device.h"
 #include "shard_worker/runtime/sampler.h"
@@ -35,22 +35,6 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options) {
-  if (options.make_device) return options.make_device();
-  if (options.device == "reference") return MakeReferenceDevice();
-  CpuDeviceOptions cpu;
-  cpu.threads = options.threads;
-  if (options.device == "avx512") {
-    cpu.isa = CpuDeviceOptions::Isa::kAvx512;
-  } else if (options.device == "avx2") {
-    cpu.isa = CpuDeviceOptions::Isa::kAvx2;
-  } else if (options.device != "auto") {
-    return InvalidArgument("device: '{}' is not one of auto, avx512, avx2, reference",
-                           options.device);
-  }
-  return MakeCpuDevice(cpu);
 }
 
 absl::Status CheckOptions(const RankOptions& o) {
@@ -101,9 +85,8 @@ class RankImpl : public Rank {
   absl::Status Init() {
     FACET_ASSIGN_OR_RETURN(spec_, ReadModelSpec(model_));
     FACET_ASSIGN_OR_RETURN(plan_, ShardPlan::Make(model_, spec_, options_.world));
-    FACET_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeDevice(options_));
-    device_ = std::make_unique<ProfiledDevice>(std::move(device));
-    device_->Enable(options_.profile);
+    SetFacts();
+    FACET_RETURN_IF_ERROR(MakeDevice());
     FACET_RETURN_IF_ERROR(Load());
     device_->Label(weights_);
     FACET_ASSIGN_OR_RETURN(forward_,
@@ -112,7 +95,6 @@ class RankImpl : public Rank {
     forward_->OnProgress([this] { ++moved_; });
     FACET_RETURN_IF_ERROR(AllocateKv());
     sampler_.emplace(device_.get(), plan_.Slices(options_.rank), spec_.vocabulary);
-    SetFacts();
     model_.ReleaseAll();
     return absl::OkStatus();
   }
@@ -131,6 +113,7 @@ class RankImpl : public Rank {
           uint64_t(options_.sequences_max), uint64_t(facts_.context_tokens)}) {
       hash = Mix64(hash, value);
     }
+    for (const char letter : device_->arithmetic()) hash = Mix64(hash, uint64_t(letter));
     return hash;
   }
 
@@ -156,7 +139,9 @@ class RankImpl : public Rank {
     slots_ = SequenceSlots(options_.sequences_max);
     const std::lock_guard lock(abort_mutex_);
     FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
-    communicator_ = std::move(communicator);
+    communicator_ = device_->host_memory()
+                        ? std::move(communicator)
+                        : MakeStagedCommunicator(device_.get(), std::move(communicator));
   }
 
   void Detach() override {
@@ -246,6 +231,28 @@ class RankImpl : public Rank {
         weights_, LoadWeights(model_, spec_, plan_, options_.rank, device_.get(),
                               options_.screened_head, options_.progress,
                               options_.packed_cache.folder.empty() ? nullptr : &cache));
+    return absl::OkStatus();
+  }
+
+  absl::Status MakeDevice() {
+    std::unique_ptr<Device> device;
+    if (options_.make_device) {
+      device = options_.make_device();
+    } else {
+      DeviceChoice choice;
+      choice.name = options_.device;
+      choice.rank = options_.rank;
+      choice.threads = options_.threads;
+      choice.rows = std::max(options_.step_tokens_max, kLogitRowsMax);
+      choice.sequences = options_.sequences_max;
+      choice.context = facts_.context_tokens;
+      FACET_ASSIGN_OR_RETURN(ChosenDevice chosen, ChooseDevice(choice));
+      device = std::move(chosen.device);
+      if (options_.notice) options_.notice(chosen.why);
+    }
+    device_ = std::make_unique<ProfiledDevice>(std::move(device));
+    device_->Enable(options_.profile);
+    if (!device_->arithmetic().empty()) facts_.fingerprint += "-" + device_->arithmetic();
     return absl::OkStatus();
   }
 
@@ -416,13 +423,11 @@ class RankImpl : public Rank {
     const int64_t mine = forward_->vocabulary_rows();
     std::vector<float> slice(static_cast<size_t>(mine));
     device_->CopyOut(Floats{logits.data + static_cast<int64_t>(index) * mine, mine}, slice);
-    std::vector<int64_t> counts;
-    for (int rank = 0; rank < options_.world; ++rank) {
-      counts.push_back(plan_.VocabularyRows(rank).size());
+    std::vector<std::vector<std::byte>> slices;  // in host memory, whatever the device's
+    FACET_RETURN_IF_ERROR(communicator_->AllGatherBytes(std::as_bytes(std::span(slice)), &slices));
+    for (const std::vector<std::byte>& part : slices) {
+      state->digest().Update(part.data(), part.size());
     }
-    std::vector<float> row(static_cast<size_t>(spec_.vocabulary));
-    FACET_RETURN_IF_ERROR(communicator_->AllGather(slice, counts, row.data()));
-    state->digest().Update(row.data(), row.size() * sizeof(float));
     return absl::OkStatus();
   }
 

@@ -28,7 +28,7 @@ struct RankOptions {
   int rank = 0;
   int world = 1;
   int threads = 1;
-  std::string device = "auto";  // "auto", "avx512", "avx2", "reference"
+  std::string device = "auto";  // as DeviceChoice's name
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
   bool profile = false;         // from the start on; see Rank::Profile()
@@ -50,6 +50,8 @@ struct RankOptions {
   std::function<void(int64_t done, int64_t total)> progress;
   // Called from Load() with what went wrong and did no harm; may be empty.
   std::function<void(std::string_view)> warn;
+  // Called from Load() with a sentence for the log, on what computes and why; may be empty.
+  std::function<void(std::string_view)> notice;
 };
 
 struct ModelFacts {

@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 
 #include "kernels/reference/reference_device.h"
-#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -82,7 +82,7 @@ class CpuHead : public testing::Test {
     const auto reference = MakeReferenceDevice();
     const Answer expected = Search(*reference, Searched(matrix), x, queries, soft_cap);
     HeadReads reads;
-    for (const NamedDevice& named : CpuDevices({1, 3})) {
+    for (const NamedDevice& named : TestedDevices({1, 3})) {
       const Answer answer = Search(*named.device, Searched(matrix), x, queries, soft_cap);
       for (size_t i = 0; i < queries.size(); ++i) {
         ExpectSame(answer.replies[i], expected.replies[i],
@@ -395,7 +395,7 @@ class SplitMatrix : public testing::TestWithParam<TensorType> {};
 TEST_P(SplitMatrix, MultipliesEmbedsAndWeighsAsOtherwise) {
   Random random(10);
   const int64_t block = FormatOf(GetParam()).elements;
-  std::vector<NamedDevice> devices = CpuDevices({1, 2});
+  std::vector<NamedDevice> devices = TestedDevices({1, 2});
   for (const int64_t rows : {1, 31, 33, 100}) {
     const TestMatrix matrix = MakeMatrix(GetParam(), rows, 512 / block * block, 0.05f, random);
     const std::vector<float> x = MakeActivations(67, matrix.columns, random);

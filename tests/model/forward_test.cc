@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <numeric>
 #include <sstream>
@@ -13,6 +14,7 @@
 #include "base/status.h"
 #include "kernels/collectives/local.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/reference/reference_device.h"
 
 namespace facet {
@@ -60,7 +62,8 @@ std::vector<float> ReadLogits(const std::string& file) {
 
 std::unique_ptr<Device> MakeDevice(const std::string& name) {
   if (name == "reference") return MakeReferenceDevice();
-  auto device = MakeCpuDevice(CpuDeviceOptions{});
+  auto device = name == "cpu" ? MakeCpuDevice(CpuDeviceOptions{})
+                              : cuda::MakeCudaDevice({.workspace_bytes = int64_t{8} << 20});
   EXPECT_TRUE(device.ok()) << device.status();
   return *std::move(device);
 }
@@ -144,6 +147,21 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) {
       return std::string(std::get<0>(info.param)) + "_" + std::get<1>(info.param);
     });
+
+class CudaForwardTest : public ::testing::TestWithParam<const char*> {};
+
+// The kernels run under the emulator.
+TEST_P(CudaForwardTest, LogitsAreTheReferencesBitForBit) {
+  const Recorded recorded = ReadCases(GetParam());
+  ASSERT_FALSE(recorded.cases.empty());
+  const std::vector<float> cuda = RunFacet(GetParam(), "cuda_emulated", recorded);
+  const std::vector<float> reference = RunFacet(GetParam(), "reference", recorded);
+  ASSERT_EQ(cuda.size(), reference.size());
+  EXPECT_EQ(std::memcmp(cuda.data(), reference.data(), cuda.size() * sizeof(float)), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaForwardTest, ::testing::Values("gemma3", "llama_quantized"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace facet

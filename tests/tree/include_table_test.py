@@ -52,10 +52,10 @@ THIRD_PARTY = [
     (r"openssl/", ["kernels", "shard_worker/runtime", "router/service", "shard_worker/service",
                    "tests"]),
     (r"nccl\.h", ["kernels/cuda", "kernels/collectives"]),
-    (r"(cuda|cub|thrust|cooperative_groups|nv)[a-z_]*(/|\.h)", ["kernels/cuda"]),
+    (r"(cuda|cub|thrust|cooperative_groups|nv)[a-z0-9_]*(/|\.h)", ["kernels/cuda"]),
     (r"hwloc\.h", ["shard_worker/runtime"]),
     (r"numa\.h", ["shard_worker/runtime"]),
-    (r"(gtest|gmock|benchmark)/", ["tests"]),
+    (r"(gtest|gmock|benchmark|sanitizer)/", ["tests"]),
     (r"(imm|xmm|cpuid)[a-z]*\.h", ["kernels", "base", "tests"]),
 ]
 

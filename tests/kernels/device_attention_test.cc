@@ -1,10 +1,10 @@
-// The CPU devices' attention equals the reference device's bit for bit, in every chunking.
+// The tested devices' attention equals the reference device's bit for bit, in every chunking.
 
 #include <gtest/gtest.h>
 
 #include "kernels/reference/reference_device.h"
 #include "tests/kernels/attention_scenario.h"
-#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -18,11 +18,11 @@ void ExpectSame(const AttentionResult& got, const AttentionResult& expected,
   }
 }
 
-void ExpectEqual(const AttentionScenario& scenario, std::initializer_list<int> chunks,
+void ExpectEqual(const AttentionScenario& scenario, const std::vector<int>& chunks,
                  std::initializer_list<int> threads = {1, 3}) {
   const AttentionResult expected =
       RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
-  for (const NamedDevice& named : CpuDevices(threads)) {
+  for (const NamedDevice& named : TestedDevices(threads)) {
     ASSERT_NO_FATAL_FAILURE(ExpectSame(RunAttention(*named.device, scenario, OneStep(scenario)),
                                        expected, named.name + ", whole"));
     for (const int rows : chunks) {
@@ -33,31 +33,31 @@ void ExpectEqual(const AttentionScenario& scenario, std::initializer_list<int> c
   }
 }
 
-TEST(CpuAttention, EqualsTheReferenceInEveryChunking) {
+TEST(DeviceAttention, EqualsTheReferenceInEveryChunking) {
   AttentionScenario scenario;
-  scenario.lengths = {150, 1, 66, 64};
-  ExpectEqual(scenario, {1, 16, 63, 64, 65});
+  scenario.lengths = Shapes<int>({150, 1, 66, 64}, {70, 1, 64});
+  ExpectEqual(scenario, Shapes<int>({1, 16, 63, 64, 65}, {16, 65}));
 }
 
-TEST(CpuAttention, EqualsTheReferenceWithWindows) {
-  for (const int64_t window : {1, 5, 64, 100}) {
+TEST(DeviceAttention, EqualsTheReferenceWithWindows) {
+  for (const int64_t window : Shapes<int64_t>({1, 5, 64, 100}, {5, 64})) {
     AttentionScenario scenario;
     scenario.window = window;
-    scenario.lengths = {170, 70};
+    scenario.lengths = Shapes<int>({170, 70}, {135});
     scenario.seed = static_cast<uint64_t>(window);
-    ExpectEqual(scenario, {1, 37});
+    ExpectEqual(scenario, Shapes<int>({1, 37}, {37}));
   }
 }
 
-TEST(CpuAttention, SkipsBlocksThatTheWindowLeftBehind) {
+TEST(DeviceAttention, SkipsBlocksThatTheWindowLeftBehind) {
   AttentionScenario scenario;
   scenario.window = 1;  // so that nothing before the first token is seen
   scenario.lengths = {100, 30};
   scenario.first_positions = {1000, 77};
-  ExpectEqual(scenario, {1, 37});
+  ExpectEqual(scenario, Shapes<int>({1, 37}, {37}));
 }
 
-TEST(CpuAttention, EqualsTheReferenceForAnyMapOfHeads) {
+TEST(DeviceAttention, EqualsTheReferenceForAnyMapOfHeads) {
   const std::vector<std::vector<int>> kMaps = {
       {0}, {0, 1, 2}, {0, 0, 0, 1, 1, 1, 2, 2, 2}, {2, 0, 2, 1, 2}, {0, 0, 0, 0, 0, 0, 0, 0, 0}};
   for (const std::vector<int>& map : kMaps) {
@@ -65,56 +65,58 @@ TEST(CpuAttention, EqualsTheReferenceForAnyMapOfHeads) {
     scenario.heads = static_cast<int>(map.size());
     scenario.kv_of_head = map;
     scenario.kv_heads = 1 + *std::max_element(map.begin(), map.end());
-    scenario.lengths = {80, 40};
-    ExpectEqual(scenario, {1, 16});
+    scenario.lengths = Shapes<int>({80, 40}, {9, 3});
+    ExpectEqual(scenario, Shapes<int>({1, 16}, {1}));
   }
 }
 
-TEST(CpuAttention, EqualsTheReferenceForOddHeadSizes) {
+TEST(DeviceAttention, EqualsTheReferenceForOddHeadSizes) {
   for (const int head_dim : {16, 40, 64, 80, 96, 256}) {
     AttentionScenario scenario;
     scenario.head_dim = head_dim;
     scenario.rotary = head_dim / 4 * 2;
-    scenario.lengths = {70, 9};
-    ExpectEqual(scenario, {1, 2, 7});
+    scenario.lengths = Shapes<int>({70, 9}, {13, 2});
+    ExpectEqual(scenario, Shapes<int>({1, 2, 7}, {1, 7}));
   }
 }
 
-TEST(CpuAttention, EqualsTheReferenceWithSoftCapNormsAndFloatKeys) {
+TEST(DeviceAttention, EqualsTheReferenceWithSoftCapNormsAndFloatKeys) {
   AttentionScenario scenario;
   scenario.soft_cap = 2;
   scenario.norms = true;
   scenario.type = KvType::kF32;
   scenario.block_tokens = 7;
-  scenario.lengths = {130, 50};
-  ExpectEqual(scenario, {1, 30});
+  scenario.lengths = Shapes<int>({130, 50}, {70, 10});
+  ExpectEqual(scenario, Shapes<int>({1, 30}, {30}));
   scenario.rotary = 0;
   scenario.norms = false;
   scenario.head_dim = 40;
   ExpectEqual(scenario, {30});
 }
 
-TEST(CpuAttention, ManyHeadsOnOneKey) {
+TEST(DeviceAttention, ManyHeadsOnOneKey) {
   AttentionScenario scenario;
   scenario.heads = 70;  // more than one tile of queries
   scenario.kv_of_head.assign(70, 0);
   scenario.head_dim = 16;
   scenario.rotary = 16;
-  scenario.lengths = {65};
+  scenario.lengths = Shapes<int>({65}, {5});
   ExpectEqual(scenario, {1});
 }
 
-TEST(CpuAttention, LongContextsAreSharedByThreads) {
+TEST(DeviceAttention, LongContextsAreSharedByThreads) {
   AttentionScenario scenario;
   scenario.head_dim = 16;
   scenario.rotary = 16;
-  scenario.lengths = {1500};
+  const int length = TestedDevicesAreSlow() ? 300 : 1500;
+  scenario.lengths = {length};
   const AttentionResult expected =
       RunAttention(*MakeReferenceDevice(), scenario, OneStep(scenario));
-  std::vector<StepShares> decode = {{{0, 1300}}};
-  for (int i = 0; i < 198; ++i) decode.push_back({{0, 1}});
+  const int decoded = TestedDevicesAreSlow() ? 6 : 198;
+  std::vector<StepShares> decode = {{{0, length - decoded - 2}}};
+  for (int i = 0; i < decoded; ++i) decode.push_back({{0, 1}});
   decode.push_back({{0, 2}});
-  for (const NamedDevice& named : CpuDevices({1, 2, 3})) {
+  for (const NamedDevice& named : TestedDevices({1, 2, 3})) {
     ExpectSame(RunAttention(*named.device, scenario, decode), expected, named.name);
   }
 }

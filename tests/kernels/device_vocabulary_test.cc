@@ -1,4 +1,4 @@
-// The CPU devices find the same candidates and sums as the reference device.
+// The tested devices find the same candidates and sums as the reference device.
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <fmt/format.h>
 
 #include "kernels/reference/reference_device.h"
-#include "tests/kernels/cpu_devices.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
@@ -35,7 +35,7 @@ void ExpectSameSums(const std::vector<SliceSum>& got, const std::vector<SliceSum
   }
 }
 
-class CpuCandidates : public testing::Test {
+class DeviceCandidates : public testing::Test {
  protected:
   void ExpectEqual(const std::vector<float>& logits, const VocabularySlices& slices,
                    const CandidateQuery& query, const std::string& what) {
@@ -57,7 +57,7 @@ class CpuCandidates : public testing::Test {
     }
   }
 
-  std::vector<NamedDevice> devices_ = CpuDevices({1, 3});
+  std::vector<NamedDevice> devices_ = TestedDevices({1, 3});
 };
 
 std::vector<LogitEdit> MakeEdits(int64_t rows, Random& random) {
@@ -72,12 +72,13 @@ std::vector<LogitEdit> MakeEdits(int64_t rows, Random& random) {
   return edits;
 }
 
-TEST_F(CpuCandidates, EqualTheReferenceForEveryQuestion) {
+TEST_F(DeviceCandidates, EqualTheReferenceForEveryQuestion) {
   Random random(1);
-  for (const int64_t rows : {1, 15, 16, 17, 1000, 1024, 1025, 5000}) {
+  for (const int64_t rows :
+       Shapes<int64_t>({1, 15, 16, 17, 1000, 1024, 1025, 5000}, {1, 17, 1025})) {
     const std::vector<float> logits = MakeFloats(rows, 3, random);
     const std::vector<LogitEdit> edits = MakeEdits(rows, random);
-    for (const int count : {0, 1, 2, 64, 5000}) {
+    for (const int count : Shapes<int>({0, 1, 2, 64, 5000}, {0, 1, 64})) {
       for (const bool gumbel : {false, true}) {
         CandidateQuery query;
         query.count = count;
@@ -97,12 +98,12 @@ TEST_F(CpuCandidates, EqualTheReferenceForEveryQuestion) {
   }
 }
 
-TEST_F(CpuCandidates, TiesGoToTheLowestIds) {
+TEST_F(DeviceCandidates, TiesGoToTheLowestIds) {
   std::vector<float> logits(3000, 1.0f);
   for (size_t i = 7; i < logits.size(); i += 13) logits[i] = 2.0f;
   logits[2900] = -0.0f;
   logits[2901] = 0.0f;
-  for (const int count : {1, 5, 100, 300, 3000}) {
+  for (const int count : Shapes<int>({1, 5, 100, 300, 3000}, {1, 5, 300})) {
     CandidateQuery query;
     query.count = count;
     query.raw_count = count;
@@ -110,10 +111,11 @@ TEST_F(CpuCandidates, TiesGoToTheLowestIds) {
   }
 }
 
-TEST_F(CpuCandidates, NoiseDecidesAmongEqualsAndAgainstOutliers) {
-  std::vector<float> flat(20000, 0.0f);
-  std::vector<float> peaked(20000, 0.0f);
-  peaked[12345] = 30;
+TEST_F(DeviceCandidates, NoiseDecidesAmongEqualsAndAgainstOutliers) {
+  const size_t rows = TestedDevicesAreSlow() ? 3000 : 20000;
+  std::vector<float> flat(rows, 0.0f);
+  std::vector<float> peaked(rows, 0.0f);
+  peaked[rows / 2 + 345] = 30;
   peaked[77] = 14;
   for (const auto& logits : {flat, peaked}) {
     for (uint64_t key = 0; key < 5; ++key) {
@@ -121,18 +123,18 @@ TEST_F(CpuCandidates, NoiseDecidesAmongEqualsAndAgainstOutliers) {
       query.gumbel = true;
       query.key = key;
       query.count = key == 4 ? 40 : 1;
-      ExpectEqual(logits, {5, {0, 9000, 20000}}, query, std::to_string(key));
+      ExpectEqual(logits, {5, {0, 1400, static_cast<int64_t>(rows)}}, query, std::to_string(key));
     }
   }
 }
 
-TEST_F(CpuCandidates, BannedTokensAreLast) {
+TEST_F(DeviceCandidates, BannedTokensAreLast) {
   Random random(3);
   std::vector<float> logits = MakeFloats(2000, 1, random);
   for (size_t i = 0; i < 2000; i += 2) logits[i] = -kInfinity;
   std::fill(logits.begin() + 1200, logits.end(), -kInfinity);
   for (const bool gumbel : {false, true}) {
-    for (const int count : {1, 700, 2000}) {
+    for (const int count : Shapes<int>({1, 700, 2000}, {1, 70})) {
       CandidateQuery query;
       query.count = count;
       query.gumbel = gumbel;
@@ -143,7 +145,7 @@ TEST_F(CpuCandidates, BannedTokensAreLast) {
   }
 }
 
-TEST_F(CpuCandidates, RefuseWhatIsNotFinite) {
+TEST_F(DeviceCandidates, RefuseWhatIsNotFinite) {
   Random random(4);
   std::vector<float> logits = MakeFloats(2000, 1, random);
   CandidateQuery query;

@@ -1,5 +1,5 @@
-// The CPU devices' products equal the reference device's bit for bit, whatever the number of rows,
-// of threads and of leaves.
+// The tested devices' products equal the reference device's bit for bit, whatever the number of
+// rows, of threads and of leaves.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,14 +7,14 @@
 #include <cmath>
 
 #include "kernels/reference/reference_device.h"
-#include "tests/kernels/cpu_devices.h"
 #include "tests/kernels/test_data.h"
+#include "tests/kernels/tested_devices.h"
 
 namespace facet {
 namespace {
 
 constexpr int kRowsMax = 33;
-constexpr int kBatches[] = {1, 2, 3, 5, 6, 7, 12, 13, 33};
+std::vector<int> Batches() { return Shapes<int>({1, 2, 3, 5, 6, 7, 12, 13, 33}, {1, 7, 33}); }
 
 std::string TypeName(const testing::TestParamInfo<TensorType>& info) {
   return std::string(FormatOf(info.param).name);
@@ -44,7 +44,7 @@ std::vector<float> Prefix(const std::vector<float>& all, int roots, int rows, in
   return prefix;
 }
 
-class CpuProduct : public testing::TestWithParam<TensorType> {
+class DeviceProduct : public testing::TestWithParam<TensorType> {
  protected:
   void ExpectEqual(const TestMatrix& matrix, const LeafCut& cut, const std::vector<float>& x) {
     const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), &cut);
@@ -54,7 +54,7 @@ class CpuProduct : public testing::TestWithParam<TensorType> {
       const auto loaded = named.device->LoadMatrix(matrix.source(), &cut);
       ASSERT_TRUE(loaded.ok()) << loaded.status();
       const Floats input = Upload(*named.device, x);
-      for (const int rows : kBatches) {
+      for (const int rows : Batches()) {
         if (named.threads > 1 && rows % 3 != 0) continue;  // threads share panels, not rows
         const std::vector<float> got = RunRoots(*named.device, **loaded, input, rows);
         const std::vector<float> expected =
@@ -67,36 +67,41 @@ class CpuProduct : public testing::TestWithParam<TensorType> {
   }
 
   std::unique_ptr<Device> reference_ = MakeReferenceDevice();
-  std::vector<NamedDevice> devices_ = CpuDevices({1, 2, 3});
+  std::vector<NamedDevice> devices_ = TestedDevices({1, 2, 3});
 };
 
-TEST_P(CpuProduct, EqualsTheReferenceForEveryShape) {
+TEST_P(DeviceProduct, EqualsTheReferenceForEveryShape) {
   Random random(static_cast<uint64_t>(GetParam()) + 11);
   const int64_t unit = FormatOf(GetParam()).elements == 1 ? 1 : 32;
-  for (const int64_t rows : {1, 2, 3, 5, 6, 7, 8, 16, 31, 33, 64, 65, 127}) {
+  for (const int64_t rows :
+       Shapes<int64_t>({1, 2, 3, 5, 6, 7, 8, 16, 31, 33, 64, 65, 127}, {1, 16, 33})) {
     for (const int64_t columns : Widths(GetParam())) {
       const TestMatrix matrix = MakeMatrix(GetParam(), rows, columns, 0.1f, random);
       const std::vector<float> x = MakeActivations(kRowsMax, columns, random);
-      for (const LeafCut& cut : {LeafCut{1, 0, CutColumns(columns, 1, unit)},
-                                 LeafCut{7, 2, CutColumns(columns, 3, unit)},
-                                 LeafCut{8, 1, CutColumns(columns, 5, unit)},
-                                 LeafCut{8, 0, CutColumns(columns, 8, unit)}}) {
+      const LeafCut one{1, 0, CutColumns(columns, 1, unit)};
+      const LeafCut five{8, 1, CutColumns(columns, 5, unit)};
+      for (const LeafCut& cut : Shapes<LeafCut>({one,
+                                                 five,
+                                                 {7, 2, CutColumns(columns, 3, unit)},
+                                                 {8, 0, CutColumns(columns, 8, unit)}},
+                                                {one, five})) {
         ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, cut, x));
       }
     }
   }
 }
 
-TEST_P(CpuProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
+TEST_P(DeviceProduct, EqualsTheReferenceOverManyLeavesAndPasses) {
   Random random(static_cast<uint64_t>(GetParam()) + 12);
   // So wide that the activations of 33 rows do not pass the panels in one go.
-  const TestMatrix matrix = MakeMatrix(GetParam(), 40, 64 * 256, 0.1f, random);
+  const TestMatrix matrix =
+      MakeMatrix(GetParam(), TestedDevicesAreSlow() ? 3 : 40, 64 * 256, 0.1f, random);
   const std::vector<float> x = MakeActivations(kRowsMax, matrix.columns, random);
   const LeafCut cut{16, 0, CutColumns(matrix.columns, 16, 256)};
   ExpectEqual(matrix, cut, x);
 }
 
-TEST_P(CpuProduct, EqualsTheReferenceForManyRows) {
+TEST_P(DeviceProduct, EqualsTheReferenceForManyRows) {
   // So many that panels are unpacked before they are used: 61 rows are eleven tiles.
   Random random(static_cast<uint64_t>(GetParam()) + 15);
   for (const int64_t columns : Widths(GetParam())) {
@@ -105,7 +110,7 @@ TEST_P(CpuProduct, EqualsTheReferenceForManyRows) {
     const LeafCut cut{8, 1, CutColumns(columns, 5, unit)};
     const std::vector<float> x = MakeActivations(130, columns, random);
     const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), &cut);
-    for (const int rows : {60, 61, 64, 130}) {
+    for (const int rows : Shapes<int>({60, 61, 64, 130}, {64})) {
       const std::vector<float> expected =
           RunRoots(*reference_, *expected_matrix, Upload(*reference_, x), rows);
       for (const NamedDevice& named : devices_) {
@@ -118,17 +123,39 @@ TEST_P(CpuProduct, EqualsTheReferenceForManyRows) {
   }
 }
 
-TEST_P(CpuProduct, GatesLikeTheReference) {
+// The promise behind every other: batches come and go around a row, its bits stay.
+TEST_P(DeviceProduct, ARowDoesNotDependOnItsBatch) {
+  Random random(static_cast<uint64_t>(GetParam()) + 17);
+  const int64_t columns = Widths(GetParam()).back();
+  const TestMatrix matrix = MakeMatrix(GetParam(), 40, columns, 0.1f, random);
+  const std::vector<float> row = MakeActivations(1, columns, random);
+  for (const NamedDevice& named : devices_) {
+    const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
+    const auto alone = RunRoots(*named.device, *loaded, Upload(*named.device, row), 1);
+    for (const int rows : {2, 7, 16, 64}) {
+      for (const int place : {0, rows / 2, rows - 1}) {
+        std::vector<float> x = MakeActivations(rows, columns, random);
+        std::copy(row.begin(), row.end(), x.begin() + place * columns);
+        const auto all = RunRoots(*named.device, *loaded, Upload(*named.device, x), rows);
+        const std::span got = std::span(all).subspan(place * matrix.rows, matrix.rows);
+        ASSERT_EQ(FirstDifference(got, alone), -1)
+            << named.name << ", row " << place << " of " << rows;
+      }
+    }
+  }
+}
+
+TEST_P(DeviceProduct, GatesLikeTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 16);
   const int64_t columns = Widths(GetParam()).back();
   const int64_t block = FormatOf(GetParam()).elements;
   // The gate of another type than what it is multiplied with, wherever both can be this wide.
   const TensorType other = columns % 32 == 0 && block > 1 ? TensorType::kQ8_0 : TensorType::kF32;
-  for (const int64_t width : {1, 40, 64, 97}) {
+  for (const int64_t width : Shapes<int64_t>({1, 40, 64, 97}, {1, 40})) {
     const TestMatrix gate = MakeMatrix(other, width, columns, 0.05f, random);
     const TestMatrix up = MakeMatrix(GetParam(), width, columns, 0.05f, random);
     const std::vector<float> x = MakeActivations(70, columns, random);
-    for (const int rows : {1, 2, 7, 16, 70}) {
+    for (const int rows : Shapes<int>({1, 2, 7, 16, 70}, {1, 16})) {
       for (const Activation activation : {Activation::kGeluTanh, Activation::kSilu}) {
         const auto run = [&](Device& device) {
           const auto loaded_gate = *device.LoadMatrix(gate.source(), nullptr);
@@ -147,7 +174,7 @@ TEST_P(CpuProduct, GatesLikeTheReference) {
   }
 }
 
-TEST_P(CpuProduct, EmbedsLikeTheReference) {
+TEST_P(DeviceProduct, EmbedsLikeTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 13);
   const TestMatrix matrix = MakeMatrix(GetParam(), 77, 512, 0.1f, random);
   std::vector<int32_t> rows(40);
@@ -164,7 +191,7 @@ TEST_P(CpuProduct, EmbedsLikeTheReference) {
   }
 }
 
-TEST_P(CpuProduct, ReordersRows) {
+TEST_P(DeviceProduct, ReordersRows) {
   Random random(static_cast<uint64_t>(GetParam()) + 14);
   TestMatrix matrix = MakeMatrix(GetParam(), 50, 256, 0.1f, random);
   matrix.row_order = {49, 3, 0, 17};
@@ -180,35 +207,9 @@ TEST_P(CpuProduct, ReordersRows) {
   }
 }
 
-TEST_P(CpuProduct, PacksAtTheFormatsWidth) {
-  // Bits per weight: the file's, but for the 6-bit scales of Q4_K and Q5_K, which take 8, and the
-  // types that are kept as floats.
-  const auto bits = [](TensorType type) {
-    switch (type) {
-      case TensorType::kQ4_K:
-        return 4.625;
-      case TensorType::kQ5_K:
-        return 5.625;
-      case TensorType::kQ2_K:
-      case TensorType::kQ3_K:
-      case TensorType::kIQ4_NL:
-      case TensorType::kIQ4_XS:
-        return 32.0;
-      default:
-        return 8.0 * FormatOf(type).bytes / FormatOf(type).elements;
-    }
-  };
-  Random random(1);
-  const TestMatrix matrix = MakeMatrix(GetParam(), 33, 512, 0.1f, random);
-  for (const NamedDevice& named : devices_) {
-    const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
-    EXPECT_EQ(static_cast<double>(loaded->packed_bytes()), 64 * 512 * bits(GetParam()) / 8);
-  }
-}
+INSTANTIATE_TEST_SUITE_P(Types, DeviceProduct, testing::ValuesIn(AllTensorTypes()), TypeName);
 
-INSTANTIATE_TEST_SUITE_P(Types, CpuProduct, testing::ValuesIn(AllTensorTypes()), TypeName);
-
-TEST(CpuProductOfParts, EqualsTheReferenceForMixedTypes) {
+TEST(DeviceProductOfParts, EqualsTheReferenceForMixedTypes) {
   Random random(21);
   const TestMatrix parts[] = {MakeMatrix(TensorType::kQ5_0, 100, 256, 0.1f, random),
                               MakeMatrix(TensorType::kF32, 33, 256, 0.1f, random),
@@ -227,12 +228,12 @@ TEST(CpuProductOfParts, EqualsTheReferenceForMixedTypes) {
     return Download(device, out);
   };
   const std::vector<float> expected = run(*MakeReferenceDevice());
-  for (const NamedDevice& named : CpuDevices({1, 2, 3})) {
+  for (const NamedDevice& named : TestedDevices({1, 2, 3})) {
     EXPECT_EQ(FirstDifference(run(*named.device), expected), -1) << named.name;
   }
 }
 
-TEST(CpuProductOfParts, ExtremeActivationsEqualTheReference) {
+TEST(DeviceProductOfParts, ExtremeActivationsEqualTheReference) {
   Random random(22);
   const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 40, 64, 0.1f, random);
   std::vector<float> x = MakeFloats(5 * 64, 1, random);
@@ -247,18 +248,18 @@ TEST(CpuProductOfParts, ExtremeActivationsEqualTheReference) {
     return RunRoots(device, *loaded, Upload(device, x), 5);
   };
   const std::vector<float> expected = run(*MakeReferenceDevice());
-  for (const NamedDevice& named : CpuDevices({1})) {
+  for (const NamedDevice& named : TestedDevices({1})) {
     EXPECT_EQ(FirstDifference(run(*named.device), expected), -1) << named.name;
   }
 }
 
-TEST(CpuProductOfParts, ANotANumberReachesTheResult) {
+TEST(DeviceProductOfParts, ANotANumberReachesTheResult) {
   Random random(23);
   const TestMatrix matrix = MakeMatrix(TensorType::kQ4_1, 40, 64, 0.1f, random);
   std::vector<float> x = MakeFloats(2 * 64, 1, random);
   x[3] = std::nanf("");
   x[64 + 40] = INFINITY;
-  for (const NamedDevice& named : CpuDevices({1})) {
+  for (const NamedDevice& named : TestedDevices({1})) {
     const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
     for (const float value : RunRoots(*named.device, *loaded, Upload(*named.device, x), 2)) {
       EXPECT_FALSE(std::isfinite(value)) << named.name;
@@ -266,24 +267,20 @@ TEST(CpuProductOfParts, ANotANumberReachesTheResult) {
   }
 }
 
-TEST(CpuMatrix, RefusesScalesThatAreNotFinite) {
+TEST(DeviceMatrix, RefusesScalesThatAreNotFinite) {
   Random random(24);
   for (const TensorType type : {TensorType::kQ8_0, TensorType::kQ4_K, TensorType::kQ2_K}) {
     TestMatrix matrix = MakeMatrix(type, 100, 512, 0.1f, random);
     const int offset = type == TensorType::kQ2_K ? 80 : 0;
     PoisonScale(&matrix, 97, 0, offset);
     PoisonScale(&matrix, 41, 1, offset);
-    for (const NamedDevice& named : CpuDevices({1, 2})) {
+    for (const NamedDevice& named : TestedDevices({1, 2})) {
       const absl::Status status = named.device->LoadMatrix(matrix.source(), nullptr).status();
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << named.name;
       EXPECT_THAT(std::string(status.message()),
                   testing::AllOf(testing::HasSubstr(matrix.name), testing::HasSubstr("row 41")));
     }
   }
-}
-
-TEST(MakeCpuDevice, RefusesZeroThreads) {
-  EXPECT_EQ(MakeCpuDevice({0}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -1,0 +1,73 @@
+#ifndef FACET_KERNELS_CUDA_CUDA_ATTENTION_H_
+#define FACET_KERNELS_CUDA_CUDA_ATTENTION_H_
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/device.h"
+
+namespace facet::cuda {
+
+// How large a step can be.
+struct StepBounds {
+  int rows = 512;
+  int sequences = 64;
+  int64_t context = 16384;  // tokens of one sequence
+};
+
+// Keys and values in device memory, the rows of the current step, and attention between them.
+class CudaAttention {
+ public:
+  CudaAttention(const CudaContext& context, const StepBounds& bounds)
+      : context_(context), bounds_(bounds) {}
+
+  absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools);
+  // Before the first step.
+  int AddRope(RopeSpec spec);
+
+  // Puts the step's positions, block tables and rotations on the device. `layout` outlives the
+  // step's operations.
+  void BeginStep(const StepLayout& layout);
+  // `qkv` and `out` are on the device and hold the step's rows.
+  void RopeAndStore(const AttentionSpec& spec, Floats qkv);
+  void Attend(const AttentionSpec& spec, Floats qkv, Floats out);
+
+ private:
+  struct Rotations {
+    const float* cosines = nullptr;  // [rows, pairs]
+    const float* sines = nullptr;
+  };
+
+  int64_t PairsOf(int rope) const {
+    return static_cast<int64_t>(ropes_[static_cast<size_t>(rope)].inverse_frequency.size());
+  }
+  // Bytes that the tables of a step take on the device.
+  int64_t TableBytes(int64_t rows, int64_t table_entries) const;
+  absl::Status AllocateTables();
+  void PutPositions(const StepLayout& layout);
+  void PutBlocks(const StepLayout& layout, int pool);
+  void PutRotations(const StepLayout& layout, int rope);
+  void CheckSpec(const AttentionSpec& spec, Floats qkv) const;
+  AttentionLayer LayerOf(const AttentionSpec& spec) const;
+  // The most splits that a row of the step sees.
+  int SplitsOf(const AttentionSpec& spec) const;
+
+  const CudaContext& context_;
+  const StepBounds bounds_;
+  std::array<KvPoolSpec, kKvPools> specs_;
+  std::array<uint8_t*, kKvPools> pools_ = {};
+  std::vector<RopeSpec> ropes_;
+  UploadRing tables_;
+  // The current step.
+  const StepLayout* layout_ = nullptr;
+  std::array<RowPlaces, kKvPools> places_;
+  std::vector<Rotations> rotations_;  // by rope
+};
+
+}  // namespace facet::cuda
+
+#endif  // FACET_KERNELS_CUDA_CUDA_ATTENTION_H_

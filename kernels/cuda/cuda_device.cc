@@ -1,0 +1,267 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+#include "kernels/cuda/cuda_attention.h"
+#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/cuda_matrix.h"
+#include "kernels/cuda/cuda_product.h"
+#include "kernels/cuda/cuda_vocabulary.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/driver.h"
+#include "kernels/cuda/kernels.h"
+
+namespace facet::cuda {
+namespace {
+
+// The first architecture with the instructions of language.cuh.
+constexpr int kMajorMin = 8;
+// Arguments of an operation that travel to the device: row numbers, queries, edits of logits.
+constexpr int64_t kUploadBytes = int64_t{8} << 20;
+
+const CudaMatrix& Own(const Matrix& matrix) { return static_cast<const CudaMatrix&>(matrix); }
+
+int64_t BytesOf(size_t floats) { return static_cast<int64_t>(floats * sizeof(float)); }
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(const CudaDeviceOptions& options, const DeviceProperties& properties)
+      : index_(options.device),
+        name_(fmt::format("cuda:{} ({}, sm_{}{})", options.device, properties.name,
+                          properties.major, properties.minor)),
+        architecture_(fmt::format("cuda-sm{}{}", properties.major, properties.minor)),
+        memory_(name_),
+        attention_(context_, {options.rows, options.sequences, options.context}),
+        product_(context_),
+        vocabulary_(context_) {}
+
+  ~CudaDevice() override {
+    if (context_.stream == nullptr) return;
+    // What a broken device says no longer matters.
+    UseDevice(index_).IgnoreError();
+    Wait(context_.stream).IgnoreError();
+    DestroyStream(context_.stream);
+  }
+
+  absl::Status Init(int64_t workspace_bytes) {
+    FACET_RETURN_IF_ERROR(UseDevice(index_));
+    FACET_ASSIGN_OR_RETURN(context_.stream, MakeStream());
+    FACET_RETURN_IF_ERROR(uploads_.Create("work spaces", kUploadBytes, &memory_, context_.stream));
+    FACET_ASSIGN_OR_RETURN(void* const workspace, memory_.Allocate("work spaces", workspace_bytes));
+    context_.memory = &memory_;
+    context_.uploads = &uploads_;
+    context_.workspace = static_cast<std::byte*>(workspace);
+    context_.workspace_bytes = workspace_bytes;
+    FACET_RETURN_IF_ERROR(vocabulary_.Init());
+    return attention_.AllocateKv({});
+  }
+
+  std::string name() const override { return name_; }
+  bool host_memory() const override { return false; }
+  std::string arithmetic() const override { return architecture_; }
+
+  absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
+                                                     const LeafCut* cut) override {
+    FACET_RETURN_IF_ERROR(UseDevice(index_));
+    FACET_ASSIGN_OR_RETURN(std::unique_ptr<CudaMatrix> matrix,
+                           CudaMatrix::Load(source, cut, &memory_, context_.stream));
+    FACET_RETURN_IF_ERROR(Annotate(product_.Prepare(*matrix), source.name));
+    // Any matrix may be the output layer, which has the most rows.
+    FACET_RETURN_IF_ERROR(Annotate(vocabulary_.Prepare(source.rows), source.name));
+    return matrix;
+  }
+
+  absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
+    if (size < 0) return InvalidArgument("an array of {} floats", size);
+    FACET_RETURN_IF_ERROR(UseDevice(index_));
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(float));
+    FACET_ASSIGN_OR_RETURN(void* const memory, memory_.Allocate("activations", bytes));
+    if (size > 0) FACET_RETURN_IF_ERROR(Fill(memory, 0, bytes, context_.stream));
+    return Floats{static_cast<float*>(memory), size};
+  }
+
+  absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
+    FACET_RETURN_IF_ERROR(UseDevice(index_));
+    return attention_.AllocateKv(pools);
+  }
+
+  int AddRope(RopeSpec spec) override {
+    CheckOk(UseDevice(index_), "set-up");
+    return attention_.AddRope(std::move(spec));
+  }
+
+  void CopyIn(std::span<const float> host, Floats device) override {
+    FACET_CHECK(static_cast<int64_t>(host.size()) <= device.size, "{} floats into {}", host.size(),
+                device.size);
+    if (host.empty()) return;
+    CheckOk(UseDevice(index_), "a copy");
+    CheckOk(CopyToDevice(device.data, host.data(), BytesOf(host.size()), context_.stream),
+            "a copy");
+    Synchronize();  // the caller may change `host` now
+  }
+
+  void CopyOut(Floats device, std::span<float> host) override {
+    FACET_CHECK(static_cast<int64_t>(host.size()) <= device.size, "{} floats out of {}",
+                host.size(), device.size);
+    if (host.empty()) return;
+    CheckOk(UseDevice(index_), "a copy");
+    CheckOk(CopyToHost(host.data(), device.data, BytesOf(host.size()), context_.stream), "a copy");
+    Synchronize();
+  }
+
+  void Synchronize() override { CheckOk(Wait(context_.stream), "the device"); }
+
+  void BeginStep(const StepLayout& layout) override {
+    CheckOk(UseDevice(index_), "a step");
+    attention_.BeginStep(layout);
+  }
+
+  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
+                 Floats out) override {
+    const CudaMatrix& matrix = Own(table);
+    const int64_t width = matrix.columns();
+    FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
+    for (const int32_t row : rows) {
+      FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
+    }
+    CheckLaunch(cuda::EmbedRows(context_.stream, matrix.type(), matrix.data(), matrix.row_bytes(),
+                                PutRows(rows), static_cast<int>(rows.size()),
+                                static_cast<int>(width), scale, out.data),
+                "embedding");
+  }
+
+  void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
+    FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
+    for (const int32_t row : rows) {
+      FACET_CHECK(row >= 0 && (int64_t{row} + 1) * width <= x.size, "row {}", row);
+    }
+    CheckLaunch(cuda::GatherRows(context_.stream, x.data, PutRows(rows),
+                                 static_cast<int>(rows.size()), width, out.data),
+                "gathered rows");
+  }
+
+  void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
+    FACET_CHECK(int64_t{rows} * width <= std::min(x.size, out.size) && width <= weight.size);
+    CheckLaunch(cuda::RmsNorm(context_.stream, x.data, rows, width, weight.data, epsilon, out.data),
+                "a norm");
+  }
+
+  void ResidualNorm(const ResidualNormArgs& args) override {
+    const int64_t size = int64_t{args.rows} * args.width;
+    FACET_CHECK(size <= std::min({args.residual.size, args.update.size, args.out.size}));
+    FACET_CHECK(args.width <= args.next_weight.size);
+    FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
+    CheckLaunch(
+        cuda::ResidualNorm(context_.stream, {args.residual.data, args.update.data,
+                                             args.post_weight.data, args.next_weight.data,
+                                             args.out.data, args.rows, args.width, args.epsilon}),
+        "a norm");
+  }
+
+  void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
+    CheckProduct(*parts.front(), x, rows);
+    int64_t width = 0;
+    std::vector<const CudaMatrix*> own;
+    for (const Matrix* part : parts) {
+      FACET_CHECK(part->columns() == parts.front()->columns() && part->root_count() == 1);
+      own.push_back(&Own(*part));
+      width += part->rows();
+    }
+    FACET_CHECK(rows * width <= out.size);
+    product_.Product(own, x.data, rows, out.data);
+  }
+
+  void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
+                    Floats out) override {
+    CheckProduct(gate, x, rows);
+    FACET_CHECK(up.rows() == gate.rows() && up.columns() == gate.columns());
+    FACET_CHECK(gate.root_count() == 1 && up.root_count() == 1 && rows * gate.rows() <= out.size);
+    const Gate kind = activation == Activation::kSilu ? Gate::kSilu : Gate::kGeluTanh;
+    product_.GatedProduct(kind, Own(gate), Own(up), x.data, rows, out.data);
+  }
+
+  void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
+    CheckProduct(matrix, x, rows);
+    FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
+    product_.ProductRoots(Own(matrix), x.data, rows, roots.data);
+  }
+
+  void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
+    attention_.RopeAndStore(spec, qkv);
+  }
+
+  void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
+    attention_.Attend(spec, qkv, out);
+  }
+
+  void SoftCap(Floats x, int64_t size, float cap) override {
+    FACET_CHECK(size <= x.size);
+    CheckLaunch(cuda::SoftCap(context_.stream, x.data, size, cap), "a soft cap");
+  }
+
+  void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
+                      CandidateReply* reply) override {
+    FACET_CHECK(slices.starts.size() >= 2 && slices.starts.back() <= logits.size);
+    vocabulary_.Find(logits.data, slices, std::span(&query, 1), std::span(reply, 1));
+  }
+
+  void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
+    const int rows = static_cast<int>(search.queries.size());
+    const int64_t size = search.head->rows();
+    FACET_CHECK(replies.size() == search.queries.size() && search.slices->starts.back() == size);
+    Product(std::span(&search.head, 1), search.x, rows, search.scratch);
+    if (search.soft_cap > 0) SoftCap(search.scratch, rows * size, search.soft_cap);
+    vocabulary_.Find(search.scratch.data, *search.slices, search.queries, replies);
+    reads_.rows += rows * size;
+  }
+
+  HeadReads head_reads() const override { return reads_; }
+
+ private:
+  static void CheckProduct(const Matrix& matrix, Floats x, int rows) {
+    FACET_CHECK(rows * matrix.columns() <= x.size, "{} rows of {} in {} floats", rows,
+                matrix.columns(), x.size);
+  }
+
+  const int32_t* PutRows(std::span<const int32_t> rows) {
+    uploads_.Reserve(UploadRing::Padded(static_cast<int64_t>(rows.size_bytes())));
+    const int32_t* const device = uploads_.Put(rows);
+    uploads_.Flush();
+    return device;
+  }
+
+  const int index_;
+  const std::string name_;
+  const std::string architecture_;
+  DeviceMemory memory_;
+  UploadRing uploads_;
+  CudaContext context_;
+  CudaAttention attention_;
+  CudaProduct product_;
+  CudaVocabulary vocabulary_;
+  HeadReads reads_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions& options) {
+  FACET_ASSIGN_OR_RETURN(const int count, DeviceCount());
+  if (options.device < 0 || options.device >= count) {
+    return FailedPrecondition("there is no device cuda:{}, only {}", options.device, count);
+  }
+  FACET_ASSIGN_OR_RETURN(const DeviceProperties properties, Properties(options.device));
+  if (properties.major < kMajorMin) {
+    return FailedPrecondition("cuda:{} ({}) has compute capability {}.{}, {}.0 is needed",
+                              options.device, properties.name, properties.major, properties.minor,
+                              kMajorMin);
+  }
+  auto device = std::make_unique<CudaDevice>(options, properties);
+  FACET_RETURN_IF_ERROR(device->Init(options.workspace_bytes));
+  return device;
+}
+
+}  // namespace facet::cuda

@@ -1,0 +1,46 @@
+#ifndef FACET_KERNELS_CUDA_CUDA_MODULE_H_
+#define FACET_KERNELS_CUDA_CUDA_MODULE_H_
+
+// What libfacet_cuda.so and the process that opens it agree on. The module is opened at run time,
+// so that one build serves machines with and without GPUs; it stays open, because what it makes
+// has its code. Needs no CUDA header.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+
+namespace facet::cuda {
+
+struct CudaDeviceOptions {
+  int device = 0;  // which of the machine's GPUs
+  // How large a step can be.
+  int rows = 512;
+  int sequences = 64;
+  int64_t context = 16384;  // tokens of one sequence
+  // Device memory for what lives as long as one operation.
+  int64_t workspace_bytes = int64_t{64} << 20;
+};
+
+// What the module's one symbol, `facet_cuda_module`, returns.
+struct CudaModule {
+  // FACET_CUDA_ABI as the module was built: a digest of the headers that both sides must share
+  // (kernels/cuda/CMakeLists.txt). Where it is another, the rest means nothing.
+  const char* abi = "";
+  absl::StatusOr<int> (*device_count)() = nullptr;  // FailedPrecondition says why there is none
+  absl::StatusOr<std::unique_ptr<Device>> (*make_device)(const CudaDeviceOptions&) = nullptr;
+};
+using CudaModuleEntry = const CudaModule* (*)();
+inline constexpr const char* kCudaModuleSymbol = "facet_cuda_module";
+inline constexpr const char* kCudaModuleFile = "libfacet_cuda.so";
+
+// Opens the module at `path`, or kCudaModuleFile beside this executable if empty. NotFound where
+// there is no such file, FailedPrecondition where it cannot be used; both say why.
+absl::StatusOr<const CudaModule*> OpenCudaModule(std::string_view path = {});
+
+}  // namespace facet::cuda
+
+#endif  // FACET_KERNELS_CUDA_CUDA_MODULE_H_

@@ -1,0 +1,135 @@
+#include "kernels/cuda/cuda_product.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+
+namespace facet::cuda {
+namespace {
+
+// Rows of activations that are quantised at a time.
+constexpr int kGroupRows = 512;
+
+int64_t LeafFloats(const CudaMatrix& matrix) { return matrix.leaf_count() * matrix.rows(); }
+
+// Every root is one leaf: nothing is left to add.
+bool LeavesAreRoots(const CudaMatrix& matrix) { return matrix.leaf_count() == matrix.root_count(); }
+
+}  // namespace
+
+absl::Status CudaProduct::Prepare(const CudaMatrix& matrix) {
+  if (LeafFloats(matrix) > context_.workspace_size()) {
+    return ResourceExhausted("the leaves of one row, {} x {} floats, exceed the work space",
+                             matrix.leaf_count(), matrix.rows());
+  }
+  if (!matrix.integer_product() || matrix.columns() <= columns_) return absl::OkStatus();
+  FACET_RETURN_IF_ERROR(Wait(context_.stream));
+  if (quantized_.q != nullptr) context_.memory->Release(quantized_.q);
+  quantized_ = QuantizedActivations();
+  columns_ = matrix.columns();
+  const int64_t elements = kGroupRows * columns_;
+  const int64_t scales = elements / kBlockColumns;
+  const int64_t bytes = elements + 2 * scales * static_cast<int64_t>(sizeof(float));
+  FACET_ASSIGN_OR_RETURN(void* const memory, context_.memory->Allocate("activations", bytes));
+  quantized_.q = static_cast<int8_t*>(memory);
+  quantized_.scales = reinterpret_cast<float*>(quantized_.q + elements);
+  quantized_.scaled_sums = quantized_.scales + scales;
+  return absl::OkStatus();
+}
+
+void CudaProduct::Quantize(const float* x, int rows, int64_t columns) {
+  CheckLaunch(QuantizeRows(context_.stream, x, rows, columns, quantized_), "quantised activations");
+}
+
+void CudaProduct::Multiply(const CudaMatrix& matrix, const CudaMatrix* up, Gate gate,
+                           const float* x, int rows, const Target& target) {
+  LeafProducts args;
+  args.type = matrix.type();
+  args.weights = matrix.data();
+  args.up = up == nullptr ? nullptr : up->data();
+  args.gate = gate;
+  args.rows = static_cast<int>(matrix.rows());
+  args.columns = matrix.columns();
+  args.row_bytes = matrix.row_bytes();
+  args.leaf_starts = matrix.leaf_starts();
+  args.leaves = matrix.leaf_count();
+  args.x_rows = rows;
+  args.x = x;
+  args.quantized = quantized_;
+  args.out = target.out;
+  args.out_stride = target.out_stride;
+  args.leaf_stride = target.leaf_stride;
+  CheckLaunch(matrix.integer_product() ? IntegerProducts(context_.stream, args)
+                                       : FloatProducts(context_.stream, args),
+              "a product");
+}
+
+void CudaProduct::Product(std::span<const CudaMatrix* const> parts, const float* x, int rows,
+                          float* out) {
+  const int64_t columns = parts.front()->columns();
+  int64_t width = 0;
+  bool quantized = false;
+  for (const CudaMatrix* part : parts) {
+    width += part->rows();
+    quantized = quantized || part->integer_product();
+  }
+  for (int first = 0; first < rows; first += kGroupRows) {
+    const int count = std::min(kGroupRows, rows - first);
+    const float* const group = x + first * columns;
+    if (quantized) Quantize(group, count, columns);
+    float* to = out + first * width;
+    for (const CudaMatrix* part : parts) {
+      Multiply(*part, nullptr, Gate::kNone, group, count, {to, width, 0});
+      to += part->rows();
+    }
+  }
+}
+
+void CudaProduct::GatedProduct(Gate gate, const CudaMatrix& matrix, const CudaMatrix& up,
+                               const float* x, int rows, float* out) {
+  const bool alike = matrix.type() == up.type();
+  const int64_t width = matrix.rows();
+  const int step = alike ? kGroupRows : GroupRows(width);
+  for (int first = 0; first < rows; first += step) {
+    const int count = std::min(step, rows - first);
+    const float* const group = x + first * matrix.columns();
+    float* const to = out + first * width;
+    if (matrix.integer_product() || up.integer_product()) {
+      Quantize(group, count, matrix.columns());
+    }
+    if (alike) {
+      Multiply(matrix, &up, gate, group, count, {to, width, 0});
+      continue;
+    }
+    float* const up_values = context_.workspace_floats();
+    Multiply(matrix, nullptr, Gate::kNone, group, count, {to, width, 0});
+    Multiply(up, nullptr, Gate::kNone, group, count, {up_values, width, 0});
+    CheckLaunch(ApplyGate(context_.stream, gate, up_values, count * width, to), "a gate");
+  }
+}
+
+int CudaProduct::GroupRows(int64_t floats) const {
+  return static_cast<int>(std::min<int64_t>(kGroupRows, context_.workspace_size() / floats));
+}
+
+void CudaProduct::ProductRoots(const CudaMatrix& matrix, const float* x, int rows, float* roots) {
+  const int step = LeavesAreRoots(matrix) ? kGroupRows : GroupRows(LeafFloats(matrix));
+  const int64_t width = matrix.rows();
+  for (int first = 0; first < rows; first += step) {
+    const int count = std::min(step, rows - first);
+    const float* const group = x + first * matrix.columns();
+    float* const to = roots + first * width;
+    if (matrix.integer_product()) Quantize(group, count, matrix.columns());
+    if (LeavesAreRoots(matrix)) {
+      Multiply(matrix, nullptr, Gate::kNone, group, count, {to, width, rows * width});
+      continue;
+    }
+    float* const leaves = context_.workspace_floats();
+    Multiply(matrix, nullptr, Gate::kNone, group, count, {leaves, width, count * width});
+    CheckLaunch(SumLeaves(context_.stream, leaves, count * width, matrix.root_begin(),
+                          matrix.root_count(), count * width, rows * width, to),
+                "a sum of leaves");
+  }
+}
+
+}  // namespace facet::cuda

@@ -1,0 +1,216 @@
+#include "kernels/cuda/cuda_vocabulary.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/status.h"
+#include "kernels/reference/reference_vocabulary.h"
+
+namespace facet::cuda {
+namespace {
+
+// Bytes of results that come back at a time.
+constexpr int64_t kHostBytes = int64_t{4} << 20;
+
+int64_t Padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// How many of `count` wanted candidates a row of `size` logits has.
+int Clamped(int count, int64_t size) {
+  return static_cast<int>(std::clamp<int64_t>(count, 0, size));
+}
+
+bool NeedsHost(const CandidateQuery& query, int64_t size) {
+  return std::max(Clamped(query.count, size), Clamped(query.raw_count, size)) > kTopMax;
+}
+
+}  // namespace
+
+CudaVocabulary::~CudaVocabulary() {
+  if (host_ != nullptr) FreePinned(host_);
+}
+
+absl::Status CudaVocabulary::Init() {
+  FACET_ASSIGN_OR_RETURN(void* const host, AllocatePinned(kHostBytes));
+  host_ = static_cast<std::byte*>(host);
+  return absl::OkStatus();
+}
+
+absl::Status CudaVocabulary::Prepare(int64_t size) {
+  Call call;
+  call.size = size;
+  Results most;
+  most.best = most.raw_best = Clamped(kTopMax, size);
+  const int64_t bytes = LayoutOf(call, most, 1).bytes + kHostBytes;
+  if (bytes > context_.workspace_bytes) {
+    return ResourceExhausted("one row of {} logits needs {} bytes of a work space of {}", size,
+                             bytes, context_.workspace_bytes);
+  }
+  const int64_t edits = size * static_cast<int64_t>(sizeof(EditOnDevice)) + kHostBytes / 4;
+  if (edits > context_.uploads->size()) {
+    return ResourceExhausted("edits of {} logits need {} bytes of a place of {}", size, edits,
+                             context_.uploads->size());
+  }
+  return absl::OkStatus();
+}
+
+void CudaVocabulary::Find(const float* logits, const VocabularySlices& slices,
+                          std::span<const CandidateQuery> queries,
+                          std::span<CandidateReply> replies) {
+  const Call call = {logits, &slices, slices.starts.back(), queries, replies};
+  for (size_t begin = 0; begin < queries.size();) {
+    if (NeedsHost(queries[begin], call.size)) {
+      FindOnHost(call, begin++);
+      continue;
+    }
+    const size_t end = GroupEnd(call, begin);
+    FindGroup(call, begin, end);
+    begin = end;
+  }
+}
+
+CudaVocabulary::Results CudaVocabulary::ResultsOf(const Call& call, size_t begin, size_t end) {
+  Results results;
+  results.slices = static_cast<int>(call.slices->starts.size()) - 1;
+  for (const CandidateQuery& query : call.queries.subspan(begin, end - begin)) {
+    results.best = std::max(results.best, Clamped(query.count, call.size));
+    results.raw_best = std::max(results.raw_best, Clamped(query.raw_count, call.size));
+  }
+  return results;
+}
+
+CudaVocabulary::Layout CudaVocabulary::LayoutOf(const Call& call, const Results& results,
+                                                int64_t rows) {
+  const int most = std::max(results.best, results.raw_best);
+  Layout layout;
+  layout.lists = Padded(rows * call.size * static_cast<int64_t>(sizeof(float)));
+  layout.results = layout.lists + Padded(2 * rows * TopKeys(call.size, most) *
+                                         static_cast<int64_t>(sizeof(uint64_t)));
+  layout.bytes = layout.results + Padded(results.bytes(rows));
+  return layout;
+}
+
+int64_t CudaVocabulary::UploadBytes(const Call& call, size_t begin, size_t end) {
+  const auto starts = static_cast<int64_t>(call.slices->starts.size() * sizeof(int32_t));
+  const auto rows = static_cast<int64_t>((end - begin) * sizeof(QueryOnDevice));
+  int64_t edits = 0;
+  for (const CandidateQuery& query : call.queries.subspan(begin, end - begin)) {
+    edits += static_cast<int64_t>(query.edits.size() * sizeof(EditOnDevice));
+  }
+  return UploadRing::Padded(starts) + UploadRing::Padded(rows) + UploadRing::Padded(edits);
+}
+
+size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
+  size_t end = begin;
+  while (end < call.queries.size() && !NeedsHost(call.queries[end], call.size)) {
+    const Results results = ResultsOf(call, begin, end + 1);
+    const auto rows = static_cast<int64_t>(end + 1 - begin);
+    const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
+                      results.bytes(rows) <= kHostBytes &&
+                      UploadBytes(call, begin, end + 1) <= context_.uploads->size();
+    if (!fits) break;
+    ++end;
+  }
+  FACET_CHECK(end > begin, "no room for one row of {} logits", call.size);
+  return end;
+}
+
+LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end,
+                                 const int32_t** starts) {
+  UploadRing& ring = *context_.uploads;
+  ring.Reserve(UploadBytes(call, begin, end));
+  const std::vector<int64_t>& slice_starts = call.slices->starts;
+  const auto from = ring.Make(static_cast<int64_t>(slice_starts.size()), starts);
+  std::transform(slice_starts.begin(), slice_starts.end(), from.begin(),
+                 [](int64_t start) { return static_cast<int32_t>(start); });
+  LogitRows rows;
+  rows.logits = call.logits + static_cast<int64_t>(begin) * call.size;
+  rows.rows = static_cast<int>(end - begin);
+  rows.size = call.size;
+  rows.first_id = call.slices->first_id;
+  const auto queries = ring.Make(rows.rows, &rows.queries);
+  int64_t edit_count = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const CandidateQuery& query = call.queries[i];
+    const auto first = static_cast<int32_t>(edit_count);
+    edit_count += static_cast<int64_t>(query.edits.size());
+    rows.edits_max = std::max(rows.edits_max, static_cast<int>(query.edits.size()));
+    queries[i - begin] = {query.key,     query.inverse_temperature,        query.gumbel,
+                          first,         static_cast<int32_t>(edit_count), query.sums,
+                          query.raw_sums};
+  }
+  const auto edits = ring.Make(edit_count, &rows.edits);
+  auto next = edits.begin();
+  for (const CandidateQuery& query : call.queries.subspan(begin, end - begin)) {
+    for (const LogitEdit& edit : query.edits) {
+      FACET_CHECK(edit.row >= 0 && edit.row < call.size, "an edit of logit {}", edit.row);
+      *next++ = {edit.row, edit.bias, edit.repetition, edit.subtract};
+    }
+  }
+  ring.Flush();
+  return rows;
+}
+
+void CudaVocabulary::FindGroup(const Call& call, size_t begin, size_t end) {
+  const Results results = ResultsOf(call, begin, end);
+  const auto count = static_cast<int64_t>(end - begin);
+  const Layout layout = LayoutOf(call, results, count);
+  const int32_t* starts = nullptr;
+  LogitRows rows = Upload(call, begin, end, &starts);
+  rows.processed = reinterpret_cast<float*>(context_.workspace + layout.processed);
+  auto* const lists = reinterpret_cast<uint64_t*>(context_.workspace + layout.lists);
+  std::byte* const device = context_.workspace + layout.results;
+  const Stream stream = context_.stream;
+  CheckLaunch(ProcessLogits(stream, rows), "processed logits");
+  CheckLaunch(
+      SumSlices(stream, rows, starts, results.slices, reinterpret_cast<SliceOnDevice*>(device)),
+      "slice sums");
+  if (results.best > 0) {
+    auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.best_at(count));
+    CheckLaunch(SelectTop(stream, rows, false, results.best, lists, to), "candidates");
+  }
+  if (results.raw_best > 0) {
+    auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.raw_at(count));
+    CheckLaunch(SelectTop(stream, rows, true, results.raw_best, lists, to), "candidates");
+  }
+  CheckOk(CopyToHost(host_, device, results.bytes(count), stream), "candidates");
+  CheckOk(Wait(stream), "candidates");
+  Fill(call, begin, end, results);
+}
+
+void CudaVocabulary::Fill(const Call& call, size_t begin, size_t end,
+                          const Results& results) const {
+  const auto rows = static_cast<int64_t>(end - begin);
+  const auto* slices = reinterpret_cast<const SliceOnDevice*>(host_);
+  const auto* best = reinterpret_cast<const CandidateOnDevice*>(host_ + results.best_at(rows));
+  const auto* raw = reinterpret_cast<const CandidateOnDevice*>(host_ + results.raw_at(rows));
+  const auto copy = [](const CandidateOnDevice* from, int count, std::vector<Candidate>* to) {
+    for (int i = 0; i < count; ++i) {
+      to->push_back({from[i].order, from[i].processed, from[i].raw, from[i].id});
+    }
+  };
+  for (size_t i = begin; i < end; ++i, slices += results.slices) {
+    const CandidateQuery& query = call.queries[i];
+    CandidateReply& reply = call.replies[i];
+    reply = CandidateReply();
+    for (int s = 0; s < results.slices; ++s) reply.finite &= slices[s].finite != 0;
+    const auto row = static_cast<int64_t>(i - begin);
+    if (!reply.finite) continue;
+    for (int s = 0; s < results.slices; ++s) {
+      if (query.sums) reply.sums.push_back({slices[s].max, slices[s].sum});
+      if (query.raw_sums) reply.raw_sums.push_back({slices[s].raw_max, slices[s].raw_sum});
+    }
+    copy(best + row * results.best, Clamped(query.count, call.size), &reply.best);
+    copy(raw + row * results.raw_best, Clamped(query.raw_count, call.size), &reply.raw_best);
+  }
+}
+
+void CudaVocabulary::FindOnHost(const Call& call, size_t index) {
+  std::vector<float> logits(static_cast<size_t>(call.size));
+  CheckOk(CopyToHost(logits.data(), call.logits + static_cast<int64_t>(index) * call.size,
+                     call.size * static_cast<int64_t>(sizeof(float)), context_.stream),
+          "logits");
+  CheckOk(Wait(context_.stream), "logits");
+  FindCandidatesBySorting(logits.data(), *call.slices, call.queries[index], &call.replies[index]);
+}
+
+}  // namespace facet::cuda

@@ -1,0 +1,201 @@
+#ifndef FACET_KERNELS_CUDA_KERNELS_H_
+#define FACET_KERNELS_CUDA_KERNELS_H_
+
+// What the host code of the CUDA device launches. Every function puts kernels on a stream and
+// returns driver.h's launch code; all pointers are to device memory. Sizes may be 0: nothing is
+// launched then. The order of every operation is that of kernels/README.md.
+
+#include <cstdint>
+
+#include "checkpoint/block_formats.h"
+#include "kernels/cuda/launch_shape.h"
+
+namespace facet::cuda {
+
+// --- row_kernels.cu
+
+// out[i] = x[rows[i]], `width` floats each.
+int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, int width,
+               float* out);
+// out[i] = scale * row rows[i] of the table, whose rows lie `row_bytes` apart in a file's format.
+int EmbedRows(Stream stream, TensorType type, const uint8_t* table, int64_t row_bytes,
+              const int32_t* rows, int count, int width, float scale, float* out);
+// out may be x.
+int RmsNorm(Stream stream, const float* x, int rows, int width, const float* weight, float epsilon,
+            float* out);
+
+struct ResidualNormRows {
+  float* residual = nullptr;
+  const float* update = nullptr;
+  const float* post_weight = nullptr;  // null: the update is added as it is
+  const float* next_weight = nullptr;
+  float* out = nullptr;
+  int rows = 0;
+  int width = 0;
+  float epsilon = 0;
+};
+int ResidualNorm(Stream stream, const ResidualNormRows& args);
+int SoftCap(Stream stream, float* x, int64_t size, float cap);
+enum class Gate { kNone, kGeluTanh, kSilu };
+// x = act(x) * up.
+int ApplyGate(Stream stream, Gate gate, const float* up, int64_t size, float* x);
+
+// --- product_kernels.cu, float_product_kernels.cu
+
+// Activations, quantised in blocks of 32 columns.
+struct QuantizedActivations {
+  int8_t* q = nullptr;           // [rows, columns]
+  float* scales = nullptr;       // [rows, columns / 32]
+  float* scaled_sums = nullptr;  // [rows, columns / 32]: scale x float(sum of q)
+};
+int QuantizeRows(Stream stream, const float* x, int rows, int64_t columns,
+                 const QuantizedActivations& out);
+
+// Products of `x_rows` rows of activations with a matrix, one sum per leaf:
+// out[leaf * leaf_stride + r * out_stride + row].
+struct LeafProducts {
+  TensorType type = TensorType::kF32;
+  const uint8_t* weights = nullptr;
+  const uint8_t* up = nullptr;  // with a gate: a second matrix of the same shape
+  Gate gate = Gate::kNone;
+  int rows = 0;  // of the matrix
+  int64_t columns = 0;
+  int64_t row_bytes = 0;
+  const int32_t* leaf_starts = nullptr;  // [leaves + 1] columns
+  int leaves = 1;
+  int x_rows = 0;
+  const float* x = nullptr;        // float products
+  QuantizedActivations quantized;  // integer products
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int64_t leaf_stride = 0;
+};
+// REQUIRES: HasIntegerProduct(type).
+int IntegerProducts(Stream stream, const LeafProducts& args);
+// REQUIRES: F32, F16 or BF16.
+int FloatProducts(Stream stream, const LeafProducts& args);
+
+// roots[k * elements + i] = the sum tree over element i of leaves [root_begin[k],
+// root_begin[k + 1]), which lie `leaf_stride` floats apart.
+inline constexpr int kRootLeavesMax = 255;
+int SumLeaves(Stream stream, const float* leaves, int64_t leaf_stride, const int32_t* root_begin,
+              int roots, int64_t elements, int64_t root_stride, float* out);
+
+// --- attention_kernels.cu
+
+// Where the step's rows stand. All arrays are by row.
+struct RowPlaces {
+  const int32_t* positions = nullptr;
+  const int32_t* table_begins = nullptr;  // where the run's block table begins in `blocks`
+  const int32_t* blocks = nullptr;
+};
+
+// One pool of keys and values: [layer][block][key, value][kv_head][token][head_dim].
+struct PoolMemory {
+  uint8_t* data = nullptr;
+  int blocks = 0;
+  int block_tokens = 0;
+  bool half = true;  // f16, else f32
+};
+
+// Query heads of a rank, at most; the map to KV heads travels with the launch.
+inline constexpr int kHeadsMax = 256;
+
+struct AttentionLayer {
+  PoolMemory pool;
+  int layer = 0;
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  uint8_t kv_of_head[kHeadsMax] = {};
+  int64_t window = 0;
+  float scale = 1;
+  float soft_cap = 0;
+  int pairs = 0;                   // of the rotation; 0: none
+  const float* cosines = nullptr;  // [rows, pairs]
+  const float* sines = nullptr;
+  const float* q_norm = nullptr;  // [head_dim], or null
+  const float* k_norm = nullptr;
+  float norm_epsilon = 0;
+};
+
+int RopeAndStore(Stream stream, const AttentionLayer& layer, const RowPlaces& places, int rows,
+                 float* qkv);
+
+// Attends some rows to some of their splits of kSplitTokens keys: the splits numbered
+// [first_split, first_split + splits) from the row's first visible one. Runs of calls with
+// ascending first_split from 0 cover a row; the last one (`last`) writes `out`.
+struct AttentionPass {
+  int first_row = 0;
+  int rows = 0;
+  int first_split = 0;
+  int splits = 0;
+  bool last = false;
+  const float* qkv = nullptr;  // of row 0
+  float* out = nullptr;        // of row 0
+  float* partials = nullptr;   // [rows, heads, splits, head_dim + 2]
+  float* totals = nullptr;     // [rows, heads, head_dim + 2], kept from pass to pass
+};
+int Attend(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
+           const AttentionPass& pass);
+
+// --- vocabulary_kernels.cu
+
+struct EditOnDevice {
+  int32_t row;  // of the head
+  float bias;
+  float repetition;
+  float subtract;
+};
+struct QueryOnDevice {
+  uint64_t key;
+  float inverse_temperature;
+  int32_t gumbel;
+  int32_t edits_begin;
+  int32_t edits_end;
+  int32_t sums;
+  int32_t raw_sums;
+};
+struct SliceOnDevice {
+  float max;
+  float sum;
+  float raw_max;
+  float raw_sum;
+  int32_t finite;
+};
+struct CandidateOnDevice {
+  float order;
+  float processed;
+  float raw;
+  int32_t id;
+};
+
+struct LogitRows {
+  const float* logits = nullptr;  // [rows, size]
+  float* processed = nullptr;     // [rows, size]
+  int rows = 0;
+  int64_t size = 0;
+  int32_t first_id = 0;
+  const QueryOnDevice* queries = nullptr;  // [rows]
+  const EditOnDevice* edits = nullptr;
+  int edits_max = 0;  // of one row
+};
+// Fills `processed`: edits, then temperature.
+int ProcessLogits(Stream stream, const LogitRows& rows);
+// out: [rows, slices]. Sums only where the query asks for them.
+int SumSlices(Stream stream, const LogitRows& rows, const int32_t* starts, int slices,
+              SliceOnDevice* out);
+
+// At most so many of a row are selected.
+inline constexpr int kTopMax = 512;
+// Keys that one list of a row needs while `count` are selected.
+int64_t TopKeys(int64_t size, int count);
+// The best `count` of every row, best first; [rows, count]. By raw logit if `raw`, else as the
+// query orders. `lists`: two lists of TopKeys(size, count) keys per row.
+// REQUIRES: 1 <= count <= min(kTopMax, size).
+int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
+              CandidateOnDevice* out);
+
+}  // namespace facet::cuda
+
+#endif  // FACET_KERNELS_CUDA_KERNELS_H_

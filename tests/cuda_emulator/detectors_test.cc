@@ -1,0 +1,85 @@
+// Every fault that the emulator looks for is found in a kernel that has it, in every order of the
+// threads, and nothing is found in the same kernel without it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/launch_shape.h"
+#include "tests/cuda_emulator/findings.h"
+#include "tests/cuda_emulator/machine.h"
+#include "tests/cuda_emulator/planted.h"
+
+namespace facet::cuda_emulator {
+namespace {
+
+using cuda::samples::kPlantedWords;
+using cuda::samples::PlantedKernel;
+using testing::AnyOf;
+using testing::HasSubstr;
+
+constexpr uint64_t kSeeds = 40;
+
+class Detectors : public testing::TestWithParam<PlantedKernel> {
+ protected:
+  Detectors() : in_(kPlantedWords / 4), out_(kPlantedWords / 4) {
+    std::iota(in(), in() + kPlantedWords, 3);
+  }
+  uint32_t* in() { return &in_[0].x; }
+  int Run(bool right) { return RunPlanted(GetParam(), right, in(), &out_[0].x); }
+
+ private:
+  std::vector<cuda::U32x4> in_, out_;  // for their alignment
+};
+
+TEST_P(Detectors, FindTheFaultInEveryOrder) {
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    SCOPED_TRACE(seed);
+    Machine::OfThisThread().SetSeed(seed);
+    FindingCollector collector;
+    EXPECT_EQ(Run(false), kErrorLaunchFailure);
+    ASSERT_EQ(collector.findings().size(), 1u);
+    const Finding& finding = collector.findings()[0];
+    EXPECT_THAT(finding.fault, AnyOf(GetParam().fault, GetParam().in_some_orders)) << finding.text;
+    EXPECT_THAT(finding.text, HasSubstr("planted.cu:"));
+  }
+}
+
+TEST_P(Detectors, FindNothingWithoutTheFault) {
+  for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+    SCOPED_TRACE(seed);
+    Machine::OfThisThread().SetSeed(seed);
+    FindingCollector collector;
+    EXPECT_EQ(Run(true), 0);
+    ASSERT_TRUE(collector.findings().empty()) << collector.findings()[0].text;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Planted, Detectors, testing::ValuesIn(cuda::samples::PlantedKernels()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(BadLaunch, ShapesThatNoDeviceTakesAreRefused) {
+  struct Shape {
+    unsigned grid, block;
+    uint32_t shared_bytes;
+  };
+  for (const Shape& shape : {Shape{0, 32, 0}, Shape{1, 0, 0}, Shape{1, 33, 0}, Shape{1, 1056, 0},
+                             Shape{1, 32, 1 << 20}}) {
+    FindingCollector collector;
+    EXPECT_EQ(cuda::samples::RunShape(shape.grid, shape.block, shape.shared_bytes),
+              kErrorInvalidConfiguration);
+    ASSERT_EQ(collector.findings().size(), 1u);
+    EXPECT_EQ(collector.findings()[0].fault, Fault::kBadLaunch);
+  }
+  EXPECT_EQ(cuda::samples::RunShape(2, 1024, kSharedBytesMax), 0);
+}
+
+TEST(FindingDeathTest, WithoutACollectorAFindingEndsTheProcess) {
+  EXPECT_DEATH(cuda::samples::RunShape(1, 33, 0), "33 threads are not whole warps");
+}
+
+}  // namespace
+}  // namespace facet::cuda_emulator

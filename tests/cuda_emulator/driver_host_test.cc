@@ -1,0 +1,131 @@
+// The emulator's side of kernels/cuda/driver.h.
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <vector>
+
+#include "kernels/cuda/driver.h"
+#include "tests/cuda_emulator/driver_host.h"
+#include "tests/cuda_emulator/findings.h"
+#include "tests/cuda_emulator/machine.h"
+#include "tests/cuda_emulator/planted.h"
+#include "tests/cuda_emulator/samples.h"
+#include "tests/cuda_emulator/unwritten.h"
+
+namespace facet::cuda {
+namespace {
+
+class DriverHost : public testing::Test {
+ protected:
+  void TearDown() override {
+    cuda_emulator::SetDeviceMemory(int64_t{4} << 30);
+    EXPECT_EQ(cuda_emulator::AllocatedBytes(), 0);
+  }
+};
+
+TEST_F(DriverHost, WorkHappensInItsOrderAndByTheWaitAtTheLatest) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(seed);
+    cuda_emulator::SetStreamSeed(seed);
+    const Stream stream = *MakeStream();
+    constexpr int kCount = 100;
+    auto* values = static_cast<int32_t*>(*Allocate(kCount * sizeof(int32_t)));
+    auto* sum = static_cast<int32_t*>(*Allocate(sizeof(int32_t)));
+    std::vector<int32_t> host(kCount);
+    std::iota(host.begin(), host.end(), 1);
+    int32_t result = 0;
+    ASSERT_TRUE(CopyToDevice(values, host.data(), kCount * sizeof(int32_t), stream).ok());
+    ASSERT_EQ(samples::BlockSums(stream, values, kCount, 1, 64, sum), 0);
+    ASSERT_TRUE(CopyToHost(&result, sum, sizeof(result), stream).ok());
+    ASSERT_TRUE(Wait(stream).ok());
+    EXPECT_EQ(result, kCount * (kCount + 1) / 2);
+    DestroyStream(stream);
+    Free(sum);
+    Free(values);
+  }
+}
+
+// Some seed puts the copy off until the wait, so that reading too early shows.
+TEST_F(DriverHost, ACopyMayBePutOff) {
+  int early = 0;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    cuda_emulator::SetStreamSeed(seed);
+    const Stream stream = *MakeStream();
+    const int32_t from = 7;
+    int32_t to = 0;
+    ASSERT_TRUE(CopyToHost(&to, &from, sizeof(to), stream).ok());
+    early += to == 7 ? 1 : 0;
+    ASSERT_TRUE(Wait(stream).ok());
+    EXPECT_EQ(to, 7);
+    DestroyStream(stream);
+  }
+  EXPECT_GT(early, 0);
+  EXPECT_LT(early, 20);
+}
+
+TEST_F(DriverHost, AnEventWaitsForWhatWasBeforeIt) {
+  const Stream stream = *MakeStream();
+  const Event event = *MakeEvent();
+  EXPECT_TRUE(Wait(event).ok());
+  const int32_t from = 7;
+  int32_t to = 0;
+  ASSERT_TRUE(CopyToHost(&to, &from, sizeof(to), stream).ok());
+  ASSERT_TRUE(Record(event, stream).ok());
+  ASSERT_TRUE(Wait(event).ok());
+  EXPECT_EQ(to, 7);
+  DestroyEvent(event);
+  DestroyStream(stream);
+}
+
+TEST_F(DriverHost, AFailedKernelStaysTheStreamsError) {
+  const Stream stream = *MakeStream();
+  cuda_emulator::FindingCollector collector;
+  ASSERT_EQ(samples::BlockSums(stream, nullptr, 0, 1, 33, nullptr), 0);
+  EXPECT_FALSE(Wait(stream).ok());
+  EXPECT_EQ(collector.findings().size(), 1u);
+  int32_t untouched = 3;
+  ASSERT_TRUE(Fill(&untouched, 0, sizeof(untouched), stream).ok());
+  EXPECT_FALSE(Wait(stream).ok());
+  EXPECT_EQ(untouched, 3);
+  DestroyStream(stream);
+}
+
+TEST_F(DriverHost, MemoryIsFinite) {
+  cuda_emulator::SetDeviceMemory(1000);
+  EXPECT_EQ(*FreeMemory(), 1000);
+  void* piece = *Allocate(600);
+  EXPECT_EQ(*FreeMemory(), 400);
+  EXPECT_EQ(Allocate(401).status().code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(UseDevice(1).ok());
+  EXPECT_EQ(*FreeMemory(), 1000);
+  ASSERT_TRUE(UseDevice(0).ok());
+  Free(piece);
+  EXPECT_FALSE(UseDevice(cuda_emulator::kDevices).ok());
+}
+
+// At the write with the address sanitizer, else when the memory is given back.
+TEST(DriverHostDeathTest, AKernelsWriteBeyondAnAllocationIsNoticed) {
+  EXPECT_DEATH(
+      {
+        const std::vector<int32_t> values(2);
+        auto* out = static_cast<int32_t*>(*Allocate(sizeof(int32_t)));
+        samples::BlockSums(nullptr, values.data(), 1, 2, 32, out);
+        Free(out);
+      },
+      "wrote beyond an allocation of 4 bytes|use-after-poison");
+}
+
+TEST(FirstUnwritten, IsWhatNoRunTouches) {
+  std::vector<std::byte> out(5);
+  const auto write_but = [&](size_t skipped) {
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (i != skipped) out[i] = std::byte{0xff};  // also one of the patterns
+    }
+  };
+  EXPECT_EQ(cuda_emulator::FirstUnwritten(out, [&] { write_but(3); }), 3);
+  EXPECT_EQ(cuda_emulator::FirstUnwritten(out, [&] { write_but(5); }), -1);
+}
+
+}  // namespace
+}  // namespace facet::cuda

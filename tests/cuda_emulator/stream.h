@@ -1,0 +1,39 @@
+#ifndef FACET_TESTS_CUDA_EMULATOR_STREAM_H_
+#define FACET_TESTS_CUDA_EMULATOR_STREAM_H_
+
+// A stream keeps its work until somebody waits for it, or does it at once: a coin per operation
+// decides, so that host code that forgets to wait is caught. One thread at a time uses a stream,
+// and does its work.
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <random>
+
+namespace facet::cuda_emulator {
+
+// Returns 0 or CUDA's error code.
+using Work = std::function<int()>;
+
+}  // namespace facet::cuda_emulator
+
+struct CUstream_st {
+ public:
+  explicit CUstream_st(uint64_t seed) : random_(seed) {}
+
+  void Put(facet::cuda_emulator::Work work);
+  // Does all the work. After the first error the rest is dropped, and it stays the stream's error.
+  int Finish() { return FinishUntil(put_); }
+  // The same of the first `count` pieces of work ever put.
+  int FinishUntil(uint64_t count);
+  uint64_t put() const { return put_; }
+
+ private:
+  std::mt19937_64 random_;
+  std::deque<facet::cuda_emulator::Work> queue_;
+  uint64_t put_ = 0;
+  uint64_t done_ = 0;
+  int error_ = 0;
+};
+
+#endif  // FACET_TESTS_CUDA_EMULATOR_STREAM_H_

@@ -1,0 +1,28 @@
+#include "base/check.h"
+#include "base/status.h"
+#include "kernels/cuda/cuda_device.h"
+#include "tests/kernels/tested_devices.h"
+
+namespace facet {
+
+namespace {
+
+// So small that larger operations are cut into several.
+constexpr int64_t kWorkspaceBytes = int64_t{8} << 20;
+
+}  // namespace
+
+// The CUDA device, its kernels run by the emulator.
+std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
+  cuda::CudaDeviceOptions options;
+  options.workspace_bytes = kWorkspaceBytes;
+  auto device = cuda::MakeCudaDevice(options);
+  FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
+  std::vector<NamedDevice> devices;
+  devices.push_back({"cuda-emulated", 1, *std::move(device)});
+  return devices;
+}
+
+bool TestedDevicesAreSlow() { return true; }
+
+}  // namespace facet
