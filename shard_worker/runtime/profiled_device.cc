@@ -150,15 +150,26 @@ void ProfiledDevice::FindCandidates(Floats logits, const VocabularySlices& slice
 }
 
 void ProfiledDevice::SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) {
-  const double before = on_ ? head_reads().bytes : 0;
+  if (!on_) return ForwardingDevice::SearchHead(search, replies);
+  const double before = head_reads().bytes;
+  double agreeing = 0;  // with other ranks: the communicator's time, not the head's
+  HeadSearch timed = search;
+  if (search.agree) {
+    timed.agree = [&](std::span<float> floors) {
+      const double start = seconds_();
+      search.agree(floors);
+      agreeing += seconds_() - start;
+    };
+  }
   Count(
-      StepOperation::kHead, [&] { ForwardingDevice::SearchHead(search, replies); },
+      StepOperation::kHead, [&] { ForwardingDevice::SearchHead(timed, replies); },
       [&] {
         const auto rows = static_cast<double>(search.queries.size());
         return Work{head_reads().bytes - before, 2 * rows *
                                                      static_cast<double>(search.head->columns()) *
                                                      static_cast<double>(search.head->rows())};
       });
+  profile_[StepOperation::kHead].seconds -= agreeing;
 }
 
 }  // namespace facet

@@ -333,13 +333,13 @@ TEST_F(CpuHead, RanksThatAgreeOnFloorsFindTheBestOfAll) {
   for (CandidateQuery query : {Greedy(), Sampled(5, 2), Top(3, 1), Top(40, 1)}) {
     for (const bool sums : {false, true}) {
       query.sums = sums;
-      for (int variant = 0; variant < static_cast<int>(CpuDevices({1, 3}).size()); ++variant) {
+      for (int variant = 0; variant < static_cast<int>(TestedDevices({1, 3}).size()); ++variant) {
         float floors[2];
         std::vector<Candidate> alone, together;
         HeadReads reads[2];
         for (int round = 0; round < 2; ++round) {
           for (int rank = 0; rank < 2; ++rank) {
-            auto devices = CpuDevices({1, 3});
+            auto devices = TestedDevices({1, 3});
             int calls = 0;
             const auto agree = [&](std::span<float> mine) {
               ++calls;

@@ -63,8 +63,8 @@ TEST_F(WorkerService, ScoresAndDigestsReachTheRouter) {
   std::vector<TokenId> all(submit.tokens().begin(), submit.tokens().end());
   all.insert(all.end(), answer.tokens.begin(), answer.tokens.end());
   EXPECT_EQ(answer.last.logits_sha256(), FakeExecutor::DigestOf(all, 102, rank_.engine));
-  ASSERT_EQ(answer.last.tokens_size(), 1);
-  EXPECT_EQ(answer.last.tokens(0).top_size(), 2);
+  ASSERT_GT(answer.last.tokens_size(), 0);
+  for (const v1::TokenOutput& token : answer.last.tokens()) EXPECT_EQ(token.top_size(), 2);
 }
 
 TEST_F(WorkerService, StateComesDuringALongStep) {
