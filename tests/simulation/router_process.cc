@@ -131,6 +131,7 @@ void RouterProcess::Deliver(ChoiceDelta delta) {
   if (!delta.tokens.empty()) choice.deaths = 0;
   if (choice.stopped) {
     if (!stage_->Require(delta.tokens.empty(), "{}: tokens of a stopped choice", name_)) return;
+    delta.offset -= choice.cut;
   } else if (MeetsStop(plan, choice, &delta)) {
     choice.stopped = true;
     ++stage_->sights.stops;
@@ -152,6 +153,7 @@ bool RouterProcess::MeetsStop(const RequestPlan& plan, Choice& choice, ChoiceDel
     const TokenId token = delta->tokens[i].id;
     const std::optional<TokenId> before = std::exchange(choice.last_token, token);
     if (!plan.stop_pair || !before || *plan.stop_pair != std::pair(*before, token)) continue;
+    choice.cut = static_cast<int>(delta->tokens.size() - (i + 1));
     delta->tokens.resize(i + 1);
     return true;
   }

@@ -55,6 +55,7 @@ class RouterProcess {
   struct Choice {
     std::optional<TokenId> last_token;  // for stop pairs
     bool stopped = false;               // its text is complete
+    int cut = 0;                        // tokens behind the stop that came with it
     std::string fingerprint;            // with its tokens
     std::optional<GroupId> group;       // that it was submitted to last
     int deaths = 0;                     // of its groups, without a token between

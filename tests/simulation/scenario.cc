@@ -131,6 +131,18 @@ std::vector<std::vector<TokenId>> DrawPrefixes(Dice& dice, const EngineOptions& 
   return prefixes;
 }
 
+// The prompt goes on as the model would say it, like a conversation's: what comes then repeats it.
+void GoOn(Dice& dice, const EngineOptions& engine, std::vector<TokenId>* prompt) {
+  const uint64_t seed = dice.Next();
+  for (int64_t i = dice.In(4, 24); i > 0 && std::ssize(*prompt) + 2 < engine.context_tokens; --i) {
+    const uint64_t logits = FakeExecutor::LogitsAfter(*prompt, engine);
+    const TokenId next =
+        FakeExecutor::Choose(logits, engine, seed, std::ssize(*prompt), /*logprobs=*/0).id;
+    if (next >= engine.vocabulary_size - 1) return;  // other groups may not have the last one
+    prompt->push_back(next);
+  }
+}
+
 std::vector<TokenId> DrawPrompt(Dice& dice, const EngineOptions& engine,
                                 const std::vector<std::vector<TokenId>>& prefixes) {
   std::vector<TokenId> prompt;
@@ -148,6 +160,7 @@ std::vector<TokenId> DrawPrompt(Dice& dice, const EngineOptions& engine,
   if (too_long && !dice.Percent(3)) {
     prompt.resize(static_cast<size_t>(dice.In(1, engine.context_tokens - 1)));
   }
+  if (dice.Percent(40)) GoOn(dice, engine, &prompt);
   return prompt;
 }
 
@@ -208,6 +221,8 @@ RequestPlan DrawRequest(Dice& dice, const Scenario& scenario, const Manners& man
     for (int64_t i = 0; i < stops; ++i) {
       request.stop_token_ids.push_back(static_cast<TokenId>(dice.In(0, kPromptTokens - 1)));
     }
+    // One that the sequence has had before is one that may be guessed.
+    if (dice.Percent(50)) request.stop_token_ids.push_back(request.prompts.front().back());
   }
   if (dice.Percent(manners.scores)) {
     request.logprobs = static_cast<int>(dice.In(0, 2));
