@@ -87,6 +87,16 @@ absl::StatusOr<int64_t> SizeOfOwn(int descriptor) {
   return int64_t{info.st_size};
 }
 
+// Of the pages that `range` touches, or of those wholly inside.
+void AdvisePages(std::span<const std::byte> range, bool outward, int advice) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  auto begin = reinterpret_cast<uintptr_t>(range.data());
+  auto end = reinterpret_cast<uintptr_t>(range.data() + range.size());
+  begin = (outward ? begin : begin + page - 1) / page * page;
+  if (!outward) end = end / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
 }  // namespace
 
 uint64_t PieceChecksum(int64_t offset, std::span<const std::byte> piece) {
@@ -167,17 +177,15 @@ uint64_t PackedFile::checksum(int64_t section) const {
 }
 
 void PackedFile::Populate(std::span<const std::byte> range) {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(range.data()) / page * page;
-  const auto end = reinterpret_cast<uintptr_t>(range.data() + range.size());
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
+  AdvisePages(range, /*outward=*/true, MADV_POPULATE_READ);
+}
+
+void PackedFile::KeepPagesSmall(std::span<const std::byte> range) {
+  AdvisePages(range, /*outward=*/true, MADV_NOHUGEPAGE);
 }
 
 void PackedFile::Release(std::span<const std::byte> range) {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(range.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<uintptr_t>(range.data() + range.size()) / page * page;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  AdvisePages(range, /*outward=*/false, MADV_DONTNEED);
 }
 
 absl::StatusOr<PackedFileWriter> PackedFileWriter::Create(int descriptor,

@@ -72,7 +72,9 @@ class PackedFile {
   // Makes pages of `range`, inside data(), part of this process's memory, so that no step waits for
   // them. A hint.
   static void Populate(std::span<const std::byte> range);
-  // The opposite, of pages wholly inside: they count as resident no longer, and are read again
+  // Maps no large pages in `range`: they would bring in neighbours that are other ranks'.
+  static void KeepPagesSmall(std::span<const std::byte> range);
+  // The opposite of Populate(), of pages wholly inside: they count as resident no longer, and are read again
   // where somebody looks at them.
   static void Release(std::span<const std::byte> range);
 

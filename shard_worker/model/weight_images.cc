@@ -199,6 +199,9 @@ uint64_t WeightImages::Sum(const PackedFile& file, const Section& section) const
 absl::Status WeightImages::Check(const PackedFile& file, ThreadPool* pool) const {
   std::vector<Section> sections;
   for (const Entry& entry : entries_) {
+    if (entry.size < kLargeImage) {
+      PackedFile::KeepPagesSmall(BytesAt(file, entry.offset, entry.size));
+    }
     for (int i = entry.begin; i < entry.end; ++i) sections.push_back({&entry, i});
   }
   std::atomic<int64_t> damaged = INT64_MAX;
