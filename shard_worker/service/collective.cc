@@ -81,8 +81,18 @@ std::string AddressOf(const RankPlace& place) {
   return address.starts_with(':') ? HostOfPeer(place.peer) + address : address;
 }
 
+absl::Status CheckHasPort(int rank, const v1::RankMessage::Hello& hello) {
+  if (!hello.collective_address().empty()) return absl::OkStatus();
+  return FailedPrecondition(
+      "collective: rank {} has no port for tcp; --collective_listen would say why", rank);
+}
+
 absl::StatusOr<v1::GroupMessage::Start> NewTcp(const v1::RankMessage::Hello& leader,
                                                const std::vector<RankPlace>& others) {
+  FACET_RETURN_IF_ERROR(CheckHasPort(0, leader));
+  for (size_t i = 0; i < others.size(); ++i) {
+    FACET_RETURN_IF_ERROR(CheckHasPort(static_cast<int>(i) + 1, others[i].hello));
+  }
   v1::GroupMessage::Start start;
   start.set_collective(std::string(kTcp));
   start.set_key(RandomKey());
@@ -137,12 +147,17 @@ absl::StatusOr<CollectiveSeat> CollectiveSeat::Take(const CollectiveOptions& opt
                                                     std::string_view leader) {
   std::string leader_host = HostOfPeer(leader);
   if (leader_host == "localhost") leader_host = "127.0.0.1";  // of its two addresses, one for all
+  CollectiveSeat seat;
   absl::StatusOr<TcpListener> listener = Listen(options, leader_host);
-  if (!listener.ok()) return Annotate(listener.status(), "--collective_listen");
-  CollectiveSeat seat(*std::move(listener), std::move(leader_host));
+  seat.leader_host_ = std::move(leader_host);
+  if (!listener.ok()) {
+    if (options.listen.empty()) return seat;
+    return Annotate(listener.status(), "--collective_listen");
+  }
+  seat.listener_ = *std::move(listener);
   std::string host = options.address;
   if (host.empty() && IsOneHost(HostPart(options.listen))) host = HostPart(options.listen);
-  seat.address_ = HasPort(host) ? host : fmt::format("{}:{}", host, seat.listener_.port());
+  seat.address_ = HasPort(host) ? host : fmt::format("{}:{}", host, seat.listener_->port());
   return seat;
 }
 
@@ -171,7 +186,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMe
   if (world == 1) return std::move(MakeLocalGroup(1).front());
   if (start.collective().starts_with(kShm)) return AttachShm(start, rank, world);
   if (start.collective() == kTcp) {
-    return AttachTcp(start, std::move(seat.listener_), seat.leader_host_, rank, world);
+    if (!seat.listener_) return FailedPrecondition("collective: this rank has no port for tcp");
+    return AttachTcp(start, *std::move(seat.listener_), seat.leader_host_, rank, world);
   }
   return Unimplemented("collective: this worker does not know '{}'", start.collective());
 }

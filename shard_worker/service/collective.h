@@ -34,7 +34,8 @@ struct CollectiveOptions {
 // where it is.
 class CollectiveSeat {
  public:
-  // `leader`: where rank 0 serves. FailedPrecondition if the port is in use.
+  // `leader`: where rank 0 serves. FailedPrecondition if the port that was asked for is in use. If
+  // none was, and there is none, as in a namespace without a network, the rank cannot use TCP.
   static absl::StatusOr<CollectiveSeat> Take(const CollectiveOptions& options,
                                              std::string_view leader);
 
@@ -43,12 +44,11 @@ class CollectiveSeat {
  private:
   friend absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(
       const v1::GroupMessage::Start& start, CollectiveSeat seat, int rank, int world);
-  CollectiveSeat(TcpListener listener, std::string leader_host)
-      : listener_(std::move(listener)), leader_host_(std::move(leader_host)) {}
+  CollectiveSeat() = default;
 
-  TcpListener listener_;
+  std::optional<TcpListener> listener_;
   std::string leader_host_;
-  std::string address_;
+  std::string address_;  // empty without a listener
 };
 
 // What the leader knows of another rank: its hello, and how gRPC names the other end of its stream.

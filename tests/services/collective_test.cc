@@ -98,6 +98,12 @@ TEST(NewCollective, TellsEverybodysAddress) {
   EXPECT_THAT(start->addresses(), ElementsAre(":1", "10.0.0.6:2", "pod-3:3"));
 }
 
+TEST(NewCollective, NamesARankWithoutAPort) {
+  const auto start = NewCollective(CollectiveKind::kAuto, HelloFrom("a", ":1"),
+                                   {{HelloFrom("b", ""), "ipv4:10.0.0.6:50"}});
+  EXPECT_THAT(MessageOf(start.status()), HasSubstr("rank 1 has no port for tcp"));
+}
+
 // Rank 1 came to the leader over loopback; rank 2, elsewhere, is to call it.
 TEST(NewCollective, NamesARankThatOthersWouldNotFind) {
   const auto here = HelloFrom(HostIdentity(), ":1");
