@@ -32,6 +32,8 @@ std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
   return devices;
 }
 
+bool TestedDevicesAreSlow() { return false; }
+
 }  // namespace facet
 
 // Without a GPU there is nothing to test, which is said aloud; with FACET_GPU set it is a failure.
