@@ -11,14 +11,14 @@
 #include <vector>
 
 #include "kernels/collectives/local.h"
+#include "kernels/host/forwarding_device.h"
 #include "kernels/reference/reference_device.h"
-#include "tests/runtime/forwarding_device.h"
 
 namespace facet {
 namespace {
 
 // Hands out addresses that no process has: whoever reads or writes there but the device crashes.
-class RemoteDevice final : public testing::ForwardingDevice {
+class RemoteDevice final : public ForwardingDevice {
  public:
   RemoteDevice() : ForwardingDevice(MakeReferenceDevice()) {}
 

@@ -64,7 +64,7 @@ TEST_F(WorkerService, ScoresAndDigestsReachTheRouter) {
   all.insert(all.end(), answer.tokens.begin(), answer.tokens.end());
   EXPECT_EQ(answer.last.logits_sha256(), FakeExecutor::DigestOf(all, 102, rank_.engine));
   ASSERT_GT(answer.last.tokens_size(), 0);
-  for (const v1::TokenOutput& token : answer.last.tokens()) EXPECT_EQ(token.top_size(), 2);
+  for (const auto& token : answer.last.tokens()) EXPECT_EQ(token.top_size(), 2);
 }
 
 TEST_F(WorkerService, StateComesDuringALongStep) {
