@@ -20,6 +20,7 @@ tests/run.sh [options] [REGEX]
   --fuzz SECONDS         run the fuzz targets instead, each for so long
   --bench                run the benchmarks instead, last Facet beside llama.cpp (which is built from
                          source once, unless FACET_PEER_PYTHON names a Python that has it)
+  --gpu                  only the kernels' tests on this machine's GPU, which must be there
   --jobs N               tests at a time (default 2)
 
 Models are fetched once (deploy/local/fetch_models.sh says where to); FACET_MODEL_DIR points
@@ -43,6 +44,7 @@ parse_options() {
     case $1 in
       --help | -h) usage && exit 0 ;;
       --bench) bench=1 && shift && continue ;;
+      --gpu) export FACET_GPU=1 && selection+=(-R '^kernels_gpu_test$') && shift && continue ;;
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
       --*) ;;
       *) selection+=(-R "$1") && shift && continue ;;
