@@ -282,7 +282,8 @@ void GroupService::Excuse(TimeUs now) {
   }
 }
 
-// Others before this rank, which may stand still only because it waits for them.
+// Others before this rank, which may stand still only because it waits for them; what they say is
+// up to a beat older than what it knows of itself.
 std::optional<Break> GroupService::FindDead(TimeUs now) {
   for (int rank = 1; rank < world_; ++rank) {
     Member& member = members_[static_cast<size_t>(rank)];
@@ -293,7 +294,8 @@ std::optional<Break> GroupService::FindDead(TimeUs now) {
     member.stream->Finish(dead->status);  // not one to begin an epoch with
     member = Member();
   }
-  return started_ ? self_.Dead("rank 0", now) : std::nullopt;
+  const TimeUs patience = world_ > 1 ? 2 * beat_.period : 0;
+  return started_ ? self_.Dead("rank 0", now - patience) : std::nullopt;
 }
 
 std::vector<TimeUs> GroupService::Tick(const RankProgress& mine, TimeUs now) {
