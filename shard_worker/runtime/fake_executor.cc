@@ -200,9 +200,9 @@ SegmentResult FakeExecutor::Compute(const Segment& segment) {
     if (!sample && !segment.score_prompt) continue;
     const uint64_t logits = ReadLogits(segment, segment.first_position + row);
     slot.digest = Mix64(slot.digest, logits);
-    std::optional<TokenId> next =
-        row + 1 == known ? segment.next_prompt_token : std::optional(segment.tokens[row + 1]);
-    if (segment.score_prompt && next) {
+    std::optional<TokenId> next = segment.next_prompt_token;
+    if (row + 1 < known) next = segment.tokens[row + 1];
+    if (segment.score_prompt && !proposed && next) {
       result.prompt.push_back(Score(logits, options_, *next, std::max(0, slot.start.logprobs)));
     }
     if (sample) result.sampled.push_back(Sample(segment, row, logits));
