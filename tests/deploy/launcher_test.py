@@ -296,10 +296,10 @@ class Launcher(unittest.TestCase):
         self.assert_comes_back("worker-0-1", sicken, "does not answer or does not move")
 
     def let_the_launcher_see_it_well(self, pid):
-        """Until it has asked once more than the test has."""
+        """Until it has asked, been answered and asked again."""
         path = f"{self.record}.asked-{pid}"
         asked = os.path.getsize(path)
-        self.wait_until(lambda: os.path.getsize(path) > asked)
+        self.wait_until(lambda: os.path.getsize(path) > asked + 1)
 
     def stop_when_watched(self, pid):
         self.let_the_launcher_see_it_well(pid)
