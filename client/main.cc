@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <signal.h>
+#include <cstdlib>
 
 #include <algorithm>
 #include <cstdio>
@@ -150,4 +151,9 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace facet
 
-int main(int argc, char** argv) { return facet::Main(argc, argv); }
+int main(int argc, char** argv) {
+  // Between two calls nothing polls a channel that connects but gRPC's backup, every 5 s otherwise:
+  // who asks before the router listens would wait for it.
+  setenv("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "50", /*overwrite=*/0);
+  return facet::Main(argc, argv);
+}
