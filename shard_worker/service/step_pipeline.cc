@@ -10,12 +10,14 @@ namespace facet {
 StepPipeline::StepPipeline(Executor* executor, std::function<void(StepDone)> on_done)
     : executor_(executor), on_done_(std::move(on_done)), thread_([this] { Run(); }) {}
 
-StepPipeline::~StepPipeline() {
+StepPipeline::~StepPipeline() { Stop(); }
+
+void StepPipeline::Stop() {
   {
     const absl::MutexLock lock(&mutex_);
     stop_ = true;
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void StepPipeline::Push(StepPlan plan) {
