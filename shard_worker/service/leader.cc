@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/service/collective.h"
 #include "shard_worker/service/convert.h"
 
@@ -32,6 +33,7 @@ v1::RankMessage::Hello HelloOf(const Rank& rank, int world) {
   hello.set_world(world);
   hello.set_model_digest(rank.facts().digest);
   hello.set_plan_hash(rank.plan_hash());
+  hello.set_step_protocol(kStepProtocolVersion);
   return hello;
 }
 
