@@ -78,16 +78,41 @@ EngineLoop::Incoming EngineLoop::Take(TimeUs until) {
 // --- The step thread.
 
 void EngineLoop::OnStep(StepDone done) {
-  const absl::Status status = done.result.status();
-  if (status.ok()) {
-    if (done.rows > 0) metrics_->AddStep(done.seconds, done.rows);
-    const absl::MutexLock lock(&core_mutex_);
-    core_.Complete(*done.result, SteadyNow());
-    PlanSteps();
+  if (done.rows > 0) metrics_->AddStep(done.seconds, done.rows);
+  const bool go_on = done.last && done.result.ok();
+  {
+    const absl::MutexLock lock(&mutex_);
+    incoming_.step.Update(done.result.status());
+    if (done.result.ok()) results_.push_back(*std::move(done.result));
+    if (!go_on) {
+      wake_ = true;
+      return;
+    }
   }
+  // Nothing is left to run: nobody else plans sooner.
+  const absl::MutexLock core_lock(&core_mutex_);
+  CompleteSteps();
+  PlanSteps();
+  if (!EngineIsWanted()) return;
   const absl::MutexLock lock(&mutex_);
-  incoming_.step.Update(status);
   wake_ = true;
+}
+
+void EngineLoop::CompleteSteps() {
+  std::deque<StepResult> results;
+  {
+    const absl::MutexLock lock(&mutex_);
+    results.swap(results_);
+  }
+  for (const StepResult& result : results) core_.Complete(result, SteadyNow());
+}
+
+bool EngineLoop::EngineIsWanted() const {
+  // Where steps follow each other, the engine thread sleeps until NextWake(), as it knows it from
+  // its last look, unless there is something to tell or the end is near.
+  const bool go_on = core_.outstanding() == options_.core.engine.steps_max &&
+                     core_.sequences() > 0 && core_.verdict().ok();
+  return !go_on || core_.HasNews(SteadyNow());
 }
 
 void EngineLoop::PlanSteps() {
@@ -150,6 +175,7 @@ EngineLoop::Look EngineLoop::LookAtCore(bool drain) {
   const absl::MutexLock lock(&core_mutex_);
   const TimeUs now = SteadyNow();
   if (drain) core_.Drain(now);
+  CompleteSteps();
   PlanSteps();
   if (std::exchange(moved_, moved) != moved) core_.Moved(now);
   Look look;

@@ -2,9 +2,9 @@
 #define FACET_SHARD_WORKER_SERVICE_ENGINE_LOOP_H_
 
 // The engine of a leader for one epoch. The engine thread carries events to the leader's core and
-// its news to the routers' streams. The step thread hands in what a step came to and takes the next
-// plan along, so that nobody has to be woken between two steps: what the first one sampled is
-// delivered while the second one runs. Decides nothing.
+// its news to the routers' streams. The step thread, when no plan is left for it, tells the core
+// what its step came to and takes the next plan along, so that nobody has to be woken between two
+// steps: what the first one sampled is delivered while the second one runs. Decides nothing.
 
 #include <atomic>
 #include <chrono>
@@ -115,6 +115,10 @@ class EngineLoop {
 
   // On the step thread, after each step.
   void OnStep(StepDone done) ABSL_LOCKS_EXCLUDED(mutex_, core_mutex_);
+  // Tells the core of the steps that have come to an end, in their order.
+  void CompleteSteps() ABSL_LOCKS_EXCLUDED(mutex_) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mutex_);
+  // Whether the engine thread must look at what the step has changed.
+  bool EngineIsWanted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mutex_);
   // Gives the step thread what the core wants computed next.
   void PlanSteps() ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mutex_);
 
@@ -141,8 +145,9 @@ class EngineLoop {
 
   mutable absl::Mutex mutex_;
   Incoming incoming_ ABSL_GUARDED_BY(mutex_);
-  int streams_open_ ABSL_GUARDED_BY(mutex_) = 0;  // opened and not closed
-  bool wake_ ABSL_GUARDED_BY(mutex_) = false;     // something has come in
+  std::deque<StepResult> results_ ABSL_GUARDED_BY(mutex_);  // at most steps_max, not completed
+  int streams_open_ ABSL_GUARDED_BY(mutex_) = 0;            // opened and not closed
+  bool wake_ ABSL_GUARDED_BY(mutex_) = false;               // something has come in
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status closed_ ABSL_GUARDED_BY(mutex_);  // Run() is over, and what streams are told
   std::atomic<TimeUs> ready_until_ = 0;

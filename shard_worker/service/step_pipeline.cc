@@ -46,6 +46,10 @@ void StepPipeline::Run() {
       done.rows += static_cast<int64_t>(segment.tokens.size());
     }
     failed = !done.result.ok();
+    {
+      const absl::MutexLock lock(&mutex_);
+      done.last = plans_.empty();
+    }
     on_done_(std::move(done));
   }
 }

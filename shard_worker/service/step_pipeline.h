@@ -18,6 +18,7 @@ struct StepDone {
   absl::StatusOr<StepResult> result;
   double seconds = 0;  // that it took
   int64_t rows = 0;    // tokens computed
+  bool last = false;   // no plan waits
 };
 
 // Runs step plans in their order on a thread of its own, "step", so that the engine thread can
