@@ -102,6 +102,9 @@ ABSL_FLAG(
     int, steps_max, 1,
     "Steps under way at a time: 2 prepares a step while the one before runs, which pays where "
     "a processor is left for it; 1 does not.");
+ABSL_FLAG(double, news_period_ms, 10,
+          "How far apart routers are told of tokens: those that several steps sample within it go "
+          "in one message. A sequence's first token and its end never wait; 0: no token does.");
 ABSL_FLAG(std::string, speculation, "auto",
           "Whether steps may carry guesses of a sequence's next tokens, found in what it has said "
           "before, which changes no token: auto (where it pays) or off.");
@@ -248,6 +251,11 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (options.steps_max < 1 || options.steps_max > 2) {
     return InvalidArgument("--steps_max: {} is neither 1 nor 2", options.steps_max);
   }
+  const double news_period_ms = absl::GetFlag(FLAGS_news_period_ms);
+  if (!(news_period_ms >= 0 && news_period_ms <= 1000)) {
+    return InvalidArgument("--news_period_ms: {} is not in [0, 1000]", news_period_ms);
+  }
+  options.news_period = std::chrono::microseconds(std::llround(news_period_ms * 1000));
   FACET_ASSIGN_OR_RETURN(options.speculation, SpeculationFromFlags());
   FACET_ASSIGN_OR_RETURN(options.drain, Duration("drain_s", absl::GetFlag(FLAGS_drain_s)));
   if (options.rank.rank > 0 && options.link.leader.empty()) {

@@ -43,18 +43,7 @@ void GroupTable::State(GroupId id, const GroupState& state, TimeUs now) {
     group.unseen_tokens -= group.unseen.front();
     group.unseen.pop_front();
   }
-  group.LearnSlots();
   NoteAvailability(now);
-}
-
-void GroupTable::Group::LearnSlots() {
-  if (state.draining) return;
-  const int64_t sequences = state.running + state.waiting;
-  if (state.credit_tokens <= 0) {
-    if (state.waiting == 0 && state.running > 0) slots = state.running;
-  } else if (slots && sequences >= *slots) {
-    slots.reset();  // it takes more than that
-  }
 }
 
 void GroupTable::CacheNews(GroupId id, const GroupCacheNews& news) {

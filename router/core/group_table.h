@@ -24,6 +24,7 @@ struct GroupFacts {
   int context_tokens = 0;   // prompt + output of a sequence, at most
   int block_tokens = 0;     // of a KV block, and of a prefix link; 0: the group reuses no prefixes
   uint64_t epoch = 0;       // changes when the group forms anew
+  int slots = 0;            // sequences that run at once, at most; 0: it does not say
 };
 
 // What a leader says from time to time.
@@ -62,8 +63,7 @@ class GroupTable {
   // Whether the group may be given a sequence with `tokens` known ones: it takes requests, has
   // credit and a slot, fits them and one more and has the fingerprint, if one is given. A prompt
   // larger than the credit may pass while there is some: a leader grants less than a long prompt.
-  // Credit is in tokens, and many short prompts fit one free slot's; so the number of slots is
-  // learnt: a leader without waiting sequences grants nothing only when its slots are full.
+  // Many short prompts fit one free slot's credit; so the slots are counted, too.
   bool Takes(GroupId id, int64_t tokens, std::optional<std::string_view> fingerprint) const;
   // The same, whether it has credit or not.
   bool Suits(GroupId id, int64_t tokens, std::optional<std::string_view> fingerprint) const;
@@ -103,7 +103,6 @@ class GroupTable {
     PrefixMirror mirror{0};
     int64_t own = 0;                     // sequences of this router
     int64_t others = 0;                  // and of other routers, as of the last state
-    std::optional<int64_t> slots;        // sequences that it runs at most, once that is known
     int64_t submits = 0;                 // in this session
     std::optional<uint64_t> last_epoch;  // survives the session
     std::deque<int64_t> unseen;          // tokens of the latest submits, which no state counts yet
@@ -112,8 +111,8 @@ class GroupTable {
     bool takes_requests() const { return up && !state.draining; }
     int64_t credit() const { return state.credit_tokens - unseen_tokens; }
     int64_t load() const { return own + others; }
-    bool has_room() const { return credit() > 0 && (!slots || load() < *slots); }
-    void LearnSlots();
+    bool has_slot() const { return facts.slots == 0 || load() < facts.slots; }
+    bool has_room() const { return credit() > 0 && has_slot(); }
     int64_t pending_prompt_tokens() const { return state.pending_prompt_tokens + unseen_tokens; }
   };
   Group& At(GroupId id);

@@ -7,17 +7,10 @@
 
 namespace facet {
 
-CallAcceptor::CallAcceptor(const CallAcceptorOptions& options, InferenceMethods& methods,
+CallAcceptor::CallAcceptor(const CallAcceptorOptions& options, std::vector<AcceptedMethod> methods,
                            grpc::CompletionQueue& core,
-                           std::unique_ptr<grpc::ServerCompletionQueue> calls,
-                           std::function<std::shared_ptr<MessageStream>()> make,
-                           std::function<void(std::shared_ptr<MessageStream>)> take)
-    : options_(options),
-      methods_(methods),
-      core_(core),
-      calls_(std::move(calls)),
-      make_(std::move(make)),
-      take_(std::move(take)) {}
+                           std::unique_ptr<grpc::ServerCompletionQueue> calls)
+    : options_(options), methods_(std::move(methods)), core_(core), calls_(std::move(calls)) {}
 
 CallAcceptor::~CallAcceptor() {
   calls_->Shutdown();
@@ -26,7 +19,10 @@ CallAcceptor::~CallAcceptor() {
 }
 
 void CallAcceptor::Start() {
-  for (int i = 0; i < options_.calls_ahead; ++i) RequestOne();
+  for (const AcceptedMethod& method : methods_) {
+    const int ahead = method.busy ? options_.calls_ahead : options_.calls_ahead_idle;
+    for (int i = 0; i < ahead; ++i) AskForOne(method);
+  }
   const int processors = static_cast<int>(std::thread::hardware_concurrency());
   const int threads = options_.threads > 0 ? options_.threads : std::clamp(processors / 2, 2, 16);
   for (int i = 0; i < threads; ++i) {
@@ -42,20 +38,25 @@ void CallAcceptor::Close() {
   open_ = false;
 }
 
-void CallAcceptor::RequestOne() {
-  std::shared_ptr<MessageStream> stream = make_();
+void CallAcceptor::AskForOne(const AcceptedMethod& method) {
+  auto asked = std::make_unique<Asked>(Asked{method, method.make()});
   absl::MutexLock lock(&mutex_);
-  if (open_) MessageStream::Request(std::move(stream), methods_, core_, *calls_);
+  if (!open_) return;
+  std::shared_ptr<IncomingCall> call = asked->call;
+  IncomingCall::Ask(std::move(call), core_, *calls_, asked.release());
 }
 
 void CallAcceptor::Run() {
   void* tag = nullptr;
   bool ok = false;
   while (calls_->Next(&tag, &ok)) {
-    std::shared_ptr<MessageStream> stream = MessageStream::Arrived(tag, ok);
-    if (stream == nullptr) continue;
-    RequestOne();
-    take_(std::move(stream));
+    const std::unique_ptr<Asked> asked(static_cast<Asked*>(tag));
+    if (!ok) {
+      asked->call->Forget();
+      continue;
+    }
+    AskForOne(asked->method);
+    asked->call->Take();
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <grpcpp/completion_queue.h>
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -10,25 +11,29 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "router/service/message_stream.h"
+#include "router/service/incoming_call.h"
 
 namespace facet {
 
 struct CallAcceptorOptions {
-  int threads = 0;        // 0: one per two processors, 2 to 16
-  int calls_ahead = 128;  // that gRPC may hand over before the first of them has been taken
+  int threads = 0;           // 0: one per two processors, 2 to 16
+  int calls_ahead = 128;     // of each busy method: gRPC may hand over so many before one is taken
+  int calls_ahead_idle = 8;  // of each of the others
 };
 
-// Takes the streaming calls that come, on threads of its own. Life: made before the server is
+// A method whose calls are accepted.
+struct AcceptedMethod {
+  std::function<std::shared_ptr<IncomingCall>()> make;  // the next call, not asked for yet
+  bool busy = false;
+};
+
+// Takes the calls that come, of all methods, on threads of its own. Life: made before the server is
 // built, Start() once it runs, Close() before it is shut down, and destroyed after that.
 class CallAcceptor {
  public:
-  // Every call that comes is handed to `take`, on one of the threads, as a stream from `make`,
-  // whose operations end on `core`. All references must outlive this.
-  CallAcceptor(const CallAcceptorOptions& options, InferenceMethods& methods,
-               grpc::CompletionQueue& core, std::unique_ptr<grpc::ServerCompletionQueue> calls,
-               std::function<std::shared_ptr<MessageStream>()> make,
-               std::function<void(std::shared_ptr<MessageStream>)> take);
+  // The calls' operations end on `core`, which must outlive this.
+  CallAcceptor(const CallAcceptorOptions& options, std::vector<AcceptedMethod> methods,
+               grpc::CompletionQueue& core, std::unique_ptr<grpc::ServerCompletionQueue> calls);
   // Returns when what has come has been taken. REQUIRES: no server was built, or it is shut down.
   ~CallAcceptor();
   CallAcceptor(const CallAcceptor&) = delete;
@@ -39,15 +44,19 @@ class CallAcceptor {
   void Close();
 
  private:
-  void RequestOne();
+  // What a tag stands for: a call that was asked for.
+  struct Asked {
+    const AcceptedMethod& method;
+    std::shared_ptr<IncomingCall> call;
+  };
+
+  void AskForOne(const AcceptedMethod& method);
   void Run();
 
   const CallAcceptorOptions options_;
-  InferenceMethods& methods_;
+  const std::vector<AcceptedMethod> methods_;
   grpc::CompletionQueue& core_;
   const std::unique_ptr<grpc::ServerCompletionQueue> calls_;
-  const std::function<std::shared_ptr<MessageStream>()> make_;
-  const std::function<void(std::shared_ptr<MessageStream>)> take_;
   absl::Mutex mutex_;  // held while a call is asked for: none after Close()
   bool open_ ABSL_GUARDED_BY(mutex_) = true;
   std::vector<std::thread> threads_;

@@ -1,27 +1,28 @@
 #ifndef FACET_ROUTER_SERVICE_COMPLETION_H_
 #define FACET_ROUTER_SERVICE_COMPLETION_H_
 
-#include <grpcpp/support/server_callback.h>
-
-#include <atomic>
-#include <functional>
+#include <cstdint>
 #include <memory>
 #include <utility>
 
-#include "facet/v1/inference.pb.h"
+#include "facet/v1/inference.grpc.pb.h"
 #include "router/service/response_sink.h"
+#include "router/service/unary_call.h"
 
 namespace facet {
 
-// The answer of one unary call: gathers the parts of every choice into one message.
-// Lives until gRPC is done with it, whoever else lets go.
-class Completion : public grpc::ServerUnaryReactor, public ResponseSink {
+// The answer of one call to Complete: gathers the parts of every choice into one message.
+class Completion : public UnaryCall<v1::GenerateRequest, v1::CompleteResponse>,
+                   public ResponseSink {
  public:
-  // `response` is the call's. A larger answer than `bytes_max` ends the call. `on_done` runs once
-  // gRPC is done with it.
-  static std::shared_ptr<Completion> Start(grpc::CallbackServerContext* context,
-                                           v1::CompleteResponse* response, int64_t bytes_max,
-                                           std::function<void()> on_done);
+  using Call = UnaryCall<v1::GenerateRequest, v1::CompleteResponse>;
+
+  // A larger answer than `bytes_max` ends the call.
+  Completion(int64_t bytes_max, Method method, Handler handler, LiveCalls& live)
+      : Call(std::move(method), std::move(handler), live), bytes_max_(bytes_max) {}
+
+  // False: the router takes no requests any more.
+  using Call::open;
   // `prompts` x `n` choices will come.
   void Expect(int prompts, int n);
 
@@ -31,24 +32,13 @@ class Completion : public grpc::ServerUnaryReactor, public ResponseSink {
   State Sweep(TimeUs now) override;
 
  private:
-  Completion(grpc::CallbackServerContext* context, v1::CompleteResponse* response,
-             int64_t bytes_max, std::function<void()> on_done)
-      : context_(context),
-        response_(response),
-        bytes_max_(bytes_max),
-        on_done_(std::move(on_done)) {}
+  void OnCancelled() override { NoteCancel(); }
+  void OnOver() override { over_ = true; }
 
-  void OnCancel() override { NoteCancel(); }
-  void OnDone() override;
-
-  grpc::CallbackServerContext* const context_;  // both valid until Finish()
-  v1::CompleteResponse* const response_;
   const int64_t bytes_max_;
-  std::function<void()> on_done_;
   int64_t bytes_ = 0;
   int n_ = 1;
-  std::atomic<bool> done_ = false;
-  std::shared_ptr<Completion> self_;  // until OnDone
+  bool over_ = false;
 };
 
 }  // namespace facet

@@ -2,18 +2,29 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <random>
 #include <string>
 #include <utility>
 
 #include "base/status.h"
-#include "router/service/completion.h"
 #include "router/service/generation.h"
 #include "router/tokenizer/detokenizer.h"
 #include "serving/grpc_status.h"
 
 namespace facet {
 namespace {
+
+// A method whose calls are answered where they are taken.
+template <typename In, typename Out>
+AcceptedMethod AnsweredAtOnce(typename UnaryCall<In, Out>::Method method,
+                              std::function<absl::Status(const In&, Out&)> answer,
+                              LiveCalls& live) {
+  const auto handler = [answer = std::move(answer)](std::shared_ptr<UnaryCall<In, Out>> call) {
+    call->Finish(ToGrpc(answer(call->request(), call->response())));
+  };
+  return AcceptUnary<In, Out>(std::move(method), handler, live);
+}
 
 TimeUs DeadlineOf(const grpc::ServerContextBase& context, TimeUs now,
                   const InferenceOptions& options) {
@@ -42,40 +53,48 @@ std::string DrawRequestId() {
   return fmt::format("{:08x}{:08x}{:08x}", device(), device(), device());
 }
 
-grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext& context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
-  reactor->Finish(ToGrpc(status));
-  return reactor;
-}
-
 }  // namespace
 
-std::shared_ptr<MessageStream> InferenceService::MakeStream() {
-  return std::make_shared<MessageStream>(options_.stream, [this] { live_calls_.End(); });
+std::vector<AcceptedMethod> InferenceService::Methods() {
+  const auto complete = [this](std::shared_ptr<Completion::Call> call) {
+    Complete(std::static_pointer_cast<Completion>(std::move(call)));
+  };
+  const auto make_stream = [this] {
+    return std::make_shared<MessageStream>(
+        options_.stream, *this, [this](const auto& stream) { Generate(stream); }, live_calls_);
+  };
+  const auto make_completion = [this, complete] {
+    return std::make_shared<Completion>(
+        options_.complete_bytes_max,
+        std::bind_front(&v1::Inference::AsyncService::RequestComplete, this), complete,
+        live_calls_);
+  };
+  return {{.make = make_stream, .busy = true},
+          {.make = make_completion, .busy = true},
+          AnsweredAtOnce<v1::TokenizeRequest, v1::TokenizeResponse>(
+              std::bind_front(&v1::Inference::AsyncService::RequestTokenize, this),
+              std::bind_front(&InferenceService::TokenizeInto, this), live_calls_),
+          AnsweredAtOnce<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+              std::bind_front(&v1::Inference::AsyncService::RequestDetokenize, this),
+              std::bind_front(&InferenceService::DetokenizeInto, this), live_calls_)};
 }
 
 void InferenceService::Generate(const std::shared_ptr<MessageStream>& stream) {
   const TimeUs arrived_at = MonotonicNow();
-  const bool open = live_calls_.Begin();
-  Begin(Parse(stream->context(), stream->request(), open), arrived_at, stream);
+  Begin(Parse(stream->context(), stream->request(), stream->open()), arrived_at, stream);
 }
 
-grpc::ServerUnaryReactor* InferenceService::Complete(grpc::CallbackServerContext* context,
-                                                     const v1::GenerateRequest* request,
-                                                     v1::CompleteResponse* response) {
+void InferenceService::Complete(const std::shared_ptr<Completion>& completion) {
   const TimeUs arrived_at = MonotonicNow();
-  const bool open = live_calls_.Begin();
-  const std::shared_ptr<Completion> completion = Completion::Start(
-      context, response, options_.complete_bytes_max, [this] { live_calls_.End(); });
-  absl::StatusOr<ParsedRequest> parsed = Parse(*context, *request, open);
-  if (parsed.ok() && request->has_resume()) {
+  const v1::GenerateRequest& request = completion->request();
+  absl::StatusOr<ParsedRequest> parsed = Parse(completion->context(), request, completion->open());
+  if (parsed.ok() && request.has_resume()) {
     parsed = InvalidArgument("resume: a call without a stream has nothing to go on with");
   }
   if (parsed.ok()) {
     completion->Expect(static_cast<int>(parsed->core.prompts.size()), parsed->core.n);
   }
   Begin(std::move(parsed), arrived_at, completion);
-  return completion.get();
 }
 
 absl::StatusOr<ParsedRequest> InferenceService::Parse(const grpc::ServerContextBase& context,
@@ -105,12 +124,6 @@ void InferenceService::Begin(absl::StatusOr<ParsedRequest> parsed, TimeUs arrive
                                                   std::move(sink)));
 }
 
-grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const v1::TokenizeRequest* request,
-                                                     v1::TokenizeResponse* response) {
-  return Answer(*context, TokenizeInto(*request, *response));
-}
-
 absl::Status InferenceService::TokenizeInto(const v1::TokenizeRequest& request,
                                             v1::TokenizeResponse& response) const {
   FACET_RETURN_IF_ERROR(CheckNoUnknownFields(request));
@@ -125,12 +138,6 @@ absl::Status InferenceService::TokenizeInto(const v1::TokenizeRequest& request,
     response.add_pieces(bytes.data(), bytes.size());
   }
   return absl::OkStatus();
-}
-
-grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
-                                                       const v1::DetokenizeRequest* request,
-                                                       v1::DetokenizeResponse* response) {
-  return Answer(*context, DetokenizeInto(*request, *response));
 }
 
 absl::Status InferenceService::DetokenizeInto(const v1::DetokenizeRequest& request,

@@ -2,8 +2,11 @@
 #define FACET_ROUTER_SERVICE_INFERENCE_SERVICE_H_
 
 #include <memory>
+#include <vector>
 
 #include "facet/v1/inference.grpc.pb.h"
+#include "router/service/call_acceptor.h"
+#include "router/service/completion.h"
 #include "router/service/dispatcher.h"
 #include "router/service/live_calls.h"
 #include "router/service/message_stream.h"
@@ -23,33 +26,22 @@ struct InferenceOptions {
   TimeUs deadline_margin_us = 25'000;
 };
 
-// The face to clients. Methods run on gRPC's threads, streams are taken on a CallAcceptor's: they
-// check and tokenize there, hand over to the dispatcher, and return. All references must outlive
-// the server.
-class InferenceService : public InferenceMethods {
+// The face to clients. Calls are taken on a CallAcceptor's threads: they are checked and tokenized
+// there and handed over to the dispatcher. All references must outlive the server.
+class InferenceService : public v1::Inference::AsyncService {
  public:
   InferenceService(const InferenceOptions& options, const ServedModel& model,
                    RouterMetrics& metrics, Dispatcher& dispatcher)
       : options_(options), model_(model), metrics_(metrics), dispatcher_(dispatcher) {}
 
-  // Generate and Complete; closing them refuses new ones with Unavailable.
+  // What the acceptor takes for it; calls of all services are counted by live_calls(). Closing
+  // those refuses new requests with Unavailable.
+  std::vector<AcceptedMethod> Methods();
   LiveCalls& live_calls() { return live_calls_; }
 
-  // A stream for a call to Generate that is to come; and what to do with it when it has come.
-  std::shared_ptr<MessageStream> MakeStream();
-  void Generate(const std::shared_ptr<MessageStream>& stream);
-
-  grpc::ServerUnaryReactor* Complete(grpc::CallbackServerContext* context,
-                                     const v1::GenerateRequest* request,
-                                     v1::CompleteResponse* response) override;
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
-  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override;
-
  private:
+  void Generate(const std::shared_ptr<MessageStream>& stream);
+  void Complete(const std::shared_ptr<Completion>& completion);
   // `open`: the router takes requests.
   absl::StatusOr<ParsedRequest> Parse(const grpc::ServerContextBase& context,
                                       const v1::GenerateRequest& request, bool open) const;

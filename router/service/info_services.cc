@@ -1,7 +1,12 @@
 #include "router/service/info_services.h"
 
+#include <functional>
+#include <memory>
+#include <utility>
+
 #include "base/status.h"
 #include "router/service/request_parser.h"
+#include "router/service/unary_call.h"
 #include "serving/grpc_status.h"
 
 namespace facet {
@@ -9,40 +14,40 @@ namespace {
 
 constexpr int64_t kProfileMaxUs = int64_t{3600} * 1'000'000;
 
-// Answers `context`'s call with what `fill` makes of the state of things.
-grpc::ServerUnaryReactor* AnswerFrom(
-    Dispatcher& dispatcher, grpc::CallbackServerContext& context,
-    std::function<void(const v1::GetStatusResponse& status)> fill) {
-  grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
-  const bool posted = dispatcher.Query([reactor, fill = std::move(fill)](const auto& status) {
+// Answers the call with what `fill` makes of the state of things.
+template <typename Call>
+void AnswerFrom(Dispatcher& dispatcher, const std::shared_ptr<Call>& call,
+                std::function<void(const v1::GetStatusResponse& status)> fill) {
+  const bool posted = dispatcher.Query([call, fill = std::move(fill)](const auto& status) {
     fill(status);
-    reactor->Finish(grpc::Status::OK);
+    call->Finish(grpc::Status::OK);
   });
-  if (!posted) reactor->Finish(ToGrpc(ResourceExhausted("the router is overloaded")));
-  return reactor;
+  if (!posted) call->Finish(ToGrpc(ResourceExhausted("the router is overloaded")));
 }
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelsService::List(grpc::CallbackServerContext* context,
-                                              const v1::ListModelsRequest*,
-                                              v1::ListModelsResponse* response) {
-  return AnswerFrom(dispatcher_, *context, [this, response](const v1::GetStatusResponse& status) {
-    *response->add_models() = Describe(status);
-  });
-}
-
-grpc::ServerUnaryReactor* ModelsService::Get(grpc::CallbackServerContext* context,
-                                             const v1::GetModelRequest* request,
-                                             v1::ModelInfo* response) {
-  if (const absl::Status known = CheckModelName(request->name(), model_); !known.ok()) {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpc(known));
-    return reactor;
-  }
-  return AnswerFrom(dispatcher_, *context, [this, response](const v1::GetStatusResponse& status) {
-    *response = Describe(status);
-  });
+std::vector<AcceptedMethod> ModelsService::Methods(LiveCalls& live) {
+  using List = UnaryCall<v1::ListModelsRequest, v1::ListModelsResponse>;
+  using Get = UnaryCall<v1::GetModelRequest, v1::ModelInfo>;
+  return {AcceptUnary<v1::ListModelsRequest, v1::ListModelsResponse>(
+              std::bind_front(&v1::Models::AsyncService::RequestList, this),
+              [this](const std::shared_ptr<List>& call) {
+                AnswerFrom(dispatcher_, call, [this, call](const auto& status) {
+                  *call->response().add_models() = Describe(status);
+                });
+              },
+              live),
+          AcceptUnary<v1::GetModelRequest, v1::ModelInfo>(
+              std::bind_front(&v1::Models::AsyncService::RequestGet, this),
+              [this](const std::shared_ptr<Get>& call) {
+                const absl::Status known = CheckModelName(call->request().name(), model_);
+                if (!known.ok()) return call->Finish(ToGrpc(known));
+                AnswerFrom(dispatcher_, call, [this, call](const auto& status) {
+                  call->response() = Describe(status);
+                });
+              },
+              live)};
 }
 
 v1::ModelInfo ModelsService::Describe(const v1::GetStatusResponse& status) const {
@@ -62,27 +67,33 @@ v1::ModelInfo ModelsService::Describe(const v1::GetStatusResponse& status) const
   return info;
 }
 
-grpc::ServerUnaryReactor* StatusService::GetStatus(grpc::CallbackServerContext* context,
-                                                   const v1::GetStatusRequest*,
-                                                   v1::GetStatusResponse* response) {
-  return AnswerFrom(dispatcher_, *context,
-                    [response](const v1::GetStatusResponse& status) { *response = status; });
+std::vector<AcceptedMethod> StatusService::Methods(LiveCalls& live) {
+  using Get = UnaryCall<v1::GetStatusRequest, v1::GetStatusResponse>;
+  using ProfileCall = UnaryCall<v1::ProfileRequest, v1::ProfileResponse>;
+  return {AcceptUnary<v1::GetStatusRequest, v1::GetStatusResponse>(
+              std::bind_front(&v1::Status::AsyncService::RequestGetStatus, this),
+              [this](const std::shared_ptr<Get>& call) {
+                AnswerFrom(dispatcher_, call,
+                           [call](const auto& status) { call->response() = status; });
+              },
+              live),
+          AcceptUnary<v1::ProfileRequest, v1::ProfileResponse>(
+              std::bind_front(&v1::Status::AsyncService::RequestProfile, this),
+              [this](const std::shared_ptr<ProfileCall>& call) {
+                call->Finish(Profile(call->request().duration_us()));
+              },
+              live)};
 }
 
-grpc::ServerUnaryReactor* StatusService::Profile(grpc::CallbackServerContext* context,
-                                                 const v1::ProfileRequest* request,
-                                                 v1::ProfileResponse*) {
-  const int64_t duration_us = request->duration_us();
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+grpc::Status StatusService::Profile(int64_t duration_us) {
   if (duration_us < 0 || duration_us > kProfileMaxUs) {
-    reactor->Finish(
-        ToGrpc(InvalidArgument("duration_us: {} is outside [0, {}]", duration_us, kProfileMaxUs)));
-  } else if (!dispatcher_.Profile(duration_us)) {
-    reactor->Finish(ToGrpc(ResourceExhausted("the router is overloaded")));
-  } else {
-    reactor->Finish(grpc::Status::OK);
+    return ToGrpc(
+        InvalidArgument("duration_us: {} is outside [0, {}]", duration_us, kProfileMaxUs));
   }
-  return reactor;
+  if (!dispatcher_.Profile(duration_us)) {
+    return ToGrpc(ResourceExhausted("the router is overloaded"));
+  }
+  return grpc::Status::OK;
 }
 
 }  // namespace facet

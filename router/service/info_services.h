@@ -1,24 +1,25 @@
 #ifndef FACET_ROUTER_SERVICE_INFO_SERVICES_H_
 #define FACET_ROUTER_SERVICE_INFO_SERVICES_H_
 
+#include <cstdint>
+#include <vector>
+
 #include "facet/v1/inference.grpc.pb.h"
+#include "router/service/call_acceptor.h"
 #include "router/service/dispatcher.h"
+#include "router/service/live_calls.h"
 #include "router/service/served_model.h"
 
 namespace facet {
 
 // Which models clients may ask for. References must outlive the server.
-class ModelsService : public v1::Models::CallbackService {
+class ModelsService : public v1::Models::AsyncService {
  public:
   ModelsService(const ServedModel& model, Dispatcher& dispatcher)
       : model_(model), dispatcher_(dispatcher) {}
 
-  grpc::ServerUnaryReactor* List(grpc::CallbackServerContext* context,
-                                 const v1::ListModelsRequest* request,
-                                 v1::ListModelsResponse* response) override;
-  grpc::ServerUnaryReactor* Get(grpc::CallbackServerContext* context,
-                                const v1::GetModelRequest* request,
-                                v1::ModelInfo* response) override;
+  // What the acceptor takes for it; `live` counts the calls.
+  std::vector<AcceptedMethod> Methods(LiveCalls& live);
 
  private:
   // As a group reports it, or while there is none as the file has it.
@@ -29,18 +30,15 @@ class ModelsService : public v1::Models::CallbackService {
 };
 
 // What operators see of the groups. The reference must outlive the server.
-class StatusService : public v1::Status::CallbackService {
+class StatusService : public v1::Status::AsyncService {
  public:
   explicit StatusService(Dispatcher& dispatcher) : dispatcher_(dispatcher) {}
 
-  grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context,
-                                      const v1::GetStatusRequest* request,
-                                      v1::GetStatusResponse* response) override;
-  grpc::ServerUnaryReactor* Profile(grpc::CallbackServerContext* context,
-                                    const v1::ProfileRequest* request,
-                                    v1::ProfileResponse* response) override;
+  std::vector<AcceptedMethod> Methods(LiveCalls& live);
 
  private:
+  grpc::Status Profile(int64_t duration_us);
+
   Dispatcher& dispatcher_;
 };
 

@@ -181,7 +181,8 @@ bool LeaderSession::Welcome(const v1::LeaderMessage& message) {
   listener_.OnLeaderUp(group_, {.fingerprint = model.fingerprint(),
                                 .context_tokens = model.context_tokens(),
                                 .block_tokens = std::max(0, message.state().block_tokens()),
-                                .epoch = message.state().epoch()});
+                                .epoch = message.state().epoch(),
+                                .slots = std::max(0, message.state().slots())});
   return true;
 }
 

@@ -4,24 +4,23 @@
 
 namespace facet {
 
-MessageStream::MessageStream(const MessageStreamOptions& options, std::function<void()> on_over)
-    : options_(options), on_over_(std::move(on_over)), call_(std::make_unique<Call>()) {}
+MessageStream::MessageStream(const MessageStreamOptions& options,
+                             v1::Inference::AsyncService& service, Handler handler, LiveCalls& live)
+    : options_(options),
+      service_(service),
+      handler_(std::move(handler)),
+      live_(live),
+      call_(std::make_unique<Call>()) {}
 
-void MessageStream::Request(std::shared_ptr<MessageStream> stream, InferenceMethods& methods,
-                            grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls) {
-  MessageStream& self = *stream;
-  self.self_ = std::move(stream);
-  Call& call = *self.call_;
-  call.context.AsyncNotifyWhenDone(static_cast<QueueEvent*>(&self.call_done_event_));
-  // From here on the call may arrive, and what runs then may let go of the stream.
-  methods.RequestGenerate(&call.context, &call.request, &call.writer, &core, &calls, &self);
+void MessageStream::Request(grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls,
+                            void* tag) {
+  call_->context.AsyncNotifyWhenDone(static_cast<QueueEvent*>(&call_done_event_));
+  service_.RequestGenerate(&call_->context, &call_->request, &call_->writer, &core, &calls, tag);
 }
 
-std::shared_ptr<MessageStream> MessageStream::Arrived(void* tag, bool ok) {
-  auto* const stream = static_cast<MessageStream*>(tag);
-  if (ok) return stream->self_;
-  stream->self_.reset();
-  return nullptr;
+void MessageStream::Take() {
+  open_ = live_.Begin();
+  handler_(std::static_pointer_cast<MessageStream>(self_));
 }
 
 ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
@@ -113,9 +112,9 @@ bool MessageStream::OnCallDone(bool) {
 
 void MessageStream::EndIfOver() {
   if (!finished_ || !call_done_) return;
-  const std::shared_ptr<MessageStream> self = std::move(self_);
+  const std::shared_ptr<IncomingCall> self = std::move(self_);
   call_.reset();
-  on_over_();
+  live_.End();
 }
 
 }  // namespace facet

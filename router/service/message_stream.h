@@ -12,6 +12,8 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "facet/v1/inference.grpc.pb.h"
+#include "router/service/incoming_call.h"
+#include "router/service/live_calls.h"
 #include "router/service/response_sink.h"
 #include "router/service/serial_thread.h"
 
@@ -25,31 +27,24 @@ struct MessageStreamOptions {
   TimeUs stall_max_us = 30'000'000;
 };
 
-// The service with its streams as asynchronous calls and everything else as callbacks. A token
-// that goes to a client must not wake a thread: gRPC's callbacks do, at the end of every write.
-using InferenceMethods = v1::Inference::WithAsyncMethod_Generate<
-    v1::Inference::WithCallbackMethod_Complete<v1::Inference::WithCallbackMethod_Tokenize<
-        v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::Service>>>>;
-
-// The answer of one streaming call: one write under way, later parts merge into the next message.
+// A streaming call and its answer: one write under way, later parts merge into the next message.
 // Its operations end on the core's thread, which alone touches it, but for what is said here.
-// Lives until gRPC is done with it, whoever else lets go.
-class MessageStream : public ResponseSink {
+class MessageStream : public IncomingCall, public ResponseSink {
  public:
-  // `on_over` runs on the core's thread once gRPC is done with the call.
-  MessageStream(const MessageStreamOptions& options, std::function<void()> on_over);
+  // Gets the stream when the call has come, on a thread of the acceptor.
+  using Handler = std::function<void(const std::shared_ptr<MessageStream>&)>;
 
-  // Asks for the next call to `methods`. Its operations will end on `core`, the thread's queue;
-  // its arrival is told by `calls`, with this object as the tag. Returns the stream's share in
-  // itself, which belongs to whoever takes the tag. Any thread.
-  static void Request(std::shared_ptr<MessageStream> stream, InferenceMethods& methods,
-                      grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls);
-  // What a tag of `calls` stands for; null if no call comes any more. Once per tag, any thread.
-  static std::shared_ptr<MessageStream> Arrived(void* tag, bool ok);
+  // For a call to Generate. `live` counts it from Take() on. Both must outlive it.
+  MessageStream(const MessageStreamOptions& options, v1::Inference::AsyncService& service,
+                Handler handler, LiveCalls& live);
 
   // For the thread that has taken the call, until it gives the stream to the core or finishes it.
+  // False: the router takes no requests any more.
+  bool open() const { return open_; }
   const grpc::ServerContext& context() const { return call_->context; }
   const v1::GenerateRequest& request() const { return call_->request; }
+
+  void Take() override;
 
   Room Write(v1::GenerateResponse part) override;
   void Flush() override { Pump(); }
@@ -63,6 +58,7 @@ class MessageStream : public ResponseSink {
     grpc::ServerAsyncWriter<v1::GenerateResponse> writer{&context};
   };
 
+  void Request(grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls, void* tag) override;
   bool OnWritten(bool ok);
   bool OnFinished(bool ok);
   bool OnCallDone(bool ok);
@@ -76,7 +72,9 @@ class MessageStream : public ResponseSink {
   void Merge(v1::GenerateResponse part);
 
   const MessageStreamOptions options_;
-  const std::function<void()> on_over_;
+  v1::Inference::AsyncService& service_;
+  const Handler handler_;
+  LiveCalls& live_;
   std::unique_ptr<Call> call_;  // null when it is over
   MemberEvent<&MessageStream::OnWritten> written_{this};
   MemberEvent<&MessageStream::OnFinished> finished_event_{this};
@@ -92,9 +90,9 @@ class MessageStream : public ResponseSink {
   TimeUs write_started_ = 0;
   std::optional<grpc::Status> final_;
   bool finish_started_ = false;
-  bool finished_ = false;                // the last operation has ended
-  bool call_done_ = false;               // gRPC has no more to say of the call
-  std::shared_ptr<MessageStream> self_;  // until both have come
+  bool open_ = false;
+  bool finished_ = false;   // the last operation has ended
+  bool call_done_ = false;  // gRPC has no more to say of the call
 };
 
 }  // namespace facet

@@ -44,10 +44,8 @@ absl::Status RouterServer::Listen(const RouterOptions& options) {
   builder.RegisterService(&inference_);
   builder.RegisterService(&models_);
   builder.RegisterService(&status_);
-  acceptor_ = std::make_unique<CallAcceptor>(
-      options.acceptor, inference_, dispatcher_.queue(), builder.AddCompletionQueue(),
-      [this] { return inference_.MakeStream(); },
-      [this](const std::shared_ptr<MessageStream>& stream) { inference_.Generate(stream); });
+  acceptor_ = std::make_unique<CallAcceptor>(options.acceptor, Methods(), dispatcher_.queue(),
+                                             builder.AddCompletionQueue());
   FACET_ASSIGN_OR_RETURN(running_, StartGrpcServer(builder, options.server));
   acceptor_->Start();
   absl::MutexLock lock(&health_mutex_);
@@ -58,6 +56,15 @@ absl::Status RouterServer::Listen(const RouterOptions& options) {
   health_->SetServingStatus("facet.v1.Status", true);
   health_->SetServingStatus("facet.v1.Inference", ready_);
   return absl::OkStatus();
+}
+
+std::vector<AcceptedMethod> RouterServer::Methods() {
+  LiveCalls& live = inference_.live_calls();
+  std::vector<AcceptedMethod> all = inference_.Methods();
+  for (const auto& some : {models_.Methods(live), status_.Methods(live)}) {
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
 }
 
 void RouterServer::SetReady(bool ready) {

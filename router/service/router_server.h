@@ -55,6 +55,8 @@ class RouterServer {
   RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
                prometheus::Registry& registry);
   absl::Status Listen(const RouterOptions& options);
+  // Of all services.
+  std::vector<AcceptedMethod> Methods();
   // Health of the Inference service follows the groups, until it goes down for good.
   void SetReady(bool ready);
   void ForgetHealth();

@@ -64,6 +64,7 @@ absl::Status LeaderCore::Submit(SessionId session, uint64_t number, EngineReques
   SequenceNews& news = s.news.emplace_back();
   news.number = number;
   news.refusal = std::move(status);
+  s.urgent = true;
   return absl::OkStatus();
 }
 
@@ -112,6 +113,7 @@ std::optional<StepPlan> LeaderCore::Plan(TimeUs now) {
     plan = engine_.PlanIdle();
   }
   if (!plan) return plan;
+  load_changed_ = load_changed_ || !plan->starts.empty() || !plan->ends.empty();
   if (steps_.empty()) last_moved_ = now;
   const size_t canaries = canary_.running() ? 1 : 0;
   steps_.push_back({now, plan->segments.empty(), plan->segments.size() > canaries});
@@ -160,6 +162,9 @@ void LeaderCore::Collect(TimeUs now) {
     if (found == owners_.end()) continue;  // its session has gone
     const Owner owner = found->second;
     Session& session = sessions_.at(owner.session);
+    const bool begins = !owner.begun && !delta.tokens.empty();
+    session.urgent = session.urgent || begins || delta.finish.has_value();
+    found->second.begun = owner.begun || begins;
     if (delta.finish) {
       session.sequences.erase(owner.number);
       owners_.erase(found);
@@ -169,6 +174,8 @@ void LeaderCore::Collect(TimeUs now) {
 }
 
 std::vector<SessionNews> LeaderCore::TakeNews(TimeUs now) {
+  last_taken_ = now;
+  load_changed_ = false;
   Collect(now);
   const CacheNews cache = engine_.TakeCacheNews();
   const EngineStats stats = engine_.stats();
@@ -184,6 +191,7 @@ std::vector<SessionNews> LeaderCore::TakeNews(TimeUs now) {
     news.session = id;
     news.first = !session.told.has_value();
     news.sequences = std::exchange(session.news, {});
+    session.urgent = false;
     news.state = CommonState(stats);
     news.state.credit_tokens = credit;
     news.state.submits_received = session.submits_received;
@@ -196,9 +204,20 @@ std::vector<SessionNews> LeaderCore::TakeNews(TimeUs now) {
 }
 
 bool LeaderCore::Due(const Session& session, int64_t credit, TimeUs now) const {
-  return !session.news.empty() || session.cache.full() || StateDue(session) <= now ||
+  return NewsDue(session, now) || session.cache.full() || StateDue(session) <= now ||
          (session.told_credit == 0 && credit > 0) ||
          session.told_draining != drain_until_.has_value();
+}
+
+bool LeaderCore::NewsDue(const Session& session, TimeUs now) const {
+  if (session.news.empty()) return false;
+  return session.urgent || !session.told || *session.told + options_.news_period <= now;
+}
+
+bool LeaderCore::HasNews(TimeUs now) const {
+  return load_changed_ || std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
+           return NewsDue(session.second, now);
+         });
 }
 
 TimeUs LeaderCore::StateDue(const Session& session) const {
@@ -217,6 +236,7 @@ LeaderState LeaderCore::CommonState(const EngineStats& stats) const {
   state.pending_prompt_tokens = stats.pending_prompt_tokens;
   state.prefill_tokens_per_s = prefill_us_ > 0 ? prefill_tokens_ * 1e6 / prefill_us_ : 0;
   state.block_tokens = options_.engine.block_tokens;
+  state.slots = options_.engine.sequences_max;
   state.epoch = options_.epoch;
   state.draining = drain_until_.has_value();
   return state;
@@ -253,7 +273,12 @@ int64_t LeaderCore::Share(bool competes, int competitors, int64_t room) const {
 
 TimeUs LeaderCore::NextWake() const {
   TimeUs wake = std::numeric_limits<TimeUs>::max();
-  for (const auto& [id, session] : sessions_) wake = std::min(wake, StateDue(session));
+  for (const auto& [id, session] : sessions_) {
+    wake = std::min(wake, StateDue(session));
+    // If there are none by then, they are due when a step brings them.
+    const TimeUs news_due = session.told ? *session.told + options_.news_period : 0;
+    if (!session.sequences.empty() && news_due > last_taken_) wake = std::min(wake, news_due);
+  }
   if (drain_until_) wake = std::min(wake, *drain_until_);
   if (outstanding() >= options_.engine.steps_max) return wake;
   // What passed before the last Plan() was seen there; it ends when its step is complete.

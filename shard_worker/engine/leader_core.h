@@ -37,9 +37,13 @@ struct LeaderCoreOptions {
   TimeUs drain = 30'000'000;      // for what runs when Drain() comes
   TimeUs keep_alive = 500'000;    // an idle group runs an empty plan this often
   TimeUs state_period = 400'000;  // a session that hears nothing else hears the state
-  TimeUs recent = 1'000'000;      // a session that submitted within it competes for credit
-  TimeUs frozen = 1'500'000;      // a step that does not move for so long: not ready
-  int cache_links_max = 4096;     // of one message
+  // A sequence's first token, its end and a refusal are told at once; the tokens between wait until
+  // so long after the session's last message, so that those of short steps share one. 0: nothing
+  // waits.
+  TimeUs news_period = 0;
+  TimeUs recent = 1'000'000;   // a session that submitted within it competes for credit
+  TimeUs frozen = 1'500'000;   // a step that does not move for so long: not ready
+  int cache_links_max = 4096;  // of one message
 };
 
 // Why a sequence was not taken in.
@@ -59,6 +63,7 @@ struct LeaderState {
   int64_t pending_prompt_tokens = 0;
   double prefill_tokens_per_s = 0;  // 0: unknown
   int block_tokens = 0;
+  int slots = 0;  // sequences that run at once, at most
   uint64_t epoch = 0;
   bool draining = false;
 };
@@ -122,6 +127,9 @@ class LeaderCore {
 
   // At most one message per session, in the order of their ids.
   std::vector<SessionNews> TakeNews(TimeUs now);
+  // Whether Plan() and Complete() have brought something, since the last TakeNews(), that it may
+  // hand out now. If not, the owner need not call it before the NextWake() of that time.
+  bool HasNews(TimeUs now) const;
   // Look again then at the latest: call Plan(), if it may be called, and TakeNews().
   TimeUs NextWake() const;
   // Drain() has come, and either nothing runs any more or the time is up.
@@ -148,6 +156,7 @@ class LeaderCore {
     int64_t submits_received = 0;
     std::optional<TimeUs> last_submit;
     std::vector<SequenceNews> news;
+    bool urgent = false;  // some of the news do not wait
     CacheFeed cache;
     // What was told last:
     std::optional<TimeUs> told;
@@ -157,6 +166,7 @@ class LeaderCore {
   struct Owner {
     SessionId session;
     uint64_t number;
+    bool begun = false;  // its first token is news
   };
   struct Step {
     TimeUs planned;
@@ -176,6 +186,7 @@ class LeaderCore {
   int64_t Share(bool competes, int competitors, int64_t room) const;
   LeaderState CommonState(const EngineStats& stats) const;
   bool Due(const Session& session, int64_t credit, TimeUs now) const;
+  bool NewsDue(const Session& session, TimeUs now) const;
   TimeUs StateDue(const Session& session) const;
 
   const LeaderCoreOptions options_;
@@ -184,9 +195,11 @@ class LeaderCore {
   std::map<SessionId, Session> sessions_;         // ordered: news come out in order
   std::unordered_map<SequenceId, Owner> owners_;  // never iterated
   uint64_t next_sequence_ = 1;
-  std::deque<Step> steps_;  // outstanding
-  TimeUs last_asked_;       // Plan() was called
-  TimeUs last_moved_;       // a step was begun, got further or was completed
+  std::deque<Step> steps_;     // outstanding
+  TimeUs last_asked_;          // Plan() was called
+  TimeUs last_taken_ = 0;      // TakeNews() was called
+  bool load_changed_ = false;  // since then: sequences were begun or ended, and so credits differ
+  TimeUs last_moved_;          // a step was begun, got further or was completed
   TimeUs last_completed_ = 0;
   std::optional<TimeUs> drain_until_;
   // Prompt tokens and the time of the steps that computed them; old steps fade.

@@ -11,11 +11,12 @@ namespace {
 // One description of the layout serves both directions: Visit() calls `codec(field)` in order.
 class Encoder {
  public:
+  explicit Encoder(std::vector<std::byte>* out) : out_(out) {}
+
   template <typename T>
   void operator()(const T& value) {
     if constexpr (std::is_trivially_copyable_v<T>) {
-      const auto* bytes = reinterpret_cast<const std::byte*>(&value);
-      out.insert(out.end(), bytes, bytes + sizeof(T));
+      Append(&value, sizeof(T));
     } else {
       Visit(const_cast<T&>(value), *this);
     }
@@ -23,9 +24,20 @@ class Encoder {
   template <typename T>
   void operator()(const std::vector<T>& values) {
     (*this)(uint64_t{values.size()});
-    for (const T& value : values) (*this)(value);
+    if constexpr (std::is_trivially_copyable_v<T>) {
+      Append(values.data(), values.size() * sizeof(T));
+    } else {
+      for (const T& value : values) (*this)(value);
+    }
   }
-  std::vector<std::byte> out;
+
+ private:
+  void Append(const void* data, size_t size) {
+    const auto* bytes = static_cast<const std::byte*>(data);
+    out_->insert(out_->end(), bytes, bytes + size);
+  }
+
+  std::vector<std::byte>* const out_;
 };
 
 class Decoder {
@@ -36,12 +48,7 @@ class Decoder {
   template <typename T>
   void operator()(T& value) {
     if constexpr (std::is_trivially_copyable_v<T>) {
-      if (rest_.size() < sizeof(T)) {
-        ok_ = false;
-        return;
-      }
-      std::memcpy(&value, rest_.data(), sizeof(T));
-      rest_ = rest_.subspan(sizeof(T));
+      Take(&value, sizeof(T));
     } else {
       Visit(value, *this);
     }
@@ -55,10 +62,21 @@ class Decoder {
       return;
     }
     values.resize(count);
-    for (T& value : values) (*this)(value);
+    if constexpr (std::is_trivially_copyable_v<T>) {
+      Take(values.data(), count * sizeof(T));
+    } else {
+      for (T& value : values) (*this)(value);
+    }
   }
 
  private:
+  void Take(void* data, size_t size) {
+    ok_ = ok_ && size <= rest_.size();
+    if (!ok_ || size == 0) return;
+    std::memcpy(data, rest_.data(), size);
+    rest_ = rest_.subspan(size);
+  }
+
   std::span<const std::byte> rest_;
   bool ok_ = true;
 };
@@ -114,18 +132,17 @@ void Visit(StepPlan& plan, Codec& codec) {
 
 }  // namespace
 
-std::vector<std::byte> EncodePlan(const StepPlan& plan) {
-  Encoder encoder;
+void EncodePlan(const StepPlan& plan, std::vector<std::byte>* bytes) {
+  bytes->clear();
+  Encoder encoder(bytes);
   encoder(plan);
-  return std::move(encoder.out);
 }
 
-absl::StatusOr<StepPlan> DecodePlan(std::span<const std::byte> bytes) {
+absl::Status DecodePlan(std::span<const std::byte> bytes, StepPlan* plan) {
   Decoder decoder(bytes);
-  StepPlan plan;
-  decoder(plan);
-  if (!decoder.done()) return Internal("a step plan of {} bytes is malformed", bytes.size());
-  return plan;
+  decoder(*plan);
+  if (decoder.done()) return absl::OkStatus();
+  return Internal("a step plan of {} bytes is malformed", bytes.size());
 }
 
 }  // namespace facet

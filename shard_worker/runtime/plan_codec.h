@@ -1,21 +1,27 @@
 #ifndef FACET_SHARD_WORKER_RUNTIME_PLAN_CODEC_H_
 #define FACET_SHARD_WORKER_RUNTIME_PLAN_CODEC_H_
 
-// The bytes in which a leader broadcasts a step plan to its followers, who are the same binary on
-// the same kind of machine: native byte order, no versioning.
+// The bytes in which a leader broadcasts a step plan to its followers, on the same kind of machine:
+// native byte order. The version is compared once, when a group forms.
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "shard_worker/engine/step_plan.h"
 
 namespace facet {
 
-std::vector<std::byte> EncodePlan(const StepPlan& plan);
-// Internal if the bytes are not an encoded plan.
-absl::StatusOr<StepPlan> DecodePlan(std::span<const std::byte> bytes);
+// Bumped when these bytes, or the collectives that a rank makes of them, change: a rank of another
+// version is refused before anything is computed (GroupService).
+inline constexpr uint64_t kStepProtocolVersion = 1;
+
+// Both overwrite what was there and use its memory.
+void EncodePlan(const StepPlan& plan, std::vector<std::byte>* bytes);
+// Internal if the bytes are not an encoded plan; what *plan holds then is unspecified.
+absl::Status DecodePlan(std::span<const std::byte> bytes, StepPlan* plan);
 
 }  // namespace facet
 

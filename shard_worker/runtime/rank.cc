@@ -19,8 +19,7 @@
 #include "shard_worker/runtime/device_choice.h"
 #include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/runtime/profiled_device.h"
-#include "shard_worker/runtime/sampler.h"
-#include "shard_worker/runtime/sequence_slots.h"
+#include "shard_worker/runtime/step_runner.h"
 
 namespace facet {
 namespace {
@@ -80,7 +79,7 @@ class GroupExecutor : public Executor {
 class RankImpl : public Rank {
  public:
   RankImpl(const RankOptions& options, GgufModel model)
-      : options_(options), model_(std::move(model)), slots_(options.sequences_max) {}
+      : options_(options), model_(std::move(model)) {}
 
   absl::Status Init() {
     FACET_ASSIGN_OR_RETURN(spec_, ReadModelSpec(model_));
@@ -89,19 +88,26 @@ class RankImpl : public Rank {
     FACET_RETURN_IF_ERROR(MakeDevice());
     FACET_RETURN_IF_ERROR(Load());
     device_->Label(weights_);
-    FACET_ASSIGN_OR_RETURN(forward_,
-                           Forward::Create(spec_, plan_, options_.rank, weights_, device_.get(),
-                                           options_.step_tokens_max));
+    FACET_ASSIGN_OR_RETURN(forward_, Forward::Create(spec_, plan_, options_.rank, weights_,
+                                                     device_.get(), options_.step_tokens_max));
     forward_->OnProgress([this] { ++moved_; });
     FACET_RETURN_IF_ERROR(AllocateKv());
-    sampler_.emplace(device_.get(), plan_.Slices(options_.rank), spec_.vocabulary);
+    StepRunner::Options steps;
+    steps.sequences_max = options_.sequences_max;
+    steps.step_tokens_max = options_.step_tokens_max;
+    steps.slices = plan_.Slices(options_.rank);
+    steps.vocabulary = spec_.vocabulary;
+    steps.progress = [this] { ++moved_; };
+    steps_.emplace(std::move(steps), forward_.get(), device_.get());
     model_.ReleaseAll();
     return absl::OkStatus();
   }
 
   const ModelFacts& facts() const override { return facts_; }
   std::string device_name() const override { return device_->name(); }
-  RankMemory memory() const override { return {weights_.packed_bytes, weights_.slice_bytes, kv_bytes_}; }
+  RankMemory memory() const override {
+    return {weights_.packed_bytes, weights_.slice_bytes, kv_bytes_};
+  }
 
   uint64_t plan_hash() const override {
     uint64_t hash = Mix64(kArithmeticVersion, options_.world);
@@ -136,7 +142,7 @@ class RankImpl : public Rank {
   void Attach(std::unique_ptr<Communicator> communicator) override {
     FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
     communicator->SetTimeout(options_.step_timeout);
-    slots_ = SequenceSlots(options_.sequences_max);
+    steps_->Reset();
     const std::lock_guard lock(abort_mutex_);
     FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
     communicator_ = device_->host_memory()
@@ -156,10 +162,9 @@ class RankImpl : public Rank {
 
   absl::Status Follow() override {
     FACET_CHECK(options_.rank != 0 && communicator_ != nullptr);
-    while (true) {
-      std::vector<std::byte> message;
-      FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
-      FACET_ASSIGN_OR_RETURN(const StepPlan plan, DecodePlan(message));
+    for (StepPlan plan;;) {
+      FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message_));
+      FACET_RETURN_IF_ERROR(DecodePlan(message_, &plan));
       if (plan.step == kStopStep) return absl::OkStatus();
       const InStep in_step(this);
       FACET_RETURN_IF_ERROR(RunStep(plan).status());
@@ -170,8 +175,7 @@ class RankImpl : public Rank {
     if (options_.world == 1) return absl::OkStatus();
     StepPlan stop;
     stop.step = kStopStep;
-    std::vector<std::byte> message = EncodePlan(stop);
-    return communicator_->Broadcast(&message);
+    return SendPlan(stop);
   }
 
   void Abort() override {
@@ -190,10 +194,7 @@ class RankImpl : public Rank {
 
   absl::StatusOr<StepResult> LeadStep(const StepPlan& plan) {
     const InStep in_step(this);
-    if (options_.world > 1) {
-      std::vector<std::byte> message = EncodePlan(plan);
-      FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message));
-    }
+    if (options_.world > 1) FACET_RETURN_IF_ERROR(SendPlan(plan));
     return RunStep(plan);
   }
 
@@ -211,13 +212,6 @@ class RankImpl : public Rank {
     RankImpl* const rank_;
   };
 
-  // A row of the step whose logits somebody needs.
-  struct LogitRow {
-    int32_t row;
-    size_t segment;
-    SampleRow sample;
-  };
-
   absl::Status Load() {
     PackedCacheOptions files = options_.packed_cache;
     files.warn = options_.warn;
@@ -225,12 +219,12 @@ class RankImpl : public Rank {
     WeightCache cache{.files = &packed, .load_threads = options_.threads, .warn = options_.warn};
     // The others of the group wait for the file that one of them packs.
     const unsigned processors = std::max(1u, std::thread::hardware_concurrency());
-    cache.pack_threads = static_cast<int>(
-        std::min<int64_t>(processors, int64_t{options_.threads} * options_.world));
+    cache.pack_threads =
+        static_cast<int>(std::min<int64_t>(processors, int64_t{options_.threads} * options_.world));
     FACET_ASSIGN_OR_RETURN(
-        weights_, LoadWeights(model_, spec_, plan_, options_.rank, device_.get(),
-                              options_.screened_head, options_.progress,
-                              options_.packed_cache.folder.empty() ? nullptr : &cache));
+        weights_,
+        LoadWeights(model_, spec_, plan_, options_.rank, device_.get(), options_.screened_head,
+                    options_.progress, options_.packed_cache.folder.empty() ? nullptr : &cache));
     return absl::OkStatus();
   }
 
@@ -258,14 +252,15 @@ class RankImpl : public Rank {
 
   absl::Status AllocateKv() {
     kv_pools_ = forward_->pools();
-    const auto full_blocks = static_cast<int>((options_.kv_tokens + kBlockTokens - 1) /
-                                              kBlockTokens);
+    const auto full_blocks =
+        static_cast<int>((options_.kv_tokens + kBlockTokens - 1) / kBlockTokens);
     for (const LayerSpec& layer : spec_.layers) window_ = std::max(window_, layer.window);
     for (int pool = 0; pool < kKvPools; ++pool) {
       KvPoolSpec& spec = kv_pools_[pool];
       spec.block_tokens = kBlockTokens;
       spec.type = options_.kv_type;
-      if (spec.layers > 0) spec.blocks = pool == kFullPool ? full_blocks : WindowBlocks(full_blocks);
+      if (spec.layers > 0)
+        spec.blocks = pool == kFullPool ? full_blocks : WindowBlocks(full_blocks);
       const int64_t element_bytes = spec.type == KvType::kF16 ? 2 : 4;
       kv_bytes_ += int64_t{2} * spec.layers * spec.blocks * spec.block_tokens * spec.kv_heads *
                    spec.head_dim * element_bytes;
@@ -296,139 +291,17 @@ class RankImpl : public Rank {
                     options_.kv_type == KvType::kF16 ? "f16" : "f32", kArithmeticVersion);
   }
 
+  absl::Status SendPlan(const StepPlan& plan) {
+    EncodePlan(plan, &message_);
+    return communicator_->Broadcast(&message_);
+  }
+
   absl::StatusOr<StepResult> RunStep(const StepPlan& plan) {
     const Communicator::Times idle = communicator_->TakeTimes();  // until the plan had come
     const Clock::time_point start = Clock::now();
-    communicator_->SetStep(plan.step);
-    slots_.Apply(plan);
-    StepResult result;
-    result.step = plan.step;
-    if (!plan.segments.empty()) {
-      FACET_ASSIGN_OR_RETURN(result.segments, Compute(plan));
-    }
+    FACET_ASSIGN_OR_RETURN(StepResult result, steps_->Run(plan, communicator_.get()));
     CountTimes(SecondsSince(start), idle, !plan.segments.empty());
     return result;
-  }
-
-  absl::StatusOr<std::vector<SegmentResult>> Compute(const StepPlan& plan) {
-    std::vector<TokenId> tokens;
-    std::vector<SequenceRun> runs;
-    std::vector<LogitRow> logit_rows;
-    for (size_t i = 0; i < plan.segments.size(); ++i) {
-      const Segment& segment = plan.segments[i];
-      SequenceRun run;
-      run.first_row = static_cast<int>(tokens.size());
-      run.rows = static_cast<int>(segment.tokens.size());
-      run.first_position = segment.first_position;
-      for (int pool = 0; pool < kKvPools; ++pool) run.blocks[pool] = segment.blocks[pool];
-      runs.push_back(run);
-      AddLogitRows(segment, i, run.first_row, &logit_rows);
-      for (const TokenId token : segment.tokens) {
-        tokens.push_back(token == kSampledToken ? slots_[segment.slot].last_sampled() : token);
-      }
-    }
-    const StepLayout layout{static_cast<int>(tokens.size()), runs};
-    FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
-    FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens, communicator_.get()));
-    std::vector<SegmentResult> results(plan.segments.size());
-    for (size_t first = 0; first < logit_rows.size(); first += kLogitRowsMax) {
-      const size_t count = std::min<size_t>(kLogitRowsMax, logit_rows.size() - first);
-      FACET_RETURN_IF_ERROR(
-          ComputeLogits(plan, std::span(logit_rows).subspan(first, count), &results));
-      ++moved_;
-    }
-    for (size_t i = 0; i < results.size(); ++i) {
-      SequenceState& state = slots_[plan.segments[i].slot];
-      for (const ScoredToken& token : results[i].sampled) state.Append(token.id);
-      if (state.logits_digest()) results[i].logits_sha256 = state.digest().Digest();
-    }
-    return results;
-  }
-
-  void AddLogitRows(const Segment& segment, size_t index, int first_row,
-                    std::vector<LogitRow>* rows) {
-    const SequenceState& state = slots_[segment.slot];
-    const int count = static_cast<int>(segment.tokens.size());
-    const int known = count - segment.proposals;
-    for (int i = 0; i < count; ++i) {
-      SampleRow sample;
-      sample.state = &state;
-      sample.position = segment.first_position + i;
-      sample.sample = segment.sample && i >= known - 1;
-      if (i >= known) sample.assumed = std::span(segment.tokens).subspan(known, i - known + 1);
-      if (segment.score_prompt) {
-        if (i + 1 < count) {
-          sample.score = segment.tokens[i + 1];
-        } else {
-          sample.score = segment.next_prompt_token;
-        }
-      }
-      if (sample.sample || sample.score || state.logits_digest()) {
-        rows->push_back({first_row + i, index, sample});
-      }
-    }
-  }
-
-  absl::Status ComputeLogits(const StepPlan& plan, std::span<const LogitRow> rows,
-                             std::vector<SegmentResult>* results) {
-    std::vector<int32_t> step_rows;
-    std::vector<SampleRow> samples;
-    for (const LogitRow& row : rows) {
-      step_rows.push_back(row.row);
-      samples.push_back(row.sample);
-    }
-    // Where no row needs its logits, the output layer is searched and they are never written.
-    const bool whole = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
-      return row.sample.state->logits_digest() || Sampler::NeedsLogits(row.sample);
-    });
-    const Floats logits = whole ? forward_->Logits(step_rows) : Floats();
-    FACET_ASSIGN_OR_RETURN(
-        const std::vector<SampleOutcome> outcomes,
-        whole ? sampler_->Run(logits, samples, communicator_.get()) : Search(step_rows, samples));
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const Segment& segment = plan.segments[rows[i].segment];
-      SegmentResult& result = (*results)[rows[i].segment];
-      const SampleOutcome& outcome = outcomes[i];
-      if (!Counts(samples[i], outcome, result)) continue;
-      SequenceState& state = slots_[segment.slot];
-      if (state.logits_digest()) FACET_RETURN_IF_ERROR(HashRow(logits, i, &state));
-      result.finite = result.finite && outcome.finite;
-      if (outcome.scored) result.prompt.push_back(*outcome.scored);
-      if (outcome.sampled) result.sampled.push_back(*outcome.sampled);
-    }
-    return absl::OkStatus();
-  }
-
-  // Whether a row, of a segment whose rows before it gave `result`, is one of the sequence: if it
-  // has a proposal, all up to this one were right. One with logits that are no numbers is left for
-  // the next step, where it is no proposal: the tokens before it are good.
-  static bool Counts(const SampleRow& row, const SampleOutcome& outcome,
-                     const SegmentResult& result) {
-    if (row.assumed.empty()) return true;
-    return outcome.finite && result.sampled.size() == row.assumed.size() &&
-           result.sampled.back().id == row.assumed.back();
-  }
-
-  absl::StatusOr<std::vector<SampleOutcome>> Search(std::span<const int32_t> step_rows,
-                                                    std::span<const SampleRow> samples) {
-    return sampler_->Search(
-        [&](std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
-          forward_->Search(step_rows, sampler_->slices(), queries, replies);
-        },
-        samples, communicator_.get());
-  }
-
-  // Adds one row of logits, assembled from all ranks in vocabulary order, to a sequence's digest.
-  absl::Status HashRow(Floats logits, size_t index, SequenceState* state) {
-    const int64_t mine = forward_->vocabulary_rows();
-    std::vector<float> slice(static_cast<size_t>(mine));
-    device_->CopyOut(Floats{logits.data + static_cast<int64_t>(index) * mine, mine}, slice);
-    std::vector<std::vector<std::byte>> slices;  // in host memory, whatever the device's
-    FACET_RETURN_IF_ERROR(communicator_->AllGatherBytes(std::as_bytes(std::span(slice)), &slices));
-    for (const std::vector<std::byte>& part : slices) {
-      state->digest().Update(part.data(), part.size());
-    }
-    return absl::OkStatus();
   }
 
   void CountTimes(double total_s, const Communicator::Times& idle, bool computed) {
@@ -470,13 +343,13 @@ class RankImpl : public Rank {
   std::unique_ptr<ProfiledDevice> device_;
   Weights weights_;
   std::unique_ptr<Forward> forward_;
-  std::optional<Sampler> sampler_;
+  std::optional<StepRunner> steps_;
   std::array<KvPoolSpec, kKvPools> kv_pools_;
   int64_t kv_bytes_ = 0;
   int64_t window_ = 0;
   ModelFacts facts_;
-  SequenceSlots slots_;
-  std::mutex abort_mutex_;  // Abort() may come from any thread, also before Attach()
+  std::vector<std::byte> message_;  // the plan as bytes, kept for its memory
+  std::mutex abort_mutex_;          // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;
   std::atomic<uint64_t> moved_ = 0;
   std::atomic<bool> in_step_ = false;

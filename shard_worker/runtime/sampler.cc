@@ -31,12 +31,12 @@ bool Better(const Candidate& a, const Candidate& b) {
 }
 
 template <typename T>
-void Write(const std::vector<T>& values, std::vector<std::byte>* out) {
+void Write(std::span<const T> values, std::vector<std::byte>* out) {
   const auto count = static_cast<uint32_t>(values.size());
   const auto* head = reinterpret_cast<const std::byte*>(&count);
   out->insert(out->end(), head, head + sizeof(count));
   const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
-  out->insert(out->end(), bytes, bytes + values.size() * sizeof(T));
+  out->insert(out->end(), bytes, bytes + values.size_bytes());
 }
 
 // Reads what Write() wrote and appends it to *out.
@@ -64,18 +64,10 @@ SliceSum MergeSums(std::span<const SliceSum> sums) {
   return {max, a.sum * CanonicalExp(a.max - max) + b.sum * CanonicalExp(b.max - max)};
 }
 
-// All ranks' replies about one row.
-struct Gathered {
-  std::vector<Candidate> best, raw_best;
-  std::vector<SliceSum> sums, raw_sums;  // in slice order
-  std::vector<float> scored;             // raw logit of the row's scored token, from its owner
-  bool finite = true;
-};
-
 bool ReadReply(std::span<const std::byte>* in, Gathered* all) {
-  std::vector<uint8_t> finite;
-  if (!Read(in, &finite) || finite.size() != 1) return false;
-  all->finite = all->finite && finite[0] != 0;
+  if (in->empty()) return false;
+  all->finite = all->finite && in->front() != std::byte{0};
+  *in = in->subspan(1);
   return Read(in, &all->best) && Read(in, &all->raw_best) && Read(in, &all->sums) &&
          Read(in, &all->raw_sums) && Read(in, &all->scored);
 }
@@ -115,8 +107,7 @@ const Candidate& Draw(std::span<const Candidate> survivors, uint64_t key) {
   float chosen_order = 0;
   for (const Candidate& c : survivors) {
     const float order = c.processed + GumbelNoise(key, static_cast<uint32_t>(c.id));
-    if (chosen == nullptr || order > chosen_order ||
-        (order == chosen_order && c.id < chosen->id)) {
+    if (chosen == nullptr || order > chosen_order || (order == chosen_order && c.id < chosen->id)) {
       chosen = &c;
       chosen_order = order;
     }
@@ -124,19 +115,17 @@ const Candidate& Draw(std::span<const Candidate> survivors, uint64_t key) {
   return *chosen;
 }
 
-void WriteReply(const CandidateReply& reply, const std::vector<float>& scored,
+void WriteReply(const CandidateReply& reply, std::span<const float> scored,
                 std::vector<std::byte>* out) {
-  Write(std::vector<uint8_t>{reply.finite}, out);
-  Write(reply.best, out);
-  Write(reply.raw_best, out);
-  Write(reply.sums, out);
-  Write(reply.raw_sums, out);
+  out->push_back(std::byte{reply.finite});
+  Write(std::span(reply.best), out);
+  Write(std::span(reply.raw_best), out);
+  Write(std::span(reply.sums), out);
+  Write(std::span(reply.raw_sums), out);
   Write(scored, out);
 }
 
-uint64_t KeyOf(const SampleRow& row) {
-  return PositionKey(row.state->seed(), row.position + 1);
-}
+uint64_t KeyOf(const SampleRow& row) { return PositionKey(row.state->seed(), row.position + 1); }
 
 // The token the row samples, or nothing if more candidates are needed.
 std::optional<Candidate> Choose(const SampleRow& row, const Gathered& all, int64_t vocabulary) {
@@ -159,6 +148,15 @@ ScoredToken Score(TokenId id, float raw, const SequenceState& state, const Gathe
 }
 
 }  // namespace
+
+void Gathered::Clear() {
+  best.clear();
+  raw_best.clear();
+  sums.clear();
+  raw_sums.clear();
+  scored.clear();
+  finite = true;
+}
 
 Sampler::Sampler(Device* device, VocabularySlices slices, int64_t vocabulary)
     : device_(device), slices_(std::move(slices)), vocabulary_(vocabulary) {}
@@ -186,18 +184,44 @@ float Sampler::RawLogit(Floats row_logits, TokenId id) const {
   return logit;
 }
 
-// Appends this rank's reply about one row to *out.
-void Sampler::Look(Floats logits, const SampleRow& row, int count, std::vector<std::byte>* out) {
+std::span<CandidateReply> Sampler::MakeRoom(size_t replies) {
+  found_.resize(std::max(found_.size(), replies));
+  const std::span<CandidateReply> found = std::span(found_).first(replies);
+  for (CandidateReply& reply : found) {
+    reply.best.clear();
+    reply.raw_best.clear();
+    reply.sums.clear();
+    reply.raw_sums.clear();
+    reply.finite = true;
+  }
+  return found;
+}
+
+void Sampler::Look(Floats logits, const SampleRow& row, int count) {
   const int64_t size = slices_.starts.back();
   const std::vector<LogitEdit> edits =
       row.sample ? row.state->Edits(slices_.first_id, size, row.assumed) : std::vector<LogitEdit>();
-  CandidateReply reply;
-  device_->FindCandidates(logits, slices_, MakeQuery(row, count, edits), &reply);
-  std::vector<float> scored;
-  if (row.score && *row.score >= slices_.first_id && *row.score < slices_.first_id + size) {
-    scored.push_back(RawLogit(logits, *row.score));
+  MakeRoom(1);
+  device_->FindCandidates(logits, slices_, MakeQuery(row, count, edits), &found_[0]);
+  float scored = 0;
+  const bool mine =
+      row.score && *row.score >= slices_.first_id && *row.score < slices_.first_id + size;
+  if (mine) scored = RawLogit(logits, *row.score);
+  WriteReply(found_[0], std::span(&scored, mine ? 1 : 0), &mine_);
+}
+
+absl::Status Sampler::Exchange(Communicator* communicator) {
+  FACET_RETURN_IF_ERROR(communicator->AllGatherBytes(mine_, &replies_));
+  rest_.assign(replies_.begin(), replies_.end());
+  return absl::OkStatus();
+}
+
+absl::Status Sampler::ReadReplies() {
+  all_.Clear();
+  for (std::span<const std::byte>& reply : rest_) {
+    if (!ReadReply(&reply, &all_)) return Internal("a rank's candidates are malformed");
   }
-  WriteReply(reply, scored, out);
+  return absl::OkStatus();
 }
 
 bool Sampler::NeedsLogits(const SampleRow& row) {
@@ -207,44 +231,38 @@ bool Sampler::NeedsLogits(const SampleRow& row) {
   return !Greedy(p) && Filters(p) && p.top_k <= 0;
 }
 
-absl::StatusOr<std::vector<SampleOutcome>> Sampler::Search(const AskHead& ask,
-                                                           std::span<const SampleRow> rows,
-                                                           Communicator* communicator) {
-  const int64_t size = slices_.starts.back();
-  std::vector<std::vector<LogitEdit>> edits;
-  std::vector<CandidateQuery> queries;
-  for (const SampleRow& row : rows) {
-    edits.push_back(row.state->Edits(slices_.first_id, size, row.assumed));
-    queries.push_back(MakeQuery(row, FirstCount(row.state->sampling(), vocabulary_), edits.back()));
-  }
-  std::vector<CandidateReply> found(rows.size());
-  ask(queries, found);
-  std::vector<std::byte> mine;
-  for (const CandidateReply& reply : found) WriteReply(reply, {}, &mine);
-  std::vector<std::vector<std::byte>> replies;
-  FACET_RETURN_IF_ERROR(communicator->AllGatherBytes(mine, &replies));
-  std::vector<std::span<const std::byte>> rest(replies.begin(), replies.end());
-  std::vector<SampleOutcome> outcomes(rows.size());
+absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows,
+                             Communicator* communicator, std::vector<SampleOutcome>* outcomes) {
+  edits_.resize(std::max(edits_.size(), rows.size()));
+  queries_.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
-    Gathered all;
-    for (std::span<const std::byte>& reply : rest) {
-      if (!ReadReply(&reply, &all)) return Internal("a rank's candidates are malformed");
-    }
-    outcomes[i].finite = all.finite;
-    if (!all.finite) continue;
-    KeepBest(&all.best, static_cast<size_t>(queries[i].count));
-    const std::optional<Candidate> chosen = Choose(rows[i], all, vocabulary_);
-    if (!chosen) return Internal("the best candidates do not decide");
-    outcomes[i].sampled = Score(chosen->id, chosen->raw, *rows[i].state, all);
+    const SampleRow& row = rows[i];
+    edits_[i] = row.state->Edits(slices_.first_id, slices_.starts.back(), row.assumed);
+    queries_.push_back(MakeQuery(row, FirstCount(row.state->sampling(), vocabulary_), edits_[i]));
   }
-  return outcomes;
+  const std::span<CandidateReply> found = MakeRoom(rows.size());
+  ask(queries_, found);
+  mine_.clear();
+  for (const CandidateReply& reply : found) WriteReply(reply, {}, &mine_);
+  FACET_RETURN_IF_ERROR(Exchange(communicator));
+  outcomes->assign(rows.size(), {});
+  for (size_t i = 0; i < rows.size(); ++i) {
+    FACET_RETURN_IF_ERROR(ReadReplies());
+    SampleOutcome& outcome = (*outcomes)[i];
+    outcome.finite = all_.finite;
+    if (!all_.finite) continue;
+    KeepBest(&all_.best, static_cast<size_t>(queries_[i].count));
+    const std::optional<Candidate> chosen = Choose(rows[i], all_, vocabulary_);
+    if (!chosen) return Internal("the best candidates do not decide");
+    outcome.sampled = Score(chosen->id, chosen->raw, *rows[i].state, all_);
+  }
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<SampleOutcome>> Sampler::Run(Floats logits,
-                                                        std::span<const SampleRow> rows,
-                                                        Communicator* communicator) {
+absl::Status Sampler::Run(Floats logits, std::span<const SampleRow> rows,
+                          Communicator* communicator, std::vector<SampleOutcome>* outcomes) {
   const int64_t size = slices_.starts.back();
-  std::vector<SampleOutcome> outcomes(rows.size());
+  outcomes->assign(rows.size(), {});
   std::vector<int> counts;
   std::vector<size_t> open(rows.size());  // rows without an outcome yet
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -252,31 +270,27 @@ absl::StatusOr<std::vector<SampleOutcome>> Sampler::Run(Floats logits,
     open[i] = i;
   }
   while (!open.empty()) {
-    std::vector<std::byte> mine;
+    mine_.clear();
     for (const size_t i : open) {
-      Look(Floats{logits.data + static_cast<int64_t>(i) * size, size}, rows[i], counts[i], &mine);
+      Look(Floats{logits.data + static_cast<int64_t>(i) * size, size}, rows[i], counts[i]);
     }
-    std::vector<std::vector<std::byte>> replies;
-    FACET_RETURN_IF_ERROR(communicator->AllGatherBytes(mine, &replies));
-    std::vector<std::span<const std::byte>> rest(replies.begin(), replies.end());
+    FACET_RETURN_IF_ERROR(Exchange(communicator));
     std::vector<size_t> still_open;
     for (const size_t i : open) {
       const SampleRow& row = rows[i];
-      Gathered all;
-      for (std::span<const std::byte>& reply : rest) {
-        if (!ReadReply(&reply, &all)) return Internal("a rank's candidates are malformed");
-      }
-      outcomes[i].finite = all.finite;
-      if (!all.finite) continue;
-      KeepBest(&all.best, static_cast<size_t>(counts[i]));
-      KeepBest(&all.raw_best, static_cast<size_t>(std::max(row.state->logprobs(), 0)));
+      SampleOutcome& outcome = (*outcomes)[i];
+      FACET_RETURN_IF_ERROR(ReadReplies());
+      outcome.finite = all_.finite;
+      if (!all_.finite) continue;
+      KeepBest(&all_.best, static_cast<size_t>(counts[i]));
+      KeepBest(&all_.raw_best, static_cast<size_t>(std::max(row.state->logprobs(), 0)));
       if (row.score) {
-        if (all.scored.size() != 1) return Internal("token {} has no single owner", *row.score);
-        outcomes[i].scored = Score(*row.score, all.scored[0], *row.state, all);
+        if (all_.scored.size() != 1) return Internal("token {} has no single owner", *row.score);
+        outcome.scored = Score(*row.score, all_.scored[0], *row.state, all_);
       }
       if (!row.sample) continue;
-      if (const std::optional<Candidate> chosen = Choose(row, all, vocabulary_)) {
-        outcomes[i].sampled = Score(chosen->id, chosen->raw, *row.state, all);
+      if (const std::optional<Candidate> chosen = Choose(row, all_, vocabulary_)) {
+        outcome.sampled = Score(chosen->id, chosen->raw, *row.state, all_);
       } else {
         const int64_t more = int64_t{counts[i]} * kCandidatesGrowth;
         counts[i] = static_cast<int>(std::min(more, vocabulary_));
@@ -285,7 +299,7 @@ absl::StatusOr<std::vector<SampleOutcome>> Sampler::Run(Floats logits,
     }
     open = std::move(still_open);
   }
-  return outcomes;
+  return absl::OkStatus();
 }
 
 }  // namespace facet

@@ -11,7 +11,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "kernels/collectives/communicator.h"
 #include "kernels/device.h"
 #include "shard_worker/engine/step_plan.h"
@@ -23,8 +23,8 @@ namespace facet {
 struct SampleRow {
   const SequenceState* state = nullptr;
   int64_t position = 0;
-  bool sample = false;               // choose the token at position + 1
-  std::optional<TokenId> score;      // report the log-probability of this token at position + 1
+  bool sample = false;           // choose the token at position + 1
+  std::optional<TokenId> score;  // report the log-probability of this token at position + 1
   // Sampled tokens up to `position` that the state does not know: proposals, taken as right.
   std::span<const TokenId> assumed = {};
 };
@@ -35,35 +35,59 @@ struct SampleOutcome {
   std::optional<ScoredToken> scored;
 };
 
+// All ranks' replies about one row.
+struct Gathered {
+  std::vector<Candidate> best, raw_best;
+  std::vector<SliceSum> sums, raw_sums;  // in slice order
+  std::vector<float> scored;             // raw logit of the row's scored token, from its owner
+  bool finite = true;
+
+  void Clear();
+};
+
+// Keeps its memory from call to call: searches of as many rows as before allocate nothing, unless
+// they ask for penalties, biases or log-probabilities.
 class Sampler {
  public:
   // `slices`: this rank's part of the vocabulary; `vocabulary`: all ranks' ids.
   Sampler(Device* device, VocabularySlices slices, int64_t vocabulary);
 
-  // `logits`: [rows.size(), slice]. Every rank passes the same rows.
-  absl::StatusOr<std::vector<SampleOutcome>> Run(Floats logits, std::span<const SampleRow> rows,
-                                                 Communicator* communicator);
+  // `logits`: [rows.size(), slice]. Every rank passes the same rows, and gets the same *outcomes.
+  absl::Status Run(Floats logits, std::span<const SampleRow> rows, Communicator* communicator,
+                   std::vector<SampleOutcome>* outcomes);
 
   // True for rows that need their logits themselves or sums over them, so that only Run() will do.
   static bool NeedsLogits(const SampleRow& row);
   // Answers the device's queries about this rank's slice, one per row, in the rows' order.
-  using AskHead =
-      std::function<void(std::span<const CandidateQuery>, std::span<CandidateReply>)>;
+  using AskHead = std::function<void(std::span<const CandidateQuery>, std::span<CandidateReply>)>;
   // The same as Run() for rows of which none needs its logits. Every rank decides alike.
-  absl::StatusOr<std::vector<SampleOutcome>> Search(const AskHead& ask,
-                                                    std::span<const SampleRow> rows,
-                                                    Communicator* communicator);
+  absl::Status Search(const AskHead& ask, std::span<const SampleRow> rows,
+                      Communicator* communicator, std::vector<SampleOutcome>* outcomes);
   const VocabularySlices& slices() const { return slices_; }
 
  private:
-  CandidateQuery MakeQuery(const SampleRow& row, int count,
-                           std::span<const LogitEdit> edits) const;
-  void Look(Floats logits, const SampleRow& row, int count, std::vector<std::byte>* out);
+  CandidateQuery MakeQuery(const SampleRow& row, int count, std::span<const LogitEdit> edits) const;
+  // Empty replies.
+  std::span<CandidateReply> MakeRoom(size_t replies);
+  // Appends this rank's reply about one row to mine_.
+  void Look(Floats logits, const SampleRow& row, int count);
   float RawLogit(Floats row_logits, TokenId id) const;
+  // Sends mine_ to all and gets theirs.
+  absl::Status Exchange(Communicator* communicator);
+  // Reads all ranks' replies about the next row into all_.
+  absl::Status ReadReplies();
 
   Device* const device_;
   const VocabularySlices slices_;
   const int64_t vocabulary_;
+  // Of the call that runs:
+  std::vector<std::vector<LogitEdit>> edits_;  // by row
+  std::vector<CandidateQuery> queries_;
+  std::vector<CandidateReply> found_;
+  std::vector<std::byte> mine_;
+  std::vector<std::vector<std::byte>> replies_;   // by rank
+  std::vector<std::span<const std::byte>> rest_;  // of each, not read yet
+  Gathered all_;
 };
 
 }  // namespace facet

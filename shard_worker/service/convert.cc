@@ -101,6 +101,7 @@ v1::LeaderState ToProto(const LeaderState& state) {
   proto.set_prefill_tokens_per_s(state.prefill_tokens_per_s);
   proto.set_block_tokens(state.block_tokens);
   proto.set_epoch(state.epoch);
+  proto.set_slots(state.slots);
   return proto;
 }
 

@@ -18,6 +18,7 @@ EngineLoop::EngineLoop(const EngineLoopOptions& options, std::optional<CanaryAns
       pulse_(pulse),
       on_ready_(std::move(on_ready)),
       core_(options.core, std::move(canary), SteadyNow()),
+      context_tokens_(core_.context_tokens()),
       executor_(rank->MakeExecutor()) {}
 
 EngineLoop::~EngineLoop() = default;
@@ -66,12 +67,6 @@ void EngineLoop::Fail(const Break& failure) {
   wake_ = true;
 }
 
-void EngineLoop::AddStep(StepDone done) {
-  const absl::MutexLock lock(&mutex_);
-  incoming_.steps.push_back(std::move(done));
-  wake_ = true;
-}
-
 EngineLoop::Incoming EngineLoop::Take(TimeUs until) {
   const absl::Duration timeout = absl::Microseconds(std::max<TimeUs>(0, until - SteadyNow()));
   const absl::MutexLock lock(&mutex_);
@@ -80,62 +75,122 @@ EngineLoop::Incoming EngineLoop::Take(TimeUs until) {
   return std::exchange(incoming_, {});
 }
 
+// --- The step thread.
+
+void EngineLoop::OnStep(StepDone done) {
+  if (done.rows > 0) metrics_->AddStep(done.seconds, done.rows);
+  const bool go_on = done.last && done.result.ok();
+  {
+    const absl::MutexLock lock(&mutex_);
+    incoming_.step.Update(done.result.status());
+    if (done.result.ok()) results_.push_back(*std::move(done.result));
+    if (!go_on) {
+      wake_ = true;
+      return;
+    }
+  }
+  // Nothing is left to run: nobody else plans sooner.
+  const absl::MutexLock core_lock(&core_mutex_);
+  CompleteSteps();
+  PlanSteps();
+  if (!EngineIsWanted()) return;
+  const absl::MutexLock lock(&mutex_);
+  wake_ = true;
+}
+
+void EngineLoop::CompleteSteps() {
+  std::deque<StepResult> results;
+  {
+    const absl::MutexLock lock(&mutex_);
+    results.swap(results_);
+  }
+  for (const StepResult& result : results) core_.Complete(result, SteadyNow());
+}
+
+bool EngineLoop::EngineIsWanted() const {
+  // Where steps follow each other, the engine thread sleeps until NextWake(), as it knows it from
+  // its last look, unless there is something to tell or the end is near.
+  const bool go_on = core_.outstanding() == options_.core.engine.steps_max &&
+                     core_.sequences() > 0 && core_.verdict().ok();
+  return !go_on || core_.HasNews(SteadyNow());
+}
+
+void EngineLoop::PlanSteps() {
+  // After a wrong canary nothing of this epoch is worth computing.
+  while (core_.verdict().ok() && core_.outstanding() < options_.core.engine.steps_max) {
+    std::optional<StepPlan> plan = core_.Plan(SteadyNow());
+    if (!plan) return;
+    pipeline_->Push(*std::move(plan));
+  }
+}
+
 // --- The engine thread.
 
 EpochEnd EngineLoop::Run() {
   pipeline_ = std::make_unique<StepPipeline>(executor_.get(),
-                                             [this](StepDone done) { AddStep(std::move(done)); });
+                                             [this](StepDone done) { OnStep(std::move(done)); });
   metrics_->BeginEpoch();
-  SetProfiling(0);  // what an earlier epoch was asked
-  PlanSteps();      // the first canary waits for nobody
-  PublishReadiness();
+  SetProfiling(0);                                  // what an earlier epoch was asked
+  PublishReadiness(LookAtCore(false).ready_until);  // the first canary waits for nobody
   std::optional<EpochEnd> end;
   while (!end) end = Turn();
-  metrics_->SetStats(core_.stats());
   ready_until_ = 0;
   on_ready_(false);
   // First the routers hear of it, so that they can turn elsewhere; then what hangs is cut.
   EndStreams(end->status.ok() ? Unavailable("the leader is shutting down") : end->status);
   if (!end->status.ok()) rank_->Abort();
-  pipeline_.reset();
+  pipeline_->Stop();
   return *std::move(end);
 }
 
 std::optional<EpochEnd> EngineLoop::Turn() {
   pulse_->Beat();
-  Incoming incoming = Take(std::min(core_.NextWake(), SteadyNow() + options_.wait_max));
+  Incoming incoming = Take(std::min(NextWake(), SteadyNow() + options_.wait_max));
   const auto broken = [&](const absl::Status& why, BreakCause cause, bool condemned) {
     return EpochEnd{Unavailable("epoch {:016x} broke: {}", options_.core.epoch, MessageOf(why)),
                     cause, condemned};
   };
   // The rank that was lost explains more than the step that failed for it.
   if (incoming.failure) return broken(incoming.failure->status, incoming.failure->cause, false);
-  for (StepDone& done : incoming.steps) {
-    if (const absl::Status status = Complete(done); !status.ok()) {
-      return broken(status, BreakCause::kStepFailed, false);
-    }
-  }
-  if (!core_.verdict().ok()) return broken(core_.verdict(), BreakCause::kStepFailed, true);
-  if (incoming.drain) core_.Drain(SteadyNow());
+  if (!incoming.step.ok()) return broken(incoming.step, BreakCause::kStepFailed, false);
   for (Event& event : incoming.events) Handle(event);
-  PlanSteps();
-  NoteMovement();
   if (profile_until_ > 0 && SteadyNow() >= profile_until_) SetProfiling(0);
-  metrics_->SetStats(core_.stats());  // before who is told looks
-  SendNews();
-  PublishReadiness();
-  if (core_.Drained(SteadyNow())) return EpochEnd{};
+  Look look = LookAtCore(incoming.drain);
+  AddTimes();
+  metrics_->SetStats(look.stats);  // before who is told looks
+  if (!look.verdict.ok()) return broken(look.verdict, BreakCause::kStepFailed, true);
+  Send(std::move(look.news));
+  PublishReadiness(look.ready_until);
+  if (look.drained) return EpochEnd{};
   return std::nullopt;
 }
 
-absl::Status EngineLoop::Complete(StepDone& done) {
-  FACET_RETURN_IF_ERROR(done.result.status());
-  core_.Complete(*done.result, SteadyNow());
-  if (done.rows > 0) metrics_->AddStep(done.seconds, done.rows);
+TimeUs EngineLoop::NextWake() const {
+  const absl::MutexLock lock(&core_mutex_);
+  return core_.NextWake();
+}
+
+EngineLoop::Look EngineLoop::LookAtCore(bool drain) {
+  const uint64_t moved = rank_->progress().moved;
+  const absl::MutexLock lock(&core_mutex_);
+  const TimeUs now = SteadyNow();
+  if (drain) core_.Drain(now);
+  CompleteSteps();
+  PlanSteps();
+  if (std::exchange(moved_, moved) != moved) core_.Moved(now);
+  Look look;
+  look.verdict = core_.verdict();
+  look.stats = core_.stats();
+  look.news = core_.TakeNews(now);
+  look.ready_until = core_.ready_until();
+  look.drained = core_.Drained(now);
+  return look;
+}
+
+void EngineLoop::AddTimes() {
   const StepTimes times = rank_->TakeTimes();
   metrics_->AddTimes(times);
   profile_.Add(times.profile);
-  return absl::OkStatus();
 }
 
 void EngineLoop::SetProfiling(TimeUs until) {
@@ -143,24 +198,14 @@ void EngineLoop::SetProfiling(TimeUs until) {
   rank_->Profile(options_.profile || until > 0);
 }
 
-void EngineLoop::PlanSteps() {
-  while (core_.outstanding() < options_.core.engine.steps_max) {
-    std::optional<StepPlan> plan = core_.Plan(SteadyNow());
-    if (!plan) return;
-    pipeline_->Push(*std::move(plan));
-  }
-}
-
-void EngineLoop::NoteMovement() {
-  const uint64_t moved = rank_->progress().moved;
-  if (std::exchange(moved_, moved) != moved) core_.Moved(SteadyNow());
-}
-
 void EngineLoop::Handle(Event& event) {
   RouterStream* const key = event.stream.get();
   if (event.kind == Event::kOpen) {
     const SessionId session{next_session_++};
-    core_.Open(session);
+    {
+      const absl::MutexLock lock(&core_mutex_);
+      core_.Open(session);
+    }
     sessions_.emplace(key, session);
     streams_.emplace(session, std::move(event.stream));
     return;
@@ -178,10 +223,12 @@ void EngineLoop::Handle(Event& event) {
 absl::Status EngineLoop::HandleMessage(SessionId session, const v1::RouterMessage& message,
                                        TimeUs received) {
   for (const v1::Submit& submit : message.submits()) {
-    FACET_RETURN_IF_ERROR(
-        core_.Submit(session, submit.sequence(), ToRequest(submit, received), received));
+    EngineRequest request = ToRequest(submit, received);
+    const absl::MutexLock lock(&core_mutex_);
+    FACET_RETURN_IF_ERROR(core_.Submit(session, submit.sequence(), std::move(request), received));
   }
   for (const v1::Cancel& cancel : message.cancels()) {
+    const absl::MutexLock lock(&core_mutex_);
     core_.Cancel(session, cancel.sequence(), SteadyNow());
   }
   if (message.has_profile_us()) SetProfiling(ProfileEnd(message.profile_us(), received));
@@ -191,15 +238,18 @@ absl::Status EngineLoop::HandleMessage(SessionId session, const v1::RouterMessag
 void EngineLoop::CloseSession(RouterStream* key) {
   const auto found = sessions_.find(key);
   if (found == sessions_.end()) return;
-  core_.Close(found->second, SteadyNow());
+  {
+    const absl::MutexLock lock(&core_mutex_);
+    core_.Close(found->second, SteadyNow());
+  }
   streams_.erase(found->second);
   sessions_.erase(found);
   const absl::MutexLock lock(&mutex_);
   --streams_open_;
 }
 
-void EngineLoop::SendNews() {
-  for (SessionNews& news : core_.TakeNews(SteadyNow())) {
+void EngineLoop::Send(std::vector<SessionNews> all) {
+  for (const SessionNews& news : all) {
     v1::LeaderMessage message = ToProto(news);
     v1::LeaderState* state = message.mutable_state();
     state->set_ranks(options_.ranks);
@@ -207,14 +257,13 @@ void EngineLoop::SendNews() {
     if (profile_until_ > 0) *state->mutable_profile() = ToProto(profile_);
     if (news.first) {
       *state->mutable_model() = options_.model;
-      state->mutable_model()->set_context_tokens(core_.context_tokens());
+      state->mutable_model()->set_context_tokens(context_tokens_);
     }
     streams_.at(news.session)->Send(std::move(message));
   }
 }
 
-void EngineLoop::PublishReadiness() {
-  const TimeUs until = core_.ready_until();
+void EngineLoop::PublishReadiness(TimeUs until) {
   const bool was_ready = ready_until_ > 0;
   {
     const absl::MutexLock lock(&mutex_);
@@ -224,7 +273,9 @@ void EngineLoop::PublishReadiness() {
 }
 
 void EngineLoop::EndStreams(const absl::Status& status) {
-  SendNews();
+  Look last = LookAtCore(false);
+  metrics_->SetStats(last.stats);
+  Send(std::move(last.news));
   for (const auto& [session, stream] : streams_) stream->End(status);
   streams_.clear();
   sessions_.clear();

@@ -1,8 +1,10 @@
 #ifndef FACET_SHARD_WORKER_SERVICE_ENGINE_LOOP_H_
 #define FACET_SHARD_WORKER_SERVICE_ENGINE_LOOP_H_
 
-// The engine thread of a leader for one epoch: carries events and results to the leader's core, its
-// plans to the step thread, and its news to the routers' streams. Decides nothing.
+// The engine of a leader for one epoch. The engine thread carries events to the leader's core and
+// its news to the routers' streams. The step thread, when no plan is left for it, tells the core
+// what its step came to and takes the next plan along, so that nobody has to be woken between two
+// steps: what the first one sampled is delivered while the second one runs. Decides nothing.
 
 #include <atomic>
 #include <chrono>
@@ -63,7 +65,10 @@ class EngineLoop {
   EpochEnd Run();
 
   // After Run(): what the next epoch's canaries must answer.
-  const std::optional<CanaryAnswer>& canary_answer() const { return core_.canary_answer(); }
+  std::optional<CanaryAnswer> canary_answer() const ABSL_LOCKS_EXCLUDED(core_mutex_) {
+    const absl::MutexLock lock(&core_mutex_);
+    return core_.canary_answer();
+  }
 
   // --- Any thread. These return at once.
 
@@ -91,29 +96,46 @@ class EngineLoop {
   // What has come in since the last look.
   struct Incoming {
     std::deque<Event> events;
-    std::deque<StepDone> steps;  // at most steps_max
+    absl::Status step;  // not OK: one has failed
     bool drain = false;
     std::optional<Break> failure;
   };
+  // What the core says after the latest events and steps.
+  struct Look {
+    absl::Status verdict;
+    LeaderStats stats;
+    std::vector<SessionNews> news;
+    TimeUs ready_until = 0;
+    bool drained = false;
+  };
 
   void Add(Event event) ABSL_LOCKS_EXCLUDED(mutex_);
-  void AddStep(StepDone done) ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits for something, at most until `until`.
   Incoming Take(TimeUs until) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // On the step thread, after each step.
+  void OnStep(StepDone done) ABSL_LOCKS_EXCLUDED(mutex_, core_mutex_);
+  // Tells the core of the steps that have come to an end, in their order.
+  void CompleteSteps() ABSL_LOCKS_EXCLUDED(mutex_) ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mutex_);
+  // Whether the engine thread must look at what the step has changed.
+  bool EngineIsWanted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mutex_);
+  // Gives the step thread what the core wants computed next.
+  void PlanSteps() ABSL_EXCLUSIVE_LOCKS_REQUIRED(core_mutex_);
+
   // The rest is the engine thread's.
   std::optional<EpochEnd> Turn();
-  void Handle(Event& event);
+  TimeUs NextWake() const ABSL_LOCKS_EXCLUDED(core_mutex_);
+  void Handle(Event& event) ABSL_LOCKS_EXCLUDED(core_mutex_);
   // An error is the router's fault and ends its stream.
-  absl::Status HandleMessage(SessionId session, const v1::RouterMessage& message, TimeUs received);
-  void CloseSession(RouterStream* key);
-  absl::Status Complete(StepDone& done);
-  void PlanSteps();
-  void NoteMovement();
-  void SendNews();
-  void PublishReadiness();
+  absl::Status HandleMessage(SessionId session, const v1::RouterMessage& message, TimeUs received)
+      ABSL_LOCKS_EXCLUDED(core_mutex_);
+  void CloseSession(RouterStream* key) ABSL_LOCKS_EXCLUDED(mutex_, core_mutex_);
+  Look LookAtCore(bool drain) ABSL_LOCKS_EXCLUDED(core_mutex_);
+  void AddTimes();
+  void Send(std::vector<SessionNews> news);
+  void PublishReadiness(TimeUs until) ABSL_LOCKS_EXCLUDED(mutex_);
   void SetProfiling(TimeUs until);
-  void EndStreams(const absl::Status& status);
+  void EndStreams(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_, core_mutex_);
 
   const EngineLoopOptions options_;
   Rank* const rank_;
@@ -123,13 +145,18 @@ class EngineLoop {
 
   mutable absl::Mutex mutex_;
   Incoming incoming_ ABSL_GUARDED_BY(mutex_);
-  int streams_open_ ABSL_GUARDED_BY(mutex_) = 0;  // opened and not closed
-  bool wake_ ABSL_GUARDED_BY(mutex_) = false;     // something has come in
+  std::deque<StepResult> results_ ABSL_GUARDED_BY(mutex_);  // at most steps_max, not completed
+  int streams_open_ ABSL_GUARDED_BY(mutex_) = 0;            // opened and not closed
+  bool wake_ ABSL_GUARDED_BY(mutex_) = false;               // something has come in
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status closed_ ABSL_GUARDED_BY(mutex_);  // Run() is over, and what streams are told
   std::atomic<TimeUs> ready_until_ = 0;
 
-  LeaderCore core_;
+  // Held for moments: a step waits for it. Never while gRPC or anything that waits is called.
+  mutable absl::Mutex core_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);
+  LeaderCore core_ ABSL_GUARDED_BY(core_mutex_);
+  const int context_tokens_;  // the core's
+
   std::map<SessionId, std::shared_ptr<RouterStream>> streams_;
   std::unordered_map<RouterStream*, SessionId> sessions_;
   uint64_t next_session_ = 1;

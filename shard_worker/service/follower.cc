@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/service/clock.h"
 #include "shard_worker/service/collective.h"
 #include "shard_worker/service/group_link.h"
@@ -32,6 +33,7 @@ v1::RankMessage::Hello HelloOf(const WorkerOptions& options, const Rank& rank,
   hello.set_world(options.rank.world);
   hello.set_model_digest(rank.facts().digest);
   hello.set_plan_hash(rank.plan_hash());
+  hello.set_step_protocol(kStepProtocolVersion);
   seat.Describe(&hello);
   return hello;
 }

@@ -132,6 +132,12 @@ absl::Status GroupService::Check(const v1::RankMessage::Hello& hello) const {
         "model: rank {} has a file with digest {:016x}, the leader one with {:016x}", hello.rank(),
         hello.model_digest(), mine_.model_digest());
   }
+  if (hello.step_protocol() != mine_.step_protocol()) {
+    return FailedPrecondition(
+        "build: rank {} speaks version {} of the protocol of a step, the leader version {}; all "
+        "ranks of a group must be of the same build",
+        hello.rank(), hello.step_protocol(), mine_.step_protocol());
+  }
   if (hello.plan_hash() != mine_.plan_hash()) {
     return FailedPrecondition(
         "plan: rank {} has {:016x}, the leader {:016x}; --kv_type, --kv_tokens, --context_tokens, "

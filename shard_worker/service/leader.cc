@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/service/collective.h"
 #include "shard_worker/service/convert.h"
 
@@ -32,6 +33,7 @@ v1::RankMessage::Hello HelloOf(const Rank& rank, int world) {
   hello.set_world(world);
   hello.set_model_digest(rank.facts().digest);
   hello.set_plan_hash(rank.plan_hash());
+  hello.set_step_protocol(kStepProtocolVersion);
   return hello;
 }
 
@@ -43,6 +45,7 @@ EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, ui
   loop.core.canary = options.canary;
   loop.core.epoch = epoch;
   loop.core.allow_logits_digest = options.allow_logits_digest;
+  loop.core.news_period = options.news_period.count();
   loop.core.drain = options.drain.count() * 1000;
   loop.model = ToProto(rank.facts());
   loop.model.set_name(options.model_name);

@@ -10,12 +10,14 @@ namespace facet {
 StepPipeline::StepPipeline(Executor* executor, std::function<void(StepDone)> on_done)
     : executor_(executor), on_done_(std::move(on_done)), thread_([this] { Run(); }) {}
 
-StepPipeline::~StepPipeline() {
+StepPipeline::~StepPipeline() { Stop(); }
+
+void StepPipeline::Stop() {
   {
     const absl::MutexLock lock(&mutex_);
     stop_ = true;
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void StepPipeline::Push(StepPlan plan) {
@@ -44,6 +46,10 @@ void StepPipeline::Run() {
       done.rows += static_cast<int64_t>(segment.tokens.size());
     }
     failed = !done.result.ok();
+    {
+      const absl::MutexLock lock(&mutex_);
+      done.last = plans_.empty();
+    }
     on_done_(std::move(done));
   }
 }

@@ -18,20 +18,23 @@ struct StepDone {
   absl::StatusOr<StepResult> result;
   double seconds = 0;  // that it took
   int64_t rows = 0;    // tokens computed
+  bool last = false;   // no plan waits
 };
 
 // Runs step plans in their order on a thread of its own, "step", so that the engine thread can
-// speak to routers during a long step and plan the next one meanwhile. Who pushes bounds how many
-// are outstanding.
+// speak to routers meanwhile. Who pushes bounds how many are outstanding.
 class StepPipeline {
  public:
-  // Borrows `executor`. `on_done` is called on the step thread; it must not wait.
+  // Borrows `executor`. `on_done` is called on the step thread, which goes on with what is pushed
+  // there without a pause; it must not wait.
   StepPipeline(Executor* executor, std::function<void(StepDone)> on_done);
-  // Waits for the step that runs; drops those that have not begun.
   ~StepPipeline();
 
-  // After a step that failed, nothing is run any more.
+  // After a step that failed, nothing is run any more. Any thread.
   void Push(StepPlan plan);
+  // Waits for the step that runs and its `on_done`; plans that have not begun, and later ones, are
+  // dropped. Repeating is harmless. REQUIRES: the calling thread is not the step thread.
+  void Stop();
 
  private:
   void Run();

@@ -24,8 +24,9 @@ struct WorkerOptions {
   int routers_max = 64;
   int steps_max = 2;  // outstanding at a time; 1: the next is planned after the last
   SpeculationOptions speculation;
-  std::chrono::milliseconds join{300000};   // for the other ranks to come at first, ...
-  std::chrono::milliseconds rejoin{30000};  // ... and after an epoch that broke
+  std::chrono::microseconds news_period{0};  // as LeaderCoreOptions'
+  std::chrono::milliseconds join{300000};    // for the other ranks to come at first, ...
+  std::chrono::milliseconds rejoin{30000};   // ... and after an epoch that broke
   CanaryOptions canary;
   BeatOptions beat;
   // Of the other ranks:

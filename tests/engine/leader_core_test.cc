@@ -164,6 +164,66 @@ TEST(LeaderCore, SessionsHearOfTheirOwnSequencesOnly) {
   EXPECT_EQ(leader.last[kB].state.prompt_tokens_done, 45);
 }
 
+TEST(LeaderCore, TokensOfShortStepsShareAMessage) {
+  LeaderCoreOptions options = SmallOptions();
+  options.news_period = 10 * kStepUs;
+  Leader leader(options);
+  leader.core.Open(kA);
+  leader.Listen();
+  const EngineRequest request = Request(5, 51);
+  EXPECT_TRUE(leader.core.Submit(kA, 1, request, 0).ok());
+  leader.Step();
+  EXPECT_EQ(leader.answers[kA][1].tokens.size(), 1u) << "the first does not wait";
+  const int before = leader.messages[kA];
+  const TimeUs begin = leader.now;
+  leader.RunDry();
+  EXPECT_EQ(leader.answers[kA][1].tokens, Expected(request, options.engine));
+  EXPECT_EQ(leader.now, begin + 50 * kStepUs) << "nor does the end";
+  EXPECT_EQ(leader.messages[kA] - before, 5);
+}
+
+TEST(LeaderCore, TokensThatWaitAreToldInTimeDuringALongStep) {
+  LeaderCoreOptions options = SmallOptions();
+  options.news_period = 10 * kStepUs;
+  options.engine.steps_max = 1;
+  Leader leader(options);
+  leader.core.Open(kA);
+  EXPECT_TRUE(leader.core.Submit(kA, 1, Request(5, 400), 0).ok());
+  leader.Step();
+  const TimeUs told = leader.now;
+  leader.Step();
+  leader.Plan();
+  EXPECT_FALSE(leader.core.HasNews(leader.now));
+  EXPECT_EQ(leader.answers[kA][1].tokens.size(), 1u);
+  ASSERT_EQ(leader.core.NextWake(), told + options.news_period);
+  leader.now = leader.core.NextWake();
+  EXPECT_TRUE(leader.core.HasNews(leader.now));
+  leader.Listen();
+  EXPECT_EQ(leader.answers[kA][1].tokens.size(), 2u);
+  // Those of a step that took longer do not wait.
+  leader.now += options.news_period;
+  leader.Listen();
+  EXPECT_GT(leader.core.NextWake(), leader.now);
+  leader.Step();
+  EXPECT_EQ(leader.answers[kA][1].tokens.size(), 3u);
+}
+
+TEST(LeaderCore, ThatASequenceHasBegunIsNewsForWhoWaitsForCredit) {
+  LeaderCoreOptions options = SmallOptions();
+  options.news_period = 10 * kStepUs;
+  options.engine.steps_max = 1;
+  Leader leader(options);
+  leader.core.Open(kA);
+  EXPECT_TRUE(leader.core.Submit(kA, 1, Request(5, 400), 0).ok());
+  leader.Step();
+  leader.Step();
+  EXPECT_FALSE(leader.core.HasNews(leader.now));
+  EXPECT_TRUE(leader.core.Submit(kA, 2, Request(5, 400), leader.now).ok());
+  leader.Listen();
+  EXPECT_TRUE(leader.core.Plan(leader.now).has_value());
+  EXPECT_TRUE(leader.core.HasNews(leader.now));
+}
+
 TEST(LeaderCore, NumberInUseIsTheRoutersFault) {
   Leader leader(SmallOptions());
   leader.core.Open(kA);

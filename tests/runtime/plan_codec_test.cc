@@ -30,29 +30,45 @@ StepPlan SomePlan() {
   return plan;
 }
 
+std::vector<std::byte> Encoded(const StepPlan& plan) {
+  std::vector<std::byte> bytes(3, std::byte{9});  // of an earlier plan
+  EncodePlan(plan, &bytes);
+  return bytes;
+}
+
 TEST(PlanCodec, RoundTripKeepsEveryField) {
   const StepPlan plan = SomePlan();
-  const std::vector<std::byte> bytes = EncodePlan(plan);
-  const auto decoded = DecodePlan(bytes);
-  ASSERT_TRUE(decoded.ok()) << decoded.status();
-  EXPECT_EQ(EncodePlan(*decoded), bytes);
-  ASSERT_EQ(decoded->starts.size(), 1u);
-  EXPECT_EQ(decoded->starts[0].sampling, plan.starts[0].sampling);
-  EXPECT_EQ(decoded->starts[0].history, plan.starts[0].history);
-  EXPECT_EQ(decoded->segments[0].proposals, 2);
-  EXPECT_EQ(decoded->segments[0].blocks, plan.segments[0].blocks);
-  EXPECT_EQ(decoded->segments[0].next_prompt_token, plan.segments[0].next_prompt_token);
-  EXPECT_EQ(decoded->ends, plan.ends);
+  const std::vector<std::byte> bytes = Encoded(plan);
+  StepPlan decoded;
+  ASSERT_TRUE(DecodePlan(bytes, &decoded).ok());
+  EXPECT_EQ(Encoded(decoded), bytes);
+  ASSERT_EQ(decoded.starts.size(), 1u);
+  EXPECT_EQ(decoded.starts[0].sampling, plan.starts[0].sampling);
+  EXPECT_EQ(decoded.starts[0].history, plan.starts[0].history);
+  EXPECT_EQ(decoded.segments[0].proposals, 2);
+  EXPECT_EQ(decoded.segments[0].blocks, plan.segments[0].blocks);
+  EXPECT_EQ(decoded.segments[0].next_prompt_token, plan.segments[0].next_prompt_token);
+  EXPECT_EQ(decoded.ends, plan.ends);
+}
+
+TEST(PlanCodec, NothingIsLeftOfThePlanThatWasThereBefore) {
+  StepPlan other;
+  other.step = 3;
+  other.segments.emplace_back().tokens = {4};
+  StepPlan decoded = SomePlan();
+  ASSERT_TRUE(DecodePlan(Encoded(other), &decoded).ok());
+  EXPECT_EQ(Encoded(decoded), Encoded(other));
 }
 
 TEST(PlanCodec, TruncationIsAnError) {
-  const std::vector<std::byte> bytes = EncodePlan(SomePlan());
+  const std::vector<std::byte> bytes = Encoded(SomePlan());
+  StepPlan plan;
   for (size_t size = 0; size < bytes.size(); ++size) {
-    EXPECT_FALSE(DecodePlan(std::span(bytes).first(size)).ok()) << size;
+    EXPECT_FALSE(DecodePlan(std::span(bytes).first(size), &plan).ok()) << size;
   }
   std::vector<std::byte> longer = bytes;
   longer.push_back(std::byte{0});
-  EXPECT_FALSE(DecodePlan(longer).ok());
+  EXPECT_FALSE(DecodePlan(longer, &plan).ok());
 }
 
 }  // namespace

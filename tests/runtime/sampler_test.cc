@@ -53,18 +53,21 @@ std::vector<SampleOutcome> Sample(const std::vector<float>& logits, const Sequen
       Sampler sampler(device.get(), slices, kVocabulary);
       const SequenceState state(start);
       const SampleRow sample{&state, 41, true, score};
-      auto outcome = sampler.Run(row, std::span(&sample, 1), communicators[rank].get());
-      ASSERT_TRUE(outcome.ok()) << outcome.status();
-      outcomes[rank] = outcome->front();
+      std::vector<SampleOutcome> outcome;
+      const absl::Status ran =
+          sampler.Run(row, std::span(&sample, 1), communicators[rank].get(), &outcome);
+      ASSERT_TRUE(ran.ok()) << ran;
+      outcomes[rank] = outcome.front();
       if (Sampler::NeedsLogits(sample)) return;
       const auto ask = [&](std::span<const CandidateQuery> queries,
                            std::span<CandidateReply> replies) {
         device->FindCandidates(row, slices, queries[0], &replies[0]);
       };
-      auto searched = sampler.Search(ask, std::span(&sample, 1), communicators[rank].get());
-      ASSERT_TRUE(searched.ok()) << searched.status();
-      EXPECT_EQ(searched->front().finite, outcomes[rank].finite);
-      EXPECT_EQ(searched->front().sampled, outcomes[rank].sampled);
+      const absl::Status searched =
+          sampler.Search(ask, std::span(&sample, 1), communicators[rank].get(), &outcome);
+      ASSERT_TRUE(searched.ok()) << searched;
+      EXPECT_EQ(outcome.front().finite, outcomes[rank].finite);
+      EXPECT_EQ(outcome.front().sampled, outcomes[rank].sampled);
     });
   }
   for (std::thread& rank : ranks) rank.join();
@@ -82,8 +85,8 @@ TokenId Naive(std::vector<float> logits, const SequenceStart& start) {
   }
   for (int id = 0; id < kVocabulary; ++id) {
     if (all[id] > 0 && p.repetition_penalty != 1) {
-      logits[id] = logits[id] > 0 ? logits[id] / p.repetition_penalty
-                                  : logits[id] * p.repetition_penalty;
+      logits[id] =
+          logits[id] > 0 ? logits[id] / p.repetition_penalty : logits[id] * p.repetition_penalty;
     }
     if (output[id] > 0) {
       logits[id] -= p.presence_penalty + p.frequency_penalty * static_cast<float>(output[id]);

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/service/collective.h"
 #include "tests/services/worker_fixture.h"
 
@@ -27,6 +28,7 @@ class MuteRank {
     message.mutable_hello()->set_world(world);
     message.mutable_hello()->set_model_digest(1);
     message.mutable_hello()->set_plan_hash(2);
+    message.mutable_hello()->set_step_protocol(kStepProtocolVersion);
     stream_->Write(message);
     message.mutable_state()->set_ready(true);
     stream_->Write(message);

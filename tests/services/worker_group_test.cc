@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "shard_worker/runtime/plan_codec.h"
 #include "tests/base/temp_folder.h"
 #include "tests/services/worker_fixture.h"
 
@@ -83,6 +84,33 @@ TEST_F(WorkerService, GroupOfThreeServesAndStopsCleanly) {
   EXPECT_TRUE(followed[2].ok()) << followed[2];
 }
 
+TEST_F(WorkerService, ARankOfAnotherBuildIsRefused) {
+  options_.rank.world = 2;
+  StartLeader();
+  const auto stub = v1::Group::NewStub(MakeChannel(address()));
+  for (const uint64_t version : {uint64_t{0}, kStepProtocolVersion + 1}) {  // 0: has none
+    grpc::ClientContext context;
+    const auto stream = stub->Join(&context);
+    v1::RankMessage hello;
+    hello.mutable_hello()->set_rank(1);
+    hello.mutable_hello()->set_world(2);
+    hello.mutable_hello()->set_model_digest(1);
+    hello.mutable_hello()->set_plan_hash(2);
+    hello.mutable_hello()->set_step_protocol(version);
+    ASSERT_TRUE(stream->Write(hello));
+    v1::GroupMessage answer;
+    while (stream->Read(&answer)) EXPECT_TRUE(answer.has_beat());
+    const grpc::Status status = stream->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_THAT(status.error_message(),
+                HasSubstr(fmt::format("rank 1 speaks version {} of the protocol of a step, the "
+                                      "leader version {}; all ranks of a group must be of the same "
+                                      "build",
+                                      version, kStepProtocolVersion)));
+  }
+  EXPECT_EQ(Stop().code(), absl::StatusCode::kCancelled);
+}
+
 TEST_F(WorkerService, RanksThatDoNotFitAreRefusedWithBothValues) {
   options_.rank.world = 3;
   StartLeader();
@@ -112,6 +140,7 @@ TEST_F(WorkerService, RanksThatDoNotFitAreRefusedWithBothValues) {
   hello.mutable_hello()->set_world(3);
   hello.mutable_hello()->set_model_digest(1);
   hello.mutable_hello()->set_plan_hash(2);
+  hello.mutable_hello()->set_step_protocol(kStepProtocolVersion);
   v1::GroupMessage welcome;
   ASSERT_TRUE(first->Write(hello) && first->Read(&welcome) && welcome.has_welcome());
   v1::GroupMessage beat;

@@ -185,7 +185,8 @@ void LeaderProcess::SendNews() {
     FromLeader message;
     if (news.first) {
       const LeaderState& state = news.state;
-      message.facts = {plan_.fingerprint, core_.context_tokens(), state.block_tokens, state.epoch};
+      message.facts = {plan_.fingerprint, core_.context_tokens(), state.block_tokens, state.epoch,
+                       state.slots};
     }
     message.news = std::move(news);
     session.wire->Send(WireEnd::kFar,

@@ -75,6 +75,8 @@ void DrawGroups(Dice& dice, Scenario* scenario) {
     group.step_base = dice.Low(1, 25) * kMs;
     group.step_per_token = dice.Low(0, 1000);
     group.leader.drain = dice.In(0, 5) * kSecond;
+    Dice own(scenario->seed, fmt::format("news of group {}", i));
+    if (own.Percent(40)) group.leader.news_period = own.Low(1, 60) * kMs;
     scenario->groups.push_back(std::move(group));
   }
   // What the pools hold may be less than the context that was drawn, and differ between groups.
