@@ -305,6 +305,7 @@ class RankImpl : public Rank {
     result.step = plan.step;
     if (!plan.segments.empty()) {
       FACET_ASSIGN_OR_RETURN(result.segments, Compute(plan));
+      device_->EndStep();
     }
     CountTimes(SecondsSince(start), idle, !plan.segments.empty());
     return result;
