@@ -5,7 +5,7 @@ nvcc and a configured build, no GPU.
 
     tests/bench/cuda_report.py [--build build] [--markdown]
 
-Exit status 1 if a kernel spills that is not in ALLOWED_SPILLS.
+Exit status 1 if a kernel spills that is not in ALLOWED_SPILLS, or if the compiler says nothing of one.
 
 Occupancy is theoretical: warps of a multiprocessor that registers and static limits let run, of the
 most it can have. Shared memory here is dynamic, so its size comes from the launches, listed in
@@ -67,8 +67,6 @@ def cuda_commands(build):
 def compile_with_report(entry, folder):
     """The compiler's standard error for one source."""
     words = shlex.split(entry["command"])
-    if os.path.basename(words[0]) == "ccache":
-        words = words[1:]  # it would not run ptxas again
     words[words.index("-o") + 1] = os.path.join(folder, "out.o")
     result = subprocess.run(words + ["-Xptxas", "-v"], cwd=entry["directory"],
                             capture_output=True, text=True, check=False)
@@ -100,6 +98,20 @@ def kernels_in(report):
     for kernel, name in zip(found, demangle([k["name"] for k in found])):
         kernel["name"] = short(name)
     return found
+
+
+def kernels_in_source(path):
+    with open(path, encoding="utf-8") as file:
+        return set(re.findall(r"__global__ void\s+(\w+)\(", file.read()))
+
+
+def missing(kernels, sources):
+    """Kernels of the sources that the compiler said nothing of for some architecture."""
+    for arch in sorted(LIMITS):
+        reported = {re.sub("<.*", "", k["name"]) for k in kernels if k["arch"] == arch}
+        for path in sources:
+            for name in sorted(kernels_in_source(path) - reported):
+                yield f"{name} of {path}, {arch}"
 
 
 def shape_of(name):
@@ -163,10 +175,13 @@ def main():
             kernels += kernels_in(compile_with_report(entry, folder))
     rows = list(rows_of(kernels))
     print_table(rows, args.markdown)
+    unreported = list(missing(kernels, [entry["file"] for entry in commands]))
+    for kernel in unreported:
+        print(f"the compiler says nothing of {kernel}", file=sys.stderr)
     spilling = [row for row in rows if row[3] != "0" and row[1] not in ALLOWED_SPILLS]
     for row in spilling:
         print(f"{row[1]} spills {row[3]} bytes on {row[0]}", file=sys.stderr)
-    return 1 if spilling else 0
+    return 1 if spilling or unreported else 0
 
 
 if __name__ == "__main__":
