@@ -3,7 +3,8 @@
 that these allow. Compiles kernels/cuda/*.cu again with the build's own flags and `-Xptxas -v`; needs
 nvcc and a configured build, no GPU.
 
-    tests/bench/cuda_report.py [--build build] [--markdown]
+    tests/bench/cuda_report.py [--build build]
+    tests/bench/cuda_report.py --update    # writes the table to kernels/cuda/compiler_report.md
 
 Exit status 1 if a kernel spills that is not in ALLOWED_SPILLS, or if the compiler says nothing of one.
 
@@ -20,6 +21,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+
+TABLE = "kernels/cuda/compiler_report.md"
 
 # Per multiprocessor (CUDA C++ programming guide, "Compute Capabilities").
 LIMITS = {
@@ -67,6 +70,8 @@ def cuda_commands(build):
 def compile_with_report(entry, folder):
     """The compiler's standard error for one source."""
     words = shlex.split(entry["command"])
+    if os.path.basename(words[0]) == "ccache":
+        words = words[1:]  # it would not run ptxas again
     words[words.index("-o") + 1] = os.path.join(folder, "out.o")
     result = subprocess.run(words + ["-Xptxas", "-v"], cwd=entry["directory"],
                             capture_output=True, text=True, check=False)
@@ -149,13 +154,31 @@ HEADINGS = ("arch", "kernel", "registers", "spilled", "stack", "threads", "share
             "limited by")
 
 
-def print_table(rows, markdown):
-    if markdown:
-        print("| " + " | ".join(HEADINGS) + " |")
-        print("|" + "---|" * len(HEADINGS))
+def compiler_of(command):
+    """"nvcc 13.0.88", of a compile command."""
+    words = shlex.split(command)
+    compiler = words[1] if os.path.basename(words[0]) == "ccache" else words[0]
+    text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return "nvcc " + re.search(r"V([\d.]+)", text).group(1)
+
+
+def write_table(rows, compiler):
+    with open(TABLE, "w", encoding="utf-8") as file:
+        file.write(f"""<!-- Made by tests/bench/cuda_report.py --update. -->
+# What the compiler says of every kernel
+
+{compiler}. Shared memory in bytes, for the largest shapes in use; spilled bytes are stores and loads.
+Occupancy is theoretical: the share of a multiprocessor's warps that these figures leave room for. No GPU
+has run them.
+
+| {" | ".join(HEADINGS)} |
+|{"---|" * len(HEADINGS)}
+""")
         for row in rows:
-            print("| " + " | ".join(row) + " |")
-        return
+            file.write("| " + " | ".join(row) + " |\n")
+
+
+def print_table(rows):
     widths = [max(len(row[i]) for row in [HEADINGS] + rows) for i in range(len(HEADINGS))]
     for row in [HEADINGS] + rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -164,7 +187,7 @@ def print_table(rows, markdown):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", default="build", help="a configured build (default: build)")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--update", action="store_true", help=f"write {TABLE}")
     args = parser.parse_args()
     commands = cuda_commands(args.build)
     if not commands:
@@ -174,7 +197,10 @@ def main():
         for entry in commands:
             kernels += kernels_in(compile_with_report(entry, folder))
     rows = list(rows_of(kernels))
-    print_table(rows, args.markdown)
+    if args.update:
+        write_table(rows, compiler_of(commands[0]["command"]))
+    else:
+        print_table(rows)
     unreported = list(missing(kernels, [entry["file"] for entry in commands]))
     for kernel in unreported:
         print(f"the compiler says nothing of {kernel}", file=sys.stderr)
