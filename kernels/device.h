@@ -270,6 +270,9 @@ class Device {
   // A device may leave rows of the head unread that provably change no reply.
   virtual void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) = 0;
   virtual HeadReads head_reads() const = 0;
+  // The step's last operation has been called. Nothing depends on it, and a step that breaks off has
+  // none: it is for devices that tell where time goes.
+  virtual void EndStep() {}
 };
 
 }  // namespace facet

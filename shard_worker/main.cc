@@ -27,6 +27,7 @@
 #include "serving/pulse.h"
 #include "serving/shutdown.h"
 #include "shard_worker/runtime/rank.h"
+#include "shard_worker/service/energy_watch.h"
 #include "shard_worker/service/follower.h"
 #include "shard_worker/service/leader.h"
 #include "shard_worker/service/worker_metrics.h"
@@ -277,7 +278,7 @@ absl::StatusOr<std::unique_ptr<MetricsListener>> StartMetrics(
   return listener;
 }
 
-absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options) {
+absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options, EnergyWatch* energy) {
   std::optional<Progress> progress;
   options.notice = [](std::string_view sentence) { spdlog::info("{}", sentence); };
   if (!absl::GetFlag(FLAGS_quiet)) {
@@ -289,19 +290,20 @@ absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options) {
   options.warn = [](std::string_view what) { spdlog::warn("{}", what); };
   absl::StatusOr<std::unique_ptr<Rank>> rank = Rank::Load(options);
   if (rank.ok() && progress) progress->Finish();
+  if (rank.ok()) energy->Start((*rank)->gpu_bus_id());
   return rank;
 }
 
-absl::Status Lead(const WorkerOptions& options, WorkerMetrics* metrics, Pulse* pulse,
-                  std::stop_token stop) {
+absl::Status Lead(const WorkerOptions& options, WorkerMetrics* metrics, EnergyWatch* energy,
+                  Pulse* pulse, std::stop_token stop) {
   FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Leader> leader,
                          Leader::Start(options, metrics, pulse));
-  return leader->Serve([&] { return LoadRank(options.rank); }, stop);
+  return leader->Serve([&] { return LoadRank(options.rank, energy); }, stop);
 }
 
-absl::Status Follow(const WorkerOptions& options, WorkerMetrics* metrics, Pulse* pulse,
-                    std::stop_token stop) {
-  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Rank> rank, LoadRank(options.rank));
+absl::Status Follow(const WorkerOptions& options, WorkerMetrics* metrics, EnergyWatch* energy,
+                    Pulse* pulse, std::stop_token stop) {
+  FACET_ASSIGN_OR_RETURN(const std::unique_ptr<Rank> rank, LoadRank(options.rank, energy));
   return RunFollower(options, rank.get(), metrics, pulse, stop);
 }
 
@@ -309,12 +311,13 @@ absl::Status Work(const WorkerOptions& options, const ShutdownSignal& shutdown,
                   std::stop_source stop) {
   const auto registry = std::make_shared<prometheus::Registry>();
   WorkerMetrics metrics(registry.get());
+  EnergyWatch energy({}, &metrics);
   Pulse pulse;
   FACET_ASSIGN_OR_RETURN(const std::unique_ptr<MetricsListener> listener,
                          StartMetrics(registry, &pulse));
   const absl::Status status = options.rank.rank == 0
-                                  ? Lead(options, &metrics, &pulse, stop.get_token())
-                                  : Follow(options, &metrics, &pulse, stop.get_token());
+                                  ? Lead(options, &metrics, &energy, &pulse, stop.get_token())
+                                  : Follow(options, &metrics, &energy, &pulse, stop.get_token());
   // Asked to stop before the group stood: nothing is lost.
   if (absl::IsCancelled(status) && shutdown.Requested()) return absl::OkStatus();
   return status;

@@ -43,7 +43,7 @@ parse_options() {
     case $1 in
       --help | -h) usage && exit 0 ;;
       --bench) bench=1 && shift && continue ;;
-      --gpu) export FACET_GPU=1 && selection+=(-R '^kernels_gpu_test$') && shift && continue ;;
+      --gpu) export FACET_GPU=1 && selection+=(-R '_gpu_test$') && shift && continue ;;
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
       --*) ;;
       *) selection+=(-R "$1") && shift && continue ;;

@@ -32,6 +32,8 @@ struct CudaModule {
   const char* abi = "";
   absl::StatusOr<int> (*device_count)() = nullptr;  // FailedPrecondition says why there is none
   absl::StatusOr<std::unique_ptr<Device>> (*make_device)(const CudaDeviceOptions&) = nullptr;
+  // The PCI address of a GPU ("0000:3b:00.0"), by which others than CUDA know it.
+  absl::StatusOr<std::string> (*bus_id)(int device) = nullptr;
 };
 using CudaModuleEntry = const CudaModule* (*)();
 inline constexpr const char* kCudaModuleSymbol = "facet_cuda_module";

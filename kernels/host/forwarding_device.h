@@ -70,6 +70,7 @@ class ForwardingDevice : public Device {
     inner_->SearchHead(search, replies);
   }
   HeadReads head_reads() const override { return inner_->head_reads(); }
+  void EndStep() override { inner_->EndStep(); }
 
  private:
   std::unique_ptr<Device> inner_;

@@ -27,7 +27,8 @@ struct DeviceChoice {
 
 struct ChosenDevice {
   std::unique_ptr<Device> device;
-  std::string why;  // for the log: "computing on cpu-avx512: no GPU, as there is no ...so"
+  std::string gpu_bus_id;  // PCI address of the GPU that it is on; empty: none
+  std::string why;         // for the log: "computing on cpu-avx512: no GPU, as there is no ...so"
 };
 
 // InvalidArgument where the name is none of the above; else what the device's maker says.

@@ -105,6 +105,7 @@ class RankImpl : public Rank {
 
   const ModelFacts& facts() const override { return facts_; }
   std::string device_name() const override { return device_->name(); }
+  std::string gpu_bus_id() const override { return gpu_bus_id_; }
   RankMemory memory() const override {
     return {weights_.packed_bytes, weights_.slice_bytes, kv_bytes_};
   }
@@ -242,6 +243,7 @@ class RankImpl : public Rank {
       choice.context = facts_.context_tokens;
       FACET_ASSIGN_OR_RETURN(ChosenDevice chosen, ChooseDevice(choice));
       device = std::move(chosen.device);
+      gpu_bus_id_ = std::move(chosen.gpu_bus_id);
       if (options_.notice) options_.notice(chosen.why);
     }
     device_ = std::make_unique<ProfiledDevice>(std::move(device));
@@ -348,6 +350,7 @@ class RankImpl : public Rank {
   int64_t kv_bytes_ = 0;
   int64_t window_ = 0;
   ModelFacts facts_;
+  std::string gpu_bus_id_;
   std::vector<std::byte> message_;  // the plan as bytes, kept for its memory
   std::mutex abort_mutex_;          // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;

@@ -95,6 +95,8 @@ class Rank {
 
   virtual const ModelFacts& facts() const = 0;
   virtual std::string device_name() const = 0;
+  // PCI address of the GPU that it computes on ("0000:3b:00.0"); empty: on none.
+  virtual std::string gpu_bus_id() const { return {}; }
   virtual RankMemory memory() const = 0;
   // Of the shard plan, the KV pools and the options that must agree between ranks.
   virtual uint64_t plan_hash() const = 0;

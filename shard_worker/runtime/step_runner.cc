@@ -49,6 +49,7 @@ absl::StatusOr<StepResult> StepRunner::Run(const StepPlan& plan, Communicator* c
     options_.progress();
   }
   Remember(plan, result.segments);
+  device_->EndStep();
   return result;
 }
 

@@ -10,12 +10,17 @@
 
 namespace facet {
 
-std::string HostIdentity() {
+std::string BootId() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string boot;
+  return std::getline(file, boot) ? boot : std::string();
+}
+
+std::string HostIdentity() {
+  const std::string boot = BootId();
   std::array<char, 128> space = {};
   const ssize_t bytes = readlink("/proc/self/ns/net", space.data(), space.size());
-  if (!std::getline(file, boot) || bytes <= 0) return {};
+  if (boot.empty() || bytes <= 0) return {};
   return fmt::format("{} {} user {}", boot,
                      std::string_view(space.data(), static_cast<size_t>(bytes)), geteuid());
 }

@@ -6,6 +6,10 @@
 
 namespace facet {
 
+// Names the running kernel: equal in all containers of a machine. Empty if the system does not
+// tell.
+std::string BootId();
+
 // Says where this process is: equal for processes of one user in one network namespace of one
 // running kernel, which is what it takes to share memory over a socket with an abstract name. Empty
 // if the system does not tell.

@@ -122,7 +122,20 @@ WorkerMetrics::WorkerMetrics(Registry* registry)
           "result", kResultNames)),
       canary_seconds_(
           Gauges(registry, "facet_worker_canary_seconds", "How long the last canary took.")
-              .Add({})) {
+              .Add({})),
+      gpu_joules_(Counters(registry, "facet_worker_gpu_joules_total",
+                           "Energy that this rank's GPU took, idle or not, whoever used it.")),
+      gpu_watts_(Gauges(registry, "facet_worker_gpu_watts", "Power of this rank's GPU.")),
+      gpu_memory_used_bytes_(Gauges(registry, "facet_worker_gpu_memory_used_bytes",
+                                    "Memory of this rank's GPU in use, by anybody.")),
+      gpu_memory_bytes_(
+          Gauges(registry, "facet_worker_gpu_memory_bytes", "Memory of this rank's GPU.")),
+      gpu_celsius_(Gauges(registry, "facet_worker_gpu_celsius", "Temperature of this rank's GPU.")),
+      gpu_clock_hertz_(
+          Gauges(registry, "facet_worker_gpu_clock_hertz", "Clocks of this rank's GPU.")),
+      host_joules_(Counters(registry, "facet_worker_host_joules_total",
+                            "Energy that the host's processors and their memory took, idle or not, "
+                            "whoever used them; told by one process of a host.")) {
   auto& parts = Counters(registry, "facet_worker_step_part_seconds_total",
                          "Time of this rank's steps: computing, moving and adding partial results, "
                          "and waiting for other ranks.");
@@ -206,6 +219,28 @@ void WorkerMetrics::SetStepAges(const std::vector<TimeUs>& ages) {
   for (size_t rank = 0; rank < ages.size(); ++rank) {
     step_age_seconds_.Add({{"rank", std::to_string(rank)}})
         .Set(static_cast<double>(ages[rank]) * 1e-6);
+  }
+}
+
+void WorkerMetrics::AddGpu(std::string_view uuid, const GpuReading& reading) {
+  const prometheus::Labels gpu = {{"gpu", std::string(uuid)}};
+  const auto set = [](Family<Gauge>& family, const prometheus::Labels& labels,
+                      const std::optional<double>& value) {
+    if (value) family.Add(labels).Set(*value);
+  };
+  if (reading.joules) gpu_joules_.Add(gpu).Increment(*reading.joules);
+  set(gpu_watts_, gpu, reading.watts);
+  set(gpu_memory_used_bytes_, gpu, reading.memory_used_bytes);
+  set(gpu_memory_bytes_, gpu, reading.memory_bytes);
+  set(gpu_celsius_, gpu, reading.celsius);
+  set(gpu_clock_hertz_, {{"gpu", std::string(uuid)}, {"clock", "sm"}}, reading.sm_hertz);
+  set(gpu_clock_hertz_, {{"gpu", std::string(uuid)}, {"clock", "memory"}}, reading.memory_hertz);
+}
+
+void WorkerMetrics::AddHostEnergy(std::string_view host, const std::vector<ZoneEnergy>& zones) {
+  for (const ZoneEnergy& zone : zones) {
+    host_joules_.Add({{"host", std::string(host)}, {"zone", std::string(zone.zone)}})
+        .Increment(zone.joules);
   }
 }
 

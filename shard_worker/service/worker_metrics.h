@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "shard_worker/energy/gpu_meter.h"
+#include "shard_worker/energy/host_meter.h"
 #include "shard_worker/engine/leader_core.h"
 #include "shard_worker/runtime/rank.h"
 #include "shard_worker/service/peer_watch.h"
@@ -34,6 +36,10 @@ class WorkerMetrics {
   void AddStep(double seconds, int64_t rows);
   // How long ago each rank moved.
   void SetStepAges(const std::vector<TimeUs>& ages);
+  // What was measured since the last call, and is measured now; what is absent appears nowhere.
+  void AddGpu(std::string_view uuid, const GpuReading& reading);
+  // `host`: the machine, however many containers and names it has.
+  void AddHostEnergy(std::string_view host, const std::vector<ZoneEnergy>& zones);
   // Counters of the stats begin anew.
   void BeginEpoch();
   void SetStats(const LeaderStats& stats);
@@ -75,6 +81,14 @@ class WorkerMetrics {
   prometheus::Family<prometheus::Gauge>& step_age_seconds_;
   std::array<prometheus::Counter*, 2> canaries_;  // right, wrong
   prometheus::Gauge& canary_seconds_;
+  // Without a member until somebody measures.
+  prometheus::Family<prometheus::Counter>& gpu_joules_;
+  prometheus::Family<prometheus::Gauge>& gpu_watts_;
+  prometheus::Family<prometheus::Gauge>& gpu_memory_used_bytes_;
+  prometheus::Family<prometheus::Gauge>& gpu_memory_bytes_;
+  prometheus::Family<prometheus::Gauge>& gpu_celsius_;
+  prometheus::Family<prometheus::Gauge>& gpu_clock_hertz_;
+  prometheus::Family<prometheus::Counter>& host_joules_;
   LeaderStats last_;
 };
 

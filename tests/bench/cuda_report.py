@@ -3,9 +3,10 @@
 that these allow. Compiles kernels/cuda/*.cu again with the build's own flags and `-Xptxas -v`; needs
 nvcc and a configured build, no GPU.
 
-    tests/bench/cuda_report.py [--build build] [--markdown]
+    tests/bench/cuda_report.py [--build build]
+    tests/bench/cuda_report.py --update    # writes the table to kernels/cuda/compiler_report.md
 
-Exit status 1 if a kernel spills that is not in ALLOWED_SPILLS.
+Exit status 1 if a kernel spills that is not in ALLOWED_SPILLS, or if the compiler says nothing of one.
 
 Occupancy is theoretical: warps of a multiprocessor that registers and static limits let run, of the
 most it can have. Shared memory here is dynamic, so its size comes from the launches, listed in
@@ -20,6 +21,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+
+TABLE = "kernels/cuda/compiler_report.md"
 
 # Per multiprocessor (CUDA C++ programming guide, "Compute Capabilities").
 LIMITS = {
@@ -102,6 +105,20 @@ def kernels_in(report):
     return found
 
 
+def kernels_in_source(path):
+    with open(path, encoding="utf-8") as file:
+        return set(re.findall(r"__global__ void\s+(\w+)\(", file.read()))
+
+
+def missing(kernels, sources):
+    """Kernels of the sources that the compiler said nothing of for some architecture."""
+    for arch in sorted(LIMITS):
+        reported = {re.sub("<.*", "", k["name"]) for k in kernels if k["arch"] == arch}
+        for path in sources:
+            for name in sorted(kernels_in_source(path) - reported):
+                yield f"{name} of {path}, {arch}"
+
+
 def shape_of(name):
     for pattern, shape in SHAPES.items():
         if re.match(pattern + r"(<|$)", name) or re.fullmatch(pattern, name):
@@ -137,13 +154,31 @@ HEADINGS = ("arch", "kernel", "registers", "spilled", "stack", "threads", "share
             "limited by")
 
 
-def print_table(rows, markdown):
-    if markdown:
-        print("| " + " | ".join(HEADINGS) + " |")
-        print("|" + "---|" * len(HEADINGS))
+def compiler_of(command):
+    """"nvcc 13.0.88", of a compile command."""
+    words = shlex.split(command)
+    compiler = words[1] if os.path.basename(words[0]) == "ccache" else words[0]
+    text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return "nvcc " + re.search(r"V([\d.]+)", text).group(1)
+
+
+def write_table(rows, compiler):
+    with open(TABLE, "w", encoding="utf-8") as file:
+        file.write(f"""<!-- Made by tests/bench/cuda_report.py --update. -->
+# What the compiler says of every kernel
+
+{compiler}. Shared memory in bytes, for the largest shapes in use; spilled bytes are stores and loads.
+Occupancy is theoretical: the share of a multiprocessor's warps that these figures leave room for. No GPU
+has run them.
+
+| {" | ".join(HEADINGS)} |
+|{"---|" * len(HEADINGS)}
+""")
         for row in rows:
-            print("| " + " | ".join(row) + " |")
-        return
+            file.write("| " + " | ".join(row) + " |\n")
+
+
+def print_table(rows):
     widths = [max(len(row[i]) for row in [HEADINGS] + rows) for i in range(len(HEADINGS))]
     for row in [HEADINGS] + rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -152,7 +187,7 @@ def print_table(rows, markdown):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", default="build", help="a configured build (default: build)")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--update", action="store_true", help=f"write {TABLE}")
     args = parser.parse_args()
     commands = cuda_commands(args.build)
     if not commands:
@@ -162,11 +197,17 @@ def main():
         for entry in commands:
             kernels += kernels_in(compile_with_report(entry, folder))
     rows = list(rows_of(kernels))
-    print_table(rows, args.markdown)
+    if args.update:
+        write_table(rows, compiler_of(commands[0]["command"]))
+    else:
+        print_table(rows)
+    unreported = list(missing(kernels, [entry["file"] for entry in commands]))
+    for kernel in unreported:
+        print(f"the compiler says nothing of {kernel}", file=sys.stderr)
     spilling = [row for row in rows if row[3] != "0" and row[1] not in ALLOWED_SPILLS]
     for row in spilling:
         print(f"{row[1]} spills {row[3]} bytes on {row[0]}", file=sys.stderr)
-    return 1 if spilling else 0
+    return 1 if spilling or unreported else 0
 
 
 if __name__ == "__main__":

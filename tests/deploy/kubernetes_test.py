@@ -8,63 +8,21 @@ FACET_MANIFEST_PYTHON (a Python that has kubernetes-validate, see tests/run.sh) 
 Run in the root of the source tree; FACET_BIN_DIR has the binaries.
 """
 
-import functools
 import glob
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import unittest
 
-try:
-    import yaml
-except ModuleNotFoundError:  # another Python comes first in PATH; Debian's has it
-    if sys.executable == "/usr/bin/python3":
-        raise
-    os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
-
 sys.path.insert(0, os.path.abspath("deploy/local"))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import cluster  # noqa: E402  (from deploy/local)
+import manifests  # noqa: E402
+from manifests import find, flags_of, help_flags, port_of, read_base, render  # noqa: E402
 
-BASE = "deploy/kubernetes/base"
-BIN = os.environ.get("FACET_BIN_DIR", "build/bin")
 SLACK_S = 10  # for a shutdown after its drain
-SKIPPED = 77
-
-
-def read_manifests():
-    with open(f"{BASE}/kustomization.yaml", encoding="utf-8") as file:
-        resources = yaml.safe_load(file)["resources"]
-    objects = []
-    for name in resources:
-        with open(f"{BASE}/{name}", encoding="utf-8") as file:
-            objects += yaml.safe_load_all(file)
-    return objects
-
-
-def render():
-    command = ["kubectl", "kustomize", BASE]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-
-
-def find(objects, kind, name=None):
-    found = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
-    assert len(found) == 1, f"{kind} {name}: {len(found)}"
-    return found[0]
-
-
-def flags_of(container):
-    """{name: value} of --name=value arguments."""
-    pairs = (argument.removeprefix("--").partition("=") for argument in container["args"])
-    return {name: value for name, _, value in pairs}
-
-
-def port_of(container, port):
-    """The number of a port given by number or name."""
-    named = {p.get("name"): p["containerPort"] for p in container["ports"]}
-    return named.get(port, port)
 
 
 def pods(objects):
@@ -76,16 +34,6 @@ def pods(objects):
 
 def containers(objects):
     return [c for pod in pods(objects).values() for c in pod["spec"]["containers"]]
-
-
-@functools.cache
-def help_flags(binary):
-    """The flags in `binary --help`."""
-    path = os.path.join(BIN, binary)
-    text = subprocess.run(
-        [path, "--help"], check=True, capture_output=True, text=True, timeout=60
-    ).stdout
-    return set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
 
 
 class Manifests:
@@ -231,7 +179,7 @@ class Manifests:
 class Invariants(Manifests, unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.objects = read_manifests()
+        cls.objects = read_base()
 
 
 class Rendering(Manifests, unittest.TestCase):
@@ -241,10 +189,10 @@ class Rendering(Manifests, unittest.TestCase):
     def setUpClass(cls):
         if not shutil.which("kubectl"):
             raise unittest.SkipTest("there is no kubectl: nothing was rendered")
-        cls.objects = list(yaml.safe_load_all(render()))
+        cls.objects = render("base")
 
     def test_everything_is_there(self):
-        wanted = sorted((o["kind"], o["metadata"]["name"]) for o in read_manifests())
+        wanted = sorted((o["kind"], o["metadata"]["name"]) for o in read_base())
         rendered = sorted(
             (o["kind"], o["metadata"]["name"]) for o in self.objects if o["kind"] != "ConfigMap"
         )
@@ -266,28 +214,15 @@ class Rendering(Manifests, unittest.TestCase):
 
 class Schemas(unittest.TestCase):
     def test_objects_fit_the_schemas(self):
-        python = os.environ.get("FACET_MANIFEST_PYTHON")
-        if not python:
-            self.skipTest("FACET_MANIFEST_PYTHON is not set: no schema was checked")
-        text = render() if shutil.which("kubectl") else yaml.safe_dump_all(read_manifests())
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            validate = os.path.join(os.path.dirname(python), "kubernetes-validate")
-            result = subprocess.run(
-                [python, validate, "--strict", file.name], capture_output=True, text=True,
-                timeout=120, check=False,
-            )
-        said = result.stdout + result.stderr
-        self.assertEqual(result.returncode, 0, said)
-        self.assertGreaterEqual(said.count("passed for resource"), len(read_manifests()), said)
+        objects = render("base") if shutil.which("kubectl") else read_base()
+        manifests.validate(self, objects)
 
 
 class Flags(unittest.TestCase):
     def started(self):
         """{binary: [{flag: value} of each process]} in the manifests and by the launcher."""
         manifests = {}
-        for container in containers(read_manifests()):
+        for container in containers(read_base()):
             manifests.setdefault(container["command"][0], []).append(flags_of(container))
         launcher = {}
         local = cluster.Cluster("m.gguf", tp=2, replicas=2, routers=2)
@@ -382,6 +317,17 @@ class Image(unittest.TestCase):
         for source in self.copied:
             self.assertTrue(any(f"{source}/".startswith(f"{a}/") for a in allowed), source)
 
+    def test_the_image_for_gpus_is_the_same_and_the_module(self):
+        stages = re.split(r"^FROM ", self.text, flags=re.MULTILINE)
+        (cuda,) = [s for s in stages if s.startswith("runtime AS cuda")]
+        (built,) = [s for s in stages if s.startswith("build AS build-cuda")]
+        self.assertIn("run_build build-cuda facet_cuda", built)
+        # Beside facet-worker, where it is looked for.
+        binaries = re.search(r"^COPY --from=build /image/ (\S+)$", self.text, re.MULTILINE)
+        module = re.search(r"^COPY --from=build-cuda /image-cuda/ (\S+)$", cuda, re.MULTILINE)
+        self.assertEqual(module.group(1), binaries.group(1))
+        self.assertTrue(stages[-1].startswith("runtime\n"), "without a target: no CUDA")
+
     def test_its_packages_are_the_lists_of_packages_sh(self):
         self.assertEqual(
             re.findall(r"install_packages (.*?)(?: &&.*)?$", self.text, re.MULTILINE),
@@ -392,14 +338,15 @@ class Image(unittest.TestCase):
     def test_it_builds_and_installs_the_three_binaries(self):
         binaries = ["facet", "facet-router", "facet-worker"]
         self.assertIn("run_build build " + " ".join(binaries), self.text)
-        started = {c["command"][0] for c in containers(read_manifests())}
+        started = {c["command"][0] for c in containers(read_base())}
         self.assertLessEqual(started, set(binaries))
 
     def test_the_runtime_packages_hold_every_library(self):
         libraries = set()
         for binary in ("facet", "facet-router", "facet-worker"):
             listing = subprocess.run(
-                ["ldd", os.path.join(BIN, binary)], check=True, capture_output=True, text=True
+                ["ldd", os.path.join(manifests.BIN, binary)],
+                check=True, capture_output=True, text=True,
             ).stdout
             self.assertNotIn("not found", listing)
             libraries |= set(re.findall(r"=> (/\S+)", listing))
@@ -410,18 +357,10 @@ class Image(unittest.TestCase):
 
     def test_it_runs_as_the_user_of_the_pods(self):
         (user,) = re.findall(r"^USER (\d+):(\d+)$", self.text, re.MULTILINE)
-        for pod in pods(read_manifests()).values():
+        for pod in pods(read_base()).values():
             context = pod["spec"]["securityContext"]
             self.assertEqual(user, (str(context["runAsUser"]), str(context["runAsGroup"])))
 
 
-def main():
-    program = unittest.main(argv=[*sys.argv, "-v"], exit=False)
-    result = program.result
-    if not result.wasSuccessful():
-        return 1
-    return SKIPPED if result.skipped else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(manifests.main())

@@ -75,6 +75,7 @@ TEST(CudaModule, OpensAndAnswersWithOrWithoutAGpu) {
   const absl::StatusOr<int> count = (*module)->device_count();
   if (count.ok()) {
     EXPECT_GE(*count, 1);
+    EXPECT_THAT((*module)->bus_id(0).value(), ::testing::MatchesRegex("[0-9a-f:]+\\.0"));
     EXPECT_EQ((*module)->make_device({.device = *count}).status().code(),
               absl::StatusCode::kFailedPrecondition);
     return;
@@ -82,6 +83,7 @@ TEST(CudaModule, OpensAndAnswersWithOrWithoutAGpu) {
   EXPECT_EQ(count.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_FALSE(MessageOf(count.status()).empty());
   EXPECT_EQ((*module)->make_device({}).status(), count.status());
+  EXPECT_FALSE((*module)->bus_id(0).ok());
 }
 
 }  // namespace

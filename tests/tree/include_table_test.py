@@ -15,12 +15,13 @@ TABLE = {
     "kernels": ["base", "checkpoint/block_formats.h"],
     "shard_worker/model": ["base", "checkpoint", "kernels"],
     "shard_worker/engine": ["base"],
+    "shard_worker/energy": ["base"],
     "shard_worker/runtime": [
         "base", "checkpoint", "kernels", "shard_worker/model", "shard_worker/engine",
     ],
     "shard_worker/service": [
         "base", "checkpoint", "kernels", "serving", "protos",
-        "shard_worker/model", "shard_worker/engine", "shard_worker/runtime",
+        "shard_worker/model", "shard_worker/engine", "shard_worker/energy", "shard_worker/runtime",
     ],
     "router/core": ["base"],
     "router/tokenizer": ["base", "checkpoint"],
@@ -52,6 +53,8 @@ THIRD_PARTY = [
     (r"openssl/", ["kernels", "shard_worker/runtime", "router/service", "shard_worker/service",
                    "tests"]),
     (r"nccl\.h", ["kernels/cuda", "kernels/collectives"]),
+    (r"nvml\.h", ["tests"]),  # the program opens the library with declarations of its own
+    (r"nvtx3/", ["kernels/cuda", "tests"]),
     (r"(cuda|cub|thrust|cooperative_groups|nv)[a-z0-9_]*(/|\.h)", ["kernels/cuda"]),
     (r"hwloc\.h", ["shard_worker/runtime"]),
     (r"numa\.h", ["shard_worker/runtime"]),
@@ -182,6 +185,8 @@ class IncludeTable(unittest.TestCase):
             ("router/service/x.cc", "<pcre2.h>"),
             ("client/x.cc", '"facet/v1/shard.grpc.pb.h"'),
             ("client/x.cc", '"router/service/metrics.h"'),
+            ("shard_worker/energy/x.cc", '"kernels/device.h"'),
+            ("shard_worker/energy/x.cc", "<nvml.h>"),
             ("serving/x.cc", '"facet/v1/inference.pb.h"'),
             ("serving/x.cc", "<hwloc.h>"),
             ("kernels/cpu/x.cc", "<cuda_runtime.h>"),
