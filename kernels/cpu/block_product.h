@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_bytes.h"
 
 namespace facet {
 namespace FACET_ISA {

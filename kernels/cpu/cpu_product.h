@@ -1,6 +1,10 @@
 #ifndef FACET_KERNELS_CPU_CPU_PRODUCT_H_
 #define FACET_KERNELS_CPU_CPU_PRODUCT_H_
 
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -8,9 +12,14 @@
 #include "base/thread_pool.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/quantized_rows.h"
 #include "kernels/host/aligned_buffer.h"
+#include "kernels/host/matrix_source.h"
 
 namespace facet {
+
+// Elementwise work on fewer floats than this is done before another thread has begun with its part.
+inline constexpr int64_t kTaskFloats = 16 << 10;
 
 // Products of activations with packed matrices, spread over a pool's threads by panels. Keeps its
 // memory from call to call. One thread calls it.
@@ -30,8 +39,34 @@ class CpuProduct {
     void (*gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
   };
 
+  // What is read next, to be prefetched; by default nothing.
+  struct Upcoming {
+    const std::byte* panel = nullptr;
+    const std::byte* low = nullptr;
+    int64_t lines = 0;  // of 64 bytes
+    int64_t low_lines = 0;
+    static Upcoming Of(const PackedMatrix& matrix, int64_t panel);
+  };
+
   // `x`: [rows, columns], the columns of all parts.
   void Run(std::span<const Part> parts, const float* x, int rows);
+
+  // For `rows` rows at `x` that are about to be written and that a product will most likely read:
+  // calls write(row) for each and quantises it then, while it is in the cache. Products of just
+  // these rows use that form until Written().
+  template <typename Write>
+  void WriteRows(const float* x, int rows, int64_t columns, const Write& write) {
+    held_.Cut(x, rows, columns);
+    QuantizeTiles(held_, [&](int tile) {
+      for (int row = held_.first_row(tile); row < held_.first_row(tile + 1); ++row) write(row);
+    });
+  }
+  // Whether WriteRows() pays: products lately had integer weights.
+  bool quantizes(int64_t columns) const { return quantizes_ && columns % kBlockColumns == 0; }
+  // Floats in [begin, end) are about to change.
+  void Written(const float* begin, const float* end) {
+    if (held_.Overlap(begin, end)) held_.Clear();
+  }
 
  private:
   // Consecutive panels of one part.
@@ -39,6 +74,7 @@ class CpuProduct {
     const Part* part;
     int64_t begin;
     int64_t end;
+    Upcoming Begin() const { return Upcoming::Of(*part->matrix, begin); }
   };
   // What a thread needs.
   struct Scratch {
@@ -46,29 +82,51 @@ class CpuProduct {
     AlignedBuffer gate_up;  // [2][rows of a pass][32]
   };
 
-  void CutTiles(const float* x, int rows, int64_t columns);
-  void Quantize(int rows, int64_t columns);
+  // Quantises tiles, each after prepare(tile), in parallel if there is enough to do.
+  template <typename Prepare>
+  void QuantizeTiles(const QuantizedRows& rows, const Prepare& prepare) {
+    const int tiles = static_cast<int>(rows.tiles().size());
+    if (tiles == 0) return;
+    const int64_t tile_floats = kTileRows * rows.tiles().front().columns;
+    const int step = static_cast<int>(std::max<int64_t>(1, kTaskFloats / tile_floats));
+    pool_.ParallelFor((tiles + step - 1) / step, [&](int64_t task, int) {
+      const int begin = static_cast<int>(task) * step;
+      for (int tile = begin; tile < std::min(begin + step, tiles); ++tile) {
+        prepare(tile);
+        kernels_.quantize_tile(rows.tiles()[static_cast<size_t>(tile)]);
+      }
+    });
+  }
+  const QuantizedRows& Inputs(const float* x, int rows, int64_t columns);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);
-  void RunTask(const Task& task, Scratch* scratch) const;
-  void RunPanel(const Task& task, int64_t panel, int first_tile, int last_tile,
-                Scratch* scratch) const;
+  void Drain(Scratch* scratch);
+  const Task* TakeTask();  // null: there are none left
+  // Finds out what the product that begins with `first` was followed by the last time.
+  void FindFollower(const PackedMatrix& first);
+  void RunTask(const Task& task, const Upcoming& next, Scratch* scratch) const;
+  void RunPanel(const Part& part, int64_t panel, const Upcoming& next, int first_tile,
+                int last_tile, Scratch* scratch) const;
   // Both fill `args` in where it is: a copy of fields just written would wait for them.
-  void RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args, Scratch* scratch) const;
+  void RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next, PanelArgs* args,
+                     Scratch* scratch) const;
   void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   std::vector<Scratch> scratch_;  // by thread
-  std::vector<ActivationTile> tiles_;
-  std::vector<int> tile_rows_;  // first row of each tile, and the row count at the end
+  QuantizedRows held_;            // as long as nobody writes to them
+  QuantizedRows own_;             // of a product whose rows are not held
+  bool quantizes_ = false;
+  const QuantizedRows* rows_ = nullptr;  // of the product that is running
   std::vector<Task> tasks_;
+  std::atomic<size_t> next_task_{0};
   int tiles_per_pass_ = 1;
-  // The quantised activations, tile after tile.
-  std::vector<int8_t> q_;
-  std::vector<float> scale_;
-  std::vector<float> scaled_sum_;
-  std::vector<int32_t> offset_sums_[3];
+  // By a hash of a product's first panel, where the product began that came after it: steps repeat
+  // their products, so the threads' last tasks prefetch it. It may be gone by now, or another's:
+  // nobody reads it.
+  std::array<Upcoming, 512> followers_;
+  Upcoming* follower_ = nullptr;  // of the latest product
 };
 
 }  // namespace facet
