@@ -38,6 +38,31 @@ void SetNext(const PackedMatrix& matrix, int64_t panel, int64_t end, PanelArgs* 
 
 void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
   if (rows == 0) return;
+  Prepare(parts, x, rows);
+  CutTasks(parts, rows);
+  pool_.ParallelFor(static_cast<int64_t>(tasks_.size()), [&](int64_t task, int thread) {
+    RunTask(tasks_[static_cast<size_t>(task)], &scratch_[static_cast<size_t>(thread)]);
+  });
+}
+
+void CpuProduct::Prepare(const PackedMatrix& matrix, const float* x, int rows) {
+  const Part part = {&matrix};
+  Prepare(std::span(&part, 1), x, rows);
+}
+
+void CpuProduct::Panels(const PackedMatrix& matrix, int64_t begin, int64_t end, float* out,
+                        int64_t row_stride, int thread) {
+  const Part part = {&matrix, out, row_stride};
+  const bool one_pass = static_cast<int>(tiles_.size()) <= tiles_per_pass_;
+  const int64_t bytes = matrix.panel_bytes() + matrix.low_bytes();
+  const int64_t step = one_pass ? end - begin : std::max<int64_t>(1, kTaskBytes / bytes);
+  for (int64_t at = begin; at < end; at += step) {
+    const Task task = {&part, at, std::min(at + step, end), matrix.panels(), begin};
+    RunTask(task, &scratch_[static_cast<size_t>(thread)]);
+  }
+}
+
+void CpuProduct::Prepare(std::span<const Part> parts, const float* x, int rows) {
   const int64_t columns = parts.front().matrix->columns();
   CutTiles(x, rows, columns);
   bool integers = false;
@@ -46,11 +71,7 @@ void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
     if (part.up != nullptr) integers |= part.up->integer_product();
   }
   if (integers) Quantize(rows, columns);
-  CutTasks(parts, rows);
   SizeScratch(parts);
-  pool_.ParallelFor(static_cast<int64_t>(tasks_.size()), [&](int64_t task, int thread) {
-    RunTask(tasks_[static_cast<size_t>(task)], &scratch_[static_cast<size_t>(thread)]);
-  });
 }
 
 // As few tiles as possible, as equal as possible.
@@ -106,7 +127,8 @@ void CpuProduct::CutTasks(std::span<const Part> parts, int rows) {
     if (part.up != nullptr) panel_bytes += part.up->panel_bytes() + part.up->low_bytes();
     const int64_t step = std::max<int64_t>(1, task_bytes / panel_bytes);
     for (int64_t begin = 0; begin < panels; begin += step) {
-      tasks_.push_back({&part, begin, std::min(begin + step, panels)});
+      const int64_t end = std::min(begin + step, panels);
+      tasks_.push_back({&part, begin, end, end});
     }
   }
 }
@@ -149,11 +171,11 @@ void CpuProduct::RunPanel(const Task& task, int64_t panel, int first_tile, int l
   args.tile_count = last_tile - first_tile;
   args.columns = part.matrix->panel_columns(panel);
   args.out = part.out + tile_rows_[static_cast<size_t>(first_tile)] * part.row_stride +
-             panel * kPanelColumns;
+             (panel - task.first_panel) * kPanelColumns;
   args.row_stride = part.row_stride;
   args.root_stride = part.root_stride;
   if (part.up == nullptr) {
-    SetNext(*part.matrix, panel + 1, task.end, &args);
+    SetNext(*part.matrix, panel + 1, task.fetch_end, &args);
     Multiply(*part.matrix, panel, &args, scratch);
   } else {
     RunGatedPanel(task, panel, &args, scratch);
@@ -172,10 +194,10 @@ void CpuProduct::RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args,
   args->row_stride = kPanelColumns;
   args->columns = kPanelColumns;
   args->out = gate;
-  SetNext(*part.up, panel, task.end, args);
+  SetNext(*part.up, panel, task.fetch_end, args);
   Multiply(*part.matrix, panel, args, scratch);
   args->out = up;
-  SetNext(*part.matrix, panel + 1, task.end, args);
+  SetNext(*part.matrix, panel + 1, task.fetch_end, args);
   Multiply(*part.up, panel, args, scratch);
   part.gate(gate, up, rows * kPanelColumns, gate);
   for (int64_t row = 0; row < rows; ++row) {

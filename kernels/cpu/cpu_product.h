@@ -33,12 +33,22 @@ class CpuProduct {
   // `x`: [rows, columns], the columns of all parts.
   void Run(std::span<const Part> parts, const float* x, int rows);
 
+  // The same in pieces, for somebody who looks at one before it has left the cache: first
+  // Prepare(), then Panels() from inside of a region of the pool, `thread` being the caller's.
+  // Panels [begin, end); row r of panel `begin` goes to out + r row_stride, the next behind it.
+  // REQUIRES: a matrix of one root.
+  void Prepare(const PackedMatrix& matrix, const float* x, int rows);
+  void Panels(const PackedMatrix& matrix, int64_t begin, int64_t end, float* out,
+              int64_t row_stride, int thread);
+
  private:
   // Consecutive panels of one part.
   struct Task {
     const Part* part;
     int64_t begin;
     int64_t end;
+    int64_t fetch_end;        // the panels before this are prefetched
+    int64_t first_panel = 0;  // which part->out belongs to
   };
   // What a thread needs.
   struct Scratch {
@@ -46,6 +56,7 @@ class CpuProduct {
     AlignedBuffer gate_up;  // [2][rows of a pass][32]
   };
 
+  void Prepare(std::span<const Part> parts, const float* x, int rows);
   void CutTiles(const float* x, int rows, int64_t columns);
   void Quantize(int rows, int64_t columns);
   void CutTasks(std::span<const Part> parts, int rows);
