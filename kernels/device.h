@@ -7,6 +7,8 @@
 //
 // Memory: a Floats or Matrix belongs to the device that made it, lives as long as the device, and
 // its address means something to that device and to a communicator built for it, to nobody else.
+// What an operation has written is changed by operations and CopyIn() only, never from outside: a
+// device may keep another form of it for the operations to come.
 // Threads: one thread calls a device. Operations run in the order of the calls; Synchronize()
 // waits for them, and the host reads results only after it.
 

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_trees.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace facet {
@@ -261,30 +262,46 @@ void AttendSplit(const SplitArgs& args) {
   }
 }
 
-void MergeQuery(const float* next, float next_max, float next_sum, int dim, float* max, float* sum,
-                float* out) {
-  if (*sum == 0) {
-    *max = next_max;
-    *sum = next_sum;
-    for (int d = 0; d < dim; d += 16) Store(out + d, Load(next + d));
-    return;
-  }
-  const float largest = *max < next_max ? next_max : *max;
-  const float a = CanonicalExp(*max - largest);
-  const float b = CanonicalExp(next_max - largest);
-  *max = largest;
-  *sum = __builtin_fmaf(*sum, a, next_sum * b);
+void MergeVectors(const float* next, float a, float b, int dim, float* out) {
   for (int d = 0; d < dim; d += 16) {
     Store(out + d, Fma(Load(out + d), Set(a), Mul(Load(next + d), Set(b))));
   }
 }
 
-void MergeSplit(const SplitArgs& split, const Partials& total) {
-  for (int i = 0; i < split.queries; ++i) {
-    if (split.begin[i] >= split.end[i]) continue;
-    MergeQuery(split.out + i * split.dim, split.max[i], split.sum[i], split.dim, total.max + i,
-               total.sum + i, total.out + i * split.dim);
+// Sixteen queries, or what is left of them: their factors are worked out side by side.
+void MergeQueries(const SplitArgs& split, const Partials& total, int first) {
+  const int count = Smaller(16, split.queries - first);
+  const Mask lanes = FirstLanes(count);
+  const VecF max = Load(total.max + first, lanes);
+  const VecF next_max = Load(split.max + first, lanes);
+  const VecF largest = Select(Less(max, next_max), next_max, max);
+  const VecF a = Exp(Sub(max, largest));
+  const VecF b = Exp(Sub(next_max, largest));
+  const VecF next_sum = Load(split.sum + first, lanes);
+  alignas(64) float maxima[16], sums[16], factors[16], next_factors[16];
+  Store(maxima, largest);
+  Store(sums, Fma(Load(total.sum + first, lanes), a, Mul(next_sum, b)));
+  Store(factors, a);
+  Store(next_factors, b);
+  for (int i = 0; i < count; ++i) {
+    const int query = first + i;
+    if (split.begin[query] >= split.end[query]) continue;
+    const float* next = split.out + query * split.dim;
+    float* out = total.out + query * split.dim;
+    if (total.sum[query] == 0) {
+      total.max[query] = split.max[query];
+      total.sum[query] = split.sum[query];
+      for (int d = 0; d < split.dim; d += 16) Store(out + d, Load(next + d));
+    } else {
+      total.max[query] = maxima[i];
+      total.sum[query] = sums[i];
+      MergeVectors(next, factors[i], next_factors[i], split.dim, out);
+    }
   }
+}
+
+void MergeSplit(const SplitArgs& split, const Partials& total) {
+  for (int first = 0; first < split.queries; first += 16) MergeQueries(split, total, first);
 }
 
 void FinishQuery(const float* total, float sum, int size, float* out) {

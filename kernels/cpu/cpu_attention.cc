@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
+#include <utility>
+
+#include "base/check.h"
 
 namespace facet {
 namespace {
@@ -14,6 +18,19 @@ constexpr int kFewQueries = 4;
 constexpr int kSlotQueries = 32;
 // A job of fewer splits is not worth handing to another thread.
 constexpr int64_t kJobSplits = 4;
+
+bool Grow(int64_t floats, AlignedBuffer* buffer) {
+  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+  if (buffer->size() >= bytes) return false;
+  absl::StatusOr<AlignedBuffer> larger = AlignedBuffer::Make(bytes);
+  FACET_CHECK(larger.ok(), "{}", larger.status().ToString());
+  *buffer = *std::move(larger);
+  return true;
+}
+
+void GrowZeroed(int64_t floats, AlignedBuffer* buffer) {
+  if (!Grow(floats, buffer)) std::memset(buffer->data(), 0, buffer->size());
+}
 
 int64_t FirstKey(const AttentionSpec& spec, int64_t position) {
   return spec.window > 0 ? std::max<int64_t>(0, position - spec.window + 1) : 0;
@@ -37,7 +54,7 @@ void CpuAttention::Run(const AttentionSpec& spec, const StepLayout& layout, KvMe
   pool_.ParallelFor(static_cast<int64_t>(jobs_.size()), [&](int64_t job, int thread) {
     RunJob(jobs_[static_cast<size_t>(job)], &scratch_[static_cast<size_t>(thread)]);
   });
-  if (slots_.empty()) return;
+  if (!shared_) return;
   pool_.ParallelFor(static_cast<int64_t>(tiles_.size()), [&](int64_t i, int thread) {
     const Tile& tile = tiles_[static_cast<size_t>(i)];
     if (tile.slot >= 0) MergeTile(tile, &scratch_[static_cast<size_t>(thread)]);
@@ -49,17 +66,25 @@ void CpuAttention::SizeScratch(int head_dim) {
   if (head_dim == head_dim_) return;
   head_dim_ = head_dim;
   dim_ = (head_dim + 15) / 16 * 16;
-  const size_t floats = static_cast<size_t>(kTileQueries * dim_);
   for (Scratch& scratch : scratch_) {
-    scratch.q.assign(floats, 0.0f);
-    scratch.keys.assign(static_cast<size_t>(kSplitTokens * dim_), 0.0f);
-    scratch.values.assign(static_cast<size_t>(kSplitTokens * dim_), 0.0f);
-    scratch.out.resize(floats);
-    scratch.total_out.resize(floats);
-    scratch.weights.resize(size_t{kTileQueries} * kSplitTokens);
-    for (auto* v : {&scratch.max, &scratch.sum, &scratch.total_max, &scratch.total_sum}) {
-      v->resize(kTileQueries);
-    }
+    const int64_t vectors = int64_t{kTileQueries} * dim_;
+    const int64_t converted = int64_t{kSplitTokens} * dim_;
+    const std::pair<float**, int64_t> arrays[] = {
+        {&scratch.q, vectors},
+        {&scratch.keys, converted},
+        {&scratch.values, converted},
+        {&scratch.weights, int64_t{kTileQueries} * kSplitTokens},
+        {&scratch.out, vectors},
+        {&scratch.total_out, vectors},
+        {&scratch.max, kTileQueries},
+        {&scratch.sum, kTileQueries},
+        {&scratch.total_max, kTileQueries},
+        {&scratch.total_sum, kTileQueries}};
+    int64_t floats = 0;
+    for (const auto& [array, size] : arrays) floats += size;
+    GrowZeroed(floats, &scratch.memory);
+    float* next = reinterpret_cast<float*>(scratch.memory.data());
+    for (const auto& [array, size] : arrays) *array = std::exchange(next, next + size);
     scratch.begin.resize(kTileQueries);
     scratch.end.resize(kTileQueries);
   }
@@ -106,7 +131,8 @@ void CpuAttention::CutJobs() {
     tile.slot = slots;
     slots += splits;
   }
-  slots_.resize(static_cast<size_t>(slots * slot_floats()));
+  shared_ = slots > 0;
+  Grow(slots * slot_floats(), &slots_);
 }
 
 int64_t CpuAttention::slot_floats() const { return int64_t{kSlotQueries} * (2 + dim_); }
@@ -114,25 +140,30 @@ int64_t CpuAttention::slot_floats() const { return int64_t{kSlotQueries} * (2 + 
 void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
   const Tile& tile = *job.tile;
   GatherQueries(tile, scratch);
-  const Partials total = {scratch->total_max.data(), scratch->total_sum.data(),
-                          scratch->total_out.data()};
+  const Partials total = TotalsOf(*scratch);
   std::fill_n(total.sum, tile.queries(), 0.0f);
   for (int64_t split = job.begin; split < job.end; ++split) {
     SplitArgs args = PrepareSplit(tile, split, scratch);
+    // What the first one gives to the queries that see it is their total so far.
+    const bool first = tile.slot < 0 && split == job.begin;
+    if (first) std::tie(args.max, args.sum, args.out) = std::tie(total.max, total.sum, total.out);
     if (tile.queries() <= kFewQueries && dim_ == head_dim_) {
       LocateKeys(tile, split, &args, scratch);
     } else {
       ReadKeys(tile, split, args, scratch);
     }
     kernels_.attend_split(args);
-    if (tile.slot < 0) kernels_.merge_split(args, total);
+    if (tile.slot < 0 && !first) kernels_.merge_split(args, total);
   }
   if (tile.slot < 0) WriteTile(tile, *scratch);
 }
 
+Partials CpuAttention::TotalsOf(const Scratch& scratch) {
+  return {scratch.total_max, scratch.total_sum, scratch.total_out};
+}
+
 void CpuAttention::MergeTile(const Tile& tile, Scratch* scratch) {
-  const Partials total = {scratch->total_max.data(), scratch->total_sum.data(),
-                          scratch->total_out.data()};
+  const Partials total = TotalsOf(*scratch);
   std::fill_n(total.sum, tile.queries(), 0.0f);
   for (int64_t split = tile.first_split; split < tile.last_split; ++split) {
     kernels_.merge_split(PrepareSplit(tile, split, scratch), total);
@@ -142,7 +173,7 @@ void CpuAttention::MergeTile(const Tile& tile, Scratch* scratch) {
 
 void CpuAttention::GatherQueries(const Tile& tile, Scratch* scratch) const {
   const int64_t width = int64_t{spec_->heads + 2 * spec_->kv_heads} * spec_->head_dim;
-  float* to = scratch->q.data();
+  float* to = scratch->q;
   for (int row = 0; row < tile.rows; ++row) {
     const float* from = qkv_ + (tile.run->first_row + tile.first_row + row) * width;
     for (int i = 0; i < tile.heads; ++i, to += dim_) {
@@ -169,21 +200,22 @@ SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* s
   SplitArgs args;
   args.queries = tile.queries();
   args.dim = dim_;
-  args.q = scratch->q.data();
-  args.keys = scratch->keys.data();
-  args.values = scratch->values.data();
+  args.q = scratch->q;
+  args.keys = scratch->keys;
+  args.values = scratch->values;
   args.begin = scratch->begin.data();
   args.end = scratch->end.data();
   args.scale = spec_->scale;
   args.soft_cap = spec_->soft_cap;
-  args.weights = scratch->weights.data();
-  args.max = scratch->max.data();
-  args.sum = scratch->sum.data();
-  args.out = scratch->out.data();
+  args.weights = scratch->weights;
+  args.max = scratch->max;
+  args.sum = scratch->sum;
+  args.out = scratch->out;
   if (tile.slot >= 0) {
-    args.max = slots_.data() + (tile.slot + split - tile.first_split) * slot_floats();
+    args.out = reinterpret_cast<float*>(slots_.data()) +
+               (tile.slot + split - tile.first_split) * slot_floats();
+    args.max = args.out + int64_t{args.queries} * dim_;
     args.sum = args.max + args.queries;
-    args.out = args.sum + args.queries;
   }
   return args;
 }
@@ -246,9 +278,9 @@ void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& ar
     const int count =
         static_cast<int>(std::min<int64_t>(end - begin, block_tokens - position % block_tokens));
     widen(kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position), count,
-          scratch->keys.data() + begin * dim_);
+          scratch->keys + begin * dim_);
     widen(kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position), count,
-          scratch->values.data() + begin * dim_);
+          scratch->values + begin * dim_);
     begin += count;
   }
 }
@@ -260,9 +292,8 @@ void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) const {
     float* to = out_ + (tile.run->first_row + tile.first_row + row) * width;
     for (int i = 0; i < tile.heads; ++i, ++query) {
       const int head = heads_[static_cast<size_t>(tile.first_head + i)];
-      kernels_.finish_query(scratch.total_out.data() + int64_t{query} * dim_,
-                            scratch.total_sum[static_cast<size_t>(query)], spec_->head_dim,
-                            to + int64_t{head} * spec_->head_dim);
+      kernels_.finish_query(scratch.total_out + int64_t{query} * dim_, scratch.total_sum[query],
+                            spec_->head_dim, to + int64_t{head} * spec_->head_dim);
     }
   }
 }

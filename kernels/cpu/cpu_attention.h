@@ -7,6 +7,7 @@
 #include "base/thread_pool.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/device.h"
+#include "kernels/host/aligned_buffer.h"
 #include "kernels/host/kv_memory.h"
 
 namespace facet {
@@ -44,8 +45,9 @@ class CpuAttention {
   };
   // What a thread needs for one tile and split.
   struct Scratch {
-    std::vector<float> q, keys, values, weights, out, total_out;
-    std::vector<float> max, sum, total_max, total_sum;
+    AlignedBuffer memory;  // of the following, each at a multiple of 64 bytes
+    float *q, *keys, *values, *weights, *out, *total_out;
+    float *max, *sum, *total_max, *total_sum;
     std::vector<int> begin, end;
     const std::byte* key_rows[kSplitTokens] = {};
     const std::byte* value_rows[kSplitTokens] = {};
@@ -67,7 +69,8 @@ class CpuAttention {
   void ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args, Scratch* scratch) const;
   void LocateKeys(const Tile& tile, int64_t split, SplitArgs* args, Scratch* scratch) const;
   void WriteTile(const Tile& tile, const Scratch& scratch) const;
-  // Of the partial results of one split of a tile: max and sum per query, then out.
+  static Partials TotalsOf(const Scratch& scratch);
+  // Of the partial results of one split of a tile: out, then max and sum per query.
   int64_t slot_floats() const;
 
   const KernelTable& kernels_;
@@ -76,7 +79,8 @@ class CpuAttention {
   std::vector<int> heads_;        // grouped by KV head
   std::vector<Tile> tiles_;
   std::vector<Job> jobs_;
-  std::vector<float> slots_;
+  bool shared_ = false;  // some tile has a slot
+  AlignedBuffer slots_;
   int head_dim_ = 0;  // that the scratch memory is sized for
   int dim_ = 0;       // rounded up to 16
   // The call in progress.

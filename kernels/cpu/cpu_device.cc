@@ -18,8 +18,8 @@
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/packed_images.h"
 #include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/rotation_table.h"
 #include "kernels/host/host_device.h"
-#include "kernels/host/rotation.h"
 
 namespace facet {
 namespace {
@@ -63,11 +63,22 @@ class CpuDevice final : public HostDevice {
 
   void BeginStep(const StepLayout& layout) override {
     HostDevice::BeginStep(layout);
-    for (RotationTable& table : rotations_) table.pairs = 0;
+    for (RotationTable& table : rotations_) table.Forget();
+  }
+
+  void CopyIn(std::span<const float> host, Floats device) override {
+    Written(device);
+    HostDevice::CopyIn(host, device);
+  }
+
+  void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
+    Written(out);
+    HostDevice::GatherRows(x, rows, width, out);
   }
 
   void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
                  Floats out) override {
+    Written(out);
     const PackedMatrix& matrix = Own(table);
     const int64_t width = matrix.columns();
     FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
@@ -82,7 +93,7 @@ class CpuDevice final : public HostDevice {
 
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
     FACET_CHECK(int64_t{rows} * width <= std::min(x.size, out.size) && width <= weight.size);
-    ForRows(rows, width, [&](int64_t r) {
+    WriteNorms(out, rows, width, [&](int64_t r) {
       kernels_.norm(x.data + r * width, width, weight.data, epsilon, out.data + r * width);
     });
   }
@@ -92,7 +103,8 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(size <= std::min({args.residual.size, args.update.size, args.out.size}));
     FACET_CHECK(args.width <= args.next_weight.size);
     FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
-    ForRows(args.rows, args.width, [&](int64_t r) {
+    Written(args.residual);
+    WriteNorms(args.out, args.rows, args.width, [&](int64_t r) {
       const int64_t offset = r * args.width;
       kernels_.residual_norm({.width = args.width,
                               .epsilon = args.epsilon,
@@ -109,6 +121,7 @@ class CpuDevice final : public HostDevice {
     for (const Matrix* part : parts) width += part->rows();
     CheckProduct(*parts.front(), x, rows);
     FACET_CHECK(rows * width <= out.size);
+    Written(out);
     parts_.clear();
     float* to = out.data;
     for (const Matrix* part : parts) {
@@ -124,6 +137,7 @@ class CpuDevice final : public HostDevice {
     CheckProduct(gate, x, rows);
     FACET_CHECK(up.rows() == gate.rows() && up.columns() == gate.columns());
     FACET_CHECK(gate.root_count() == 1 && up.root_count() == 1 && rows * gate.rows() <= out.size);
+    Written(out);
     CpuProduct::Part part = {&Own(gate), out.data, gate.rows(), 0};
     part.up = &Own(up);
     part.gate = activation == Activation::kSilu ? kernels_.silu_gate : kernels_.gelu_gate;
@@ -133,12 +147,14 @@ class CpuDevice final : public HostDevice {
   void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
     CheckProduct(matrix, x, rows);
     FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
+    Written(roots);
     const CpuProduct::Part part = {&Own(matrix), roots.data, matrix.rows(), rows * matrix.rows()};
     product_.Run(std::span(&part, 1), x.data, rows);
   }
 
   void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
     CheckAttention(spec, qkv);
+    Written(qkv);
     const int width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
     const RotationTable* rotations = spec.rope < 0 ? nullptr : &Rotations(spec.rope);
     row_runs_.clear();
@@ -151,11 +167,13 @@ class CpuDevice final : public HostDevice {
   void Attend(const AttentionSpec& spec, Floats qkv, Floats out) override {
     CheckAttention(spec, qkv);
     FACET_CHECK(int64_t{layout().rows} * spec.heads * spec.head_dim <= out.size);
+    Written(out);
     attention_.Run(spec, layout(), &kv(spec.pool), qkv.data, out.data);
   }
 
   void SoftCap(Floats x, int64_t size, float cap) override {
     FACET_CHECK(size <= x.size);
+    Written(x);
     constexpr int64_t kStep = 4096;
     ForRows((size + kStep - 1) / kStep, kStep, [&](int64_t i) {
       kernels_.soft_cap(x.data + i * kStep, std::min(kStep, size - i * kStep), cap);
@@ -174,19 +192,13 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(replies.size() == search.queries.size() && search.head->root_count() == 1);
     FACET_CHECK(rows * search.head->rows() <= search.scratch.size);
     FACET_CHECK(search.slices->starts.back() == search.head->rows());
+    Written(search.scratch);
     if (rows > 0) head_.Search(search, replies);
   }
 
   HeadReads head_reads() const override { return head_.reads(); }
 
  private:
-  // The cosines and sines of one rope at the step's rows; made when first asked for.
-  struct RotationTable {
-    int64_t pairs = 0;           // 0: not made in this step
-    std::vector<float> cosines;  // [rows, pairs]
-    std::vector<float> sines;
-  };
-
   // Calls body(row) for every row, in parallel if there is enough to do.
   template <typename Body>
   void ForRows(int64_t rows, int64_t width, const Body& body) {
@@ -198,6 +210,20 @@ class CpuDevice final : public HostDevice {
     });
   }
 
+  // Every operation says what it is about to write: of what is written, no other form is valid.
+  void Written(Floats out) { product_.Written(out.data, out.data + out.size); }
+
+  // norm(row) writes one row of `out`, which the next product reads.
+  template <typename Norm>
+  void WriteNorms(Floats out, int rows, int width, const Norm& norm) {
+    Written({out.data, int64_t{rows} * width});
+    if (product_.quantizes(width)) {
+      product_.WriteRows(out.data, rows, width, norm);
+    } else {
+      ForRows(rows, width, norm);
+    }
+  }
+
   static void CheckProduct(const Matrix& matrix, Floats x, int rows) {
     FACET_CHECK(rows * matrix.columns() <= x.size, "{} rows of {} in {} floats", rows,
                 matrix.columns(), x.size);
@@ -206,23 +232,7 @@ class CpuDevice final : public HostDevice {
   const RotationTable& Rotations(int index) {
     rotations_.resize(std::max(rotations_.size(), static_cast<size_t>(index) + 1));
     RotationTable& table = rotations_[static_cast<size_t>(index)];
-    const std::vector<float>& frequencies = rope(index).inverse_frequency;
-    if (table.pairs != 0 || frequencies.empty()) return table;
-    table.pairs = static_cast<int64_t>(frequencies.size());
-    const size_t size = static_cast<size_t>(layout().rows * table.pairs);
-    table.cosines.resize(std::max(table.cosines.size(), size));
-    table.sines.resize(std::max(table.sines.size(), size));
-    for (const SequenceRun& run : layout().runs) {
-      ForRows(run.rows, 16 * table.pairs, [&](int64_t i) {
-        const int64_t first = (run.first_row + i) * table.pairs;
-        for (int64_t pair = 0; pair < table.pairs; ++pair) {
-          const Rotation rotation =
-              RotationAt(run.first_position + i, frequencies[static_cast<size_t>(pair)]);
-          table.cosines[static_cast<size_t>(first + pair)] = rotation.cosine;
-          table.sines[static_cast<size_t>(first + pair)] = rotation.sine;
-        }
-      });
-    }
+    table.Prepare(rope(index).inverse_frequency, layout(), &pool_);
     return table;
   }
 
@@ -232,9 +242,9 @@ class CpuDevice final : public HostDevice {
     vector.size = spec.head_dim;
     vector.epsilon = spec.norm_epsilon;
     if (rotations != nullptr) {
-      vector.pairs = static_cast<int>(rotations->pairs);
-      vector.cosines = rotations->cosines.data() + row * rotations->pairs;
-      vector.sines = rotations->sines.data() + row * rotations->pairs;
+      vector.pairs = rotations->pairs();
+      vector.cosines = rotations->cosines(row);
+      vector.sines = rotations->sines(row);
     }
     for (int head = 0; head < spec.heads + spec.kv_heads; ++head) {
       vector.x = qkv + head * spec.head_dim;

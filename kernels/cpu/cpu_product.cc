@@ -26,12 +26,11 @@ void Grow(AlignedBuffer* buffer, size_t bytes) {
   *buffer = *std::move(larger);
 }
 
-// `panel` is prefetched, unless it is the end.
-void SetNext(const PackedMatrix& matrix, int64_t panel, int64_t end, PanelArgs* args) {
+void Prefetch(const PackedMatrix& matrix, int64_t panel, PanelArgs* args) {
   args->next = matrix.panel(panel);
   args->next_low = matrix.low(panel);
-  args->next_lines = panel < end ? CeilDivide(matrix.panel_bytes(), 64) : 0;
-  args->next_low_lines = panel < end ? CeilDivide(matrix.low_bytes(), 64) : 0;
+  args->next_lines = CeilDivide(matrix.panel_bytes(), 64);
+  args->next_low_lines = CeilDivide(matrix.low_bytes(), 64);
 }
 
 }  // namespace
@@ -40,9 +39,10 @@ void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
   if (rows == 0) return;
   Prepare(parts, x, rows);
   CutTasks(parts, rows);
-  pool_.ParallelFor(static_cast<int64_t>(tasks_.size()), [&](int64_t task, int thread) {
-    RunTask(tasks_[static_cast<size_t>(task)], &scratch_[static_cast<size_t>(thread)]);
-  });
+  next_task_.store(0, std::memory_order_relaxed);
+  const int64_t drains = std::min<int64_t>(pool_.threads(), static_cast<int64_t>(tasks_.size()));
+  pool_.ParallelFor(drains,
+                    [&](int64_t, int thread) { Drain(&scratch_[static_cast<size_t>(thread)]); });
 }
 
 void CpuProduct::Prepare(const PackedMatrix& matrix, const float* x, int rows) {
@@ -52,64 +52,55 @@ void CpuProduct::Prepare(const PackedMatrix& matrix, const float* x, int rows) {
 
 void CpuProduct::Panels(const PackedMatrix& matrix, int64_t begin, int64_t end, float* out,
                         int64_t row_stride, int thread) {
-  const Part part = {&matrix, out, row_stride};
-  const bool one_pass = static_cast<int>(tiles_.size()) <= tiles_per_pass_;
+  Part part = {&matrix, out, row_stride};
+  part.first_panel = begin;
+  const bool one_pass = static_cast<int>(rows_->tiles().size()) <= tiles_per_pass_;
   const int64_t bytes = matrix.panel_bytes() + matrix.low_bytes();
   const int64_t step = one_pass ? end - begin : std::max<int64_t>(1, kTaskBytes / bytes);
   for (int64_t at = begin; at < end; at += step) {
-    const Task task = {&part, at, std::min(at + step, end), matrix.panels(), begin};
-    RunTask(task, &scratch_[static_cast<size_t>(thread)]);
+    const Task task = {&part, at, std::min(at + step, end)};
+    const Task next = {&part, task.end, matrix.panels()};  // somebody will read it soon
+    RunTask(task, next.begin < next.end ? &next : nullptr, &scratch_[static_cast<size_t>(thread)]);
   }
 }
 
 void CpuProduct::Prepare(std::span<const Part> parts, const float* x, int rows) {
   const int64_t columns = parts.front().matrix->columns();
-  CutTiles(x, rows, columns);
-  bool integers = false;
+  quantizes_ = false;
   for (const Part& part : parts) {
-    integers |= part.matrix->integer_product();
-    if (part.up != nullptr) integers |= part.up->integer_product();
+    quantizes_ |= part.matrix->integer_product();
+    if (part.up != nullptr) quantizes_ |= part.up->integer_product();
   }
-  if (integers) Quantize(rows, columns);
+  rows_ = &Inputs(x, rows, columns);
+  tiles_per_pass_ = static_cast<int>(std::max<int64_t>(1, kPassBytes / (kTileRows * columns)));
   SizeScratch(parts);
 }
 
-// As few tiles as possible, as equal as possible.
-void CpuProduct::CutTiles(const float* x, int rows, int64_t columns) {
-  const int count = static_cast<int>(CeilDivide(rows, kTileRows));
-  tiles_.assign(static_cast<size_t>(count), ActivationTile());
-  tile_rows_.assign(1, 0);
-  for (int i = 0; i < count; ++i) {
-    ActivationTile& tile = tiles_[static_cast<size_t>(i)];
-    tile.rows = rows / count + (i < rows % count ? 1 : 0);
-    tile.x = x + tile_rows_.back() * columns;
-    tile.columns = columns;
-    tile_rows_.push_back(tile_rows_.back() + tile.rows);
+// Takes its next task before it begins one, so that it knows what to prefetch at the end of it.
+void CpuProduct::Drain(Scratch* scratch) {
+  const Task* task = TakeTask();
+  while (task != nullptr) {
+    const Task* next = TakeTask();
+    RunTask(*task, next, scratch);
+    task = next;
   }
-  tiles_per_pass_ = static_cast<int>(std::max<int64_t>(1, kPassBytes / (kTileRows * columns)));
 }
 
-void CpuProduct::Quantize(int rows, int64_t columns) {
-  const int64_t blocks = columns / kBlockColumns;
-  const size_t size = static_cast<size_t>(rows * columns);
-  if (q_.size() < size) {
-    q_.resize(size);
-    scale_.resize(size / kBlockColumns);
-    scaled_sum_.resize(size / kBlockColumns);
-    for (std::vector<int32_t>& sums : offset_sums_) sums.resize(size / kBlockColumns);
+const CpuProduct::Task* CpuProduct::TakeTask() {
+  const size_t index = next_task_.fetch_add(1, std::memory_order_relaxed);
+  return index < tasks_.size() ? &tasks_[index] : nullptr;
+}
+
+const QuantizedRows& CpuProduct::Inputs(const float* x, int rows, int64_t columns) {
+  if (held_.Are(x, rows, columns)) return held_;
+  own_.Clear();
+  own_.Add(x, rows, columns);
+  if (quantizes_) {
+    pool_.ParallelFor(static_cast<int64_t>(own_.tiles().size()), [&](int64_t i, int) {
+      kernels_.quantize_tile(own_.tiles()[static_cast<size_t>(i)]);
+    });
   }
-  for (size_t i = 0; i < tiles_.size(); ++i) {
-    const int64_t first = tile_rows_[i];
-    tiles_[i].q = q_.data() + first * columns;
-    tiles_[i].scale = scale_.data() + first * blocks;
-    tiles_[i].scaled_sum = scaled_sum_.data() + first * blocks;
-    for (size_t k = 0; k < 3; ++k) {
-      tiles_[i].offset_sum[k] = offset_sums_[k].data() + first * blocks;
-    }
-  }
-  pool_.ParallelFor(static_cast<int64_t>(tiles_.size()), [&](int64_t i, int) {
-    kernels_.quantize_tile(tiles_[static_cast<size_t>(i)]);
-  });
+  return own_;
 }
 
 void CpuProduct::CutTasks(std::span<const Part> parts, int rows) {
@@ -127,15 +118,14 @@ void CpuProduct::CutTasks(std::span<const Part> parts, int rows) {
     if (part.up != nullptr) panel_bytes += part.up->panel_bytes() + part.up->low_bytes();
     const int64_t step = std::max<int64_t>(1, task_bytes / panel_bytes);
     for (int64_t begin = 0; begin < panels; begin += step) {
-      const int64_t end = std::min(begin + step, panels);
-      tasks_.push_back({&part, begin, end, end});
+      tasks_.push_back({&part, begin, std::min(begin + step, panels)});
     }
   }
 }
 
 void CpuProduct::SizeScratch(std::span<const Part> parts) {
-  const size_t pass_rows =
-      static_cast<size_t>(std::min(tile_rows_.back(), tiles_per_pass_ * kTileRows));
+  const int row_count = rows_->first_row(static_cast<int>(rows_->tiles().size()));
+  const size_t pass_rows = static_cast<size_t>(std::min(row_count, tiles_per_pass_ * kTileRows));
   size_t panel_bytes = 0;
   size_t gate_up_bytes = 0;
   for (const Part& part : parts) {
@@ -153,38 +143,40 @@ void CpuProduct::SizeScratch(std::span<const Part> parts) {
   }
 }
 
-void CpuProduct::RunTask(const Task& task, Scratch* scratch) const {
-  const int tiles = static_cast<int>(tiles_.size());
+void CpuProduct::RunTask(const Task& task, const Task* next, Scratch* scratch) const {
+  const int tiles = static_cast<int>(rows_->tiles().size());
   for (int first = 0; first < tiles; first += tiles_per_pass_) {
     const int last = std::min(first + tiles_per_pass_, tiles);
-    for (int64_t panel = task.begin; panel < task.end; ++panel) {
-      RunPanel(task, panel, first, last, scratch);
+    for (int64_t panel = task.begin; panel + 1 < task.end; ++panel) {
+      RunPanel(*task.part, panel, {task.part, panel + 1}, first, last, scratch);
     }
+    // The next pass finds its panels in the cache.
+    Place after;
+    if (last == tiles && next != nullptr) after = {next->part, next->begin};
+    RunPanel(*task.part, task.end - 1, after, first, last, scratch);
   }
 }
 
-void CpuProduct::RunPanel(const Task& task, int64_t panel, int first_tile, int last_tile,
-                          Scratch* scratch) const {
-  const Part& part = *task.part;
+void CpuProduct::RunPanel(const Part& part, int64_t panel, Place next, int first_tile,
+                          int last_tile, Scratch* scratch) const {
   PanelArgs args;
-  args.tiles = tiles_.data() + first_tile;
+  args.tiles = rows_->tiles().data() + first_tile;
   args.tile_count = last_tile - first_tile;
   args.columns = part.matrix->panel_columns(panel);
-  args.out = part.out + tile_rows_[static_cast<size_t>(first_tile)] * part.row_stride +
-             (panel - task.first_panel) * kPanelColumns;
+  args.out = part.out + rows_->first_row(first_tile) * part.row_stride +
+             (panel - part.first_panel) * kPanelColumns;
   args.row_stride = part.row_stride;
   args.root_stride = part.root_stride;
   if (part.up == nullptr) {
-    SetNext(*part.matrix, panel + 1, task.fetch_end, &args);
+    if (next.part != nullptr) Prefetch(*next.part->matrix, next.panel, &args);
     Multiply(*part.matrix, panel, &args, scratch);
   } else {
-    RunGatedPanel(task, panel, &args, scratch);
+    RunGatedPanel(part, panel, next, &args, scratch);
   }
 }
 
-void CpuProduct::RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args,
+void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, Place next, PanelArgs* args,
                                Scratch* scratch) const {
-  const Part& part = *task.part;
   int64_t rows = 0;
   for (int i = 0; i < args->tile_count; ++i) rows += args->tiles[i].rows;
   float* gate = reinterpret_cast<float*>(scratch->gate_up.data());
@@ -194,10 +186,14 @@ void CpuProduct::RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args,
   args->row_stride = kPanelColumns;
   args->columns = kPanelColumns;
   args->out = gate;
-  SetNext(*part.up, panel, task.fetch_end, args);
+  Prefetch(*part.up, panel, args);
   Multiply(*part.matrix, panel, args, scratch);
   args->out = up;
-  SetNext(*part.matrix, panel + 1, task.fetch_end, args);
+  if (next.part != nullptr) {
+    Prefetch(*next.part->matrix, next.panel, args);
+  } else {
+    args->next_lines = args->next_low_lines = 0;
+  }
   Multiply(*part.up, panel, args, scratch);
   part.gate(gate, up, rows * kPanelColumns, gate);
   for (int64_t row = 0; row < rows; ++row) {

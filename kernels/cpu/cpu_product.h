@@ -1,6 +1,7 @@
 #ifndef FACET_KERNELS_CPU_CPU_PRODUCT_H_
 #define FACET_KERNELS_CPU_CPU_PRODUCT_H_
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -8,7 +9,9 @@
 #include "base/thread_pool.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/quantized_rows.h"
 #include "kernels/host/aligned_buffer.h"
+#include "kernels/host/matrix_source.h"
 
 namespace facet {
 
@@ -28,6 +31,7 @@ class CpuProduct {
     // With `up`, of the same shape, what is written is gate(product with matrix, with up).
     const PackedMatrix* up = nullptr;
     void (*gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
+    int64_t first_panel = 0;  // whose first column goes to out
   };
 
   // `x`: [rows, columns], the columns of all parts.
@@ -41,14 +45,40 @@ class CpuProduct {
   void Panels(const PackedMatrix& matrix, int64_t begin, int64_t end, float* out,
               int64_t row_stride, int thread);
 
+  // For `rows` rows at `x` that are about to be written and that a product will most likely read:
+  // calls write(row) for each and quantises it then, while it is in the cache. Products of just
+  // these rows, or of these and those of the calls before that they follow on, use that form
+  // until Written().
+  template <typename Write>
+  void WriteRows(const float* x, int rows, int64_t columns, const Write& write) {
+    const int first = held_.Add(x, rows, columns);
+    const int begin = held_.first_row(first);
+    const int64_t tiles = static_cast<int64_t>(held_.tiles().size()) - first;
+    pool_.ParallelFor(tiles, [&](int64_t i, int) {
+      const int tile = first + static_cast<int>(i);
+      for (int row = held_.first_row(tile); row < held_.first_row(tile + 1); ++row) {
+        write(row - begin);
+      }
+      kernels_.quantize_tile(held_.tiles()[static_cast<size_t>(tile)]);
+    });
+  }
+  // Whether WriteRows() pays: products lately had integer weights.
+  bool quantizes(int64_t columns) const { return quantizes_ && columns % kBlockColumns == 0; }
+  // Floats in [begin, end) are about to change.
+  void Written(const float* begin, const float* end) {
+    if (held_.Overlap(begin, end)) held_.Clear();
+  }
+
  private:
   // Consecutive panels of one part.
   struct Task {
     const Part* part;
     int64_t begin;
     int64_t end;
-    int64_t fetch_end;        // the panels before this are prefetched
-    int64_t first_panel = 0;  // which part->out belongs to
+  };
+  struct Place {
+    const Part* part = nullptr;  // null: nowhere
+    int64_t panel = 0;
   };
   // What a thread needs.
   struct Scratch {
@@ -57,29 +87,31 @@ class CpuProduct {
   };
 
   void Prepare(std::span<const Part> parts, const float* x, int rows);
-  void CutTiles(const float* x, int rows, int64_t columns);
-  void Quantize(int rows, int64_t columns);
+  const QuantizedRows& Inputs(const float* x, int rows, int64_t columns);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);
-  void RunTask(const Task& task, Scratch* scratch) const;
-  void RunPanel(const Task& task, int64_t panel, int first_tile, int last_tile,
+  void Drain(Scratch* scratch);
+  const Task* TakeTask();  // null: there are none left
+  // `next` is the task of this thread after it, or null.
+  void RunTask(const Task& task, const Task* next, Scratch* scratch) const;
+  // `next` is prefetched.
+  void RunPanel(const Part& part, int64_t panel, Place next, int first_tile, int last_tile,
                 Scratch* scratch) const;
   // Both fill `args` in where it is: a copy of fields just written would wait for them.
-  void RunGatedPanel(const Task& task, int64_t panel, PanelArgs* args, Scratch* scratch) const;
+  void RunGatedPanel(const Part& part, int64_t panel, Place next, PanelArgs* args,
+                     Scratch* scratch) const;
   void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   std::vector<Scratch> scratch_;  // by thread
-  std::vector<ActivationTile> tiles_;
-  std::vector<int> tile_rows_;  // first row of each tile, and the row count at the end
+  QuantizedRows held_;            // as long as nobody writes to them
+  QuantizedRows own_;             // of a product whose rows are not held
+  bool quantizes_ = false;
+  const QuantizedRows* rows_ = nullptr;  // of the product that is running
   std::vector<Task> tasks_;
+  std::atomic<size_t> next_task_{0};
   int tiles_per_pass_ = 1;
-  // The quantised activations, tile after tile.
-  std::vector<int8_t> q_;
-  std::vector<float> scale_;
-  std::vector<float> scaled_sum_;
-  std::vector<int32_t> offset_sums_[3];
 };
 
 }  // namespace facet

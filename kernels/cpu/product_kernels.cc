@@ -5,6 +5,7 @@
 #include "kernels/cpu/block_product.h"
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_bytes.h"
 
 namespace facet {
 namespace FACET_ISA {

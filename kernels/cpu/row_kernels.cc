@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_bytes.h"
+#include "kernels/cpu/simd_trees.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace facet {
@@ -25,96 +27,114 @@ FACET_INLINE VecI Quantisable(VecF inverse) {
   return AsInt(Select(Less(Zero(), inverse), finite, Zero()));
 }
 
-// Sixteen consecutive blocks of a row at a time: what belongs to a block is worked out for all of
-// them in one vector, lane i being block i.
-struct QuantizeItems {
-  const float* x;  // of the first block
-  int count;       // lanes beyond repeat the last one
+// Blocks of a row that are quantised at a time.
+constexpr int kQuantizeBlocks = 16;
 
-  [[gnu::always_inline]] const float* Block(int i) const {
-    return x + 32 * (i < count ? i : count - 1);
+// Some consecutive blocks of kRows rows. Item i is block i / kRows of row i % kRows, the order in
+// which everything lies in a tile; what belongs to an item is worked out for sixteen in one vector.
+template <int kRows>
+struct QuantizeItems {
+  const float* x;  // of the first block in the first row
+  int64_t columns;
+  int blocks;
+
+  [[gnu::always_inline]] int count() const { return blocks * kRows; }
+  // Items beyond the last repeat it.
+  [[gnu::always_inline]] const float* Item(int i) const {
+    i = i < count() ? i : count() - 1;
+    return x + i % kRows * columns + 32 * static_cast<int64_t>(i / kRows);
   }
 
-  // As integers, so that NaN counts as larger than everything and reaches the scale.
-  [[gnu::always_inline]] VecF Largest() const {
+  // Of the sixteen items from `first` on. As integers, so that NaN counts as larger than everything
+  // and reaches the scale.
+  [[gnu::always_inline]] VecF Largest(int first) const {
     const VecI magnitude = SetI(INT32_MAX);
     VecI largest[16];
     FACET_UNROLL
     for (int i = 0; i < 16; ++i) {
-      // The sixteen blocks after these: rows lie one after the other.
-      _mm_prefetch(x + 512 + 32 * i, _MM_HINT_T0);
-      _mm_prefetch(x + 528 + 32 * i, _MM_HINT_T0);
-      largest[i] =
-          Max(And(AsInt(Load(Block(i))), magnitude), And(AsInt(Load(Block(i) + 16)), magnitude));
+      const float* item = Item(first + i);
+      largest[i] = Max(And(AsInt(Load(item)), magnitude), And(AsInt(Load(item + 16)), magnitude));
     }
     return AsFloat(MaximaOfLanes(largest));
   }
 
-  // The quantised halves of every block.
-  [[gnu::always_inline]] void Round(VecF inverse, VecI (&q0)[16], VecI (&q1)[16]) const {
-    alignas(64) float inverses[16];
-    alignas(64) int32_t masks[16];
-    Store(inverses, inverse);
-    StoreI(masks, Quantisable(inverse));
+  // Writes block `block` of all rows to `to` and the sums of its halves to `sums`, [kRows][2];
+  // `inverses` and `masks` are the block's items'.
+  [[gnu::always_inline]] void Round(int block, const float* inverses, const int32_t* masks,
+                                    int8_t* to, int32_t* sums) const {
+    VecI q[kRows][2];
     FACET_UNROLL
-    for (int i = 0; i < 16; ++i) {
-      const VecI mask = SetI(masks[i]);
-      q0[i] = And(ToInt(Mul(Load(Block(i)), Set(inverses[i]))), mask);
-      q1[i] = And(ToInt(Mul(Load(Block(i) + 16), Set(inverses[i]))), mask);
+    for (int row = 0; row < kRows; ++row) {
+      const float* item = x + row * columns + 32 * static_cast<int64_t>(block);
+      const VecI mask = SetI(masks[row]);
+      q[row][0] = And(ToInt(Mul(Load(item), Set(inverses[row]))), mask);
+      q[row][1] = And(ToInt(Mul(Load(item + 16), Set(inverses[row]))), mask);
     }
-  }
-
-  // To a tile of `rows` rows, from the first block's place on.
-  [[gnu::always_inline]] void PutBytes(const VecI (&q0)[16], const VecI (&q1)[16], int rows,
-                                       int8_t* to) const {
-    alignas(64) int32_t groups[16][8];
-    FACET_UNROLL
-    for (int i = 0; i < 16; ++i) {
-      StoreBytes(groups[i], q0[i]);
-      StoreBytes(groups[i] + 4, q1[i]);
-    }
-    const int64_t stride = int64_t{4} * rows;
-    for (int i = 0; i < count; ++i, to += 8 * stride) {
-      FACET_UNROLL
-      for (int group = 0; group < 8; ++group) {
-        __builtin_memcpy(to + group * stride, &groups[i][group], 4);
-      }
-    }
-  }
-
-  template <typename T>
-  [[gnu::always_inline]] void PutLanes(VecF lanes, int rows, T* to) const {
-    alignas(64) T values[16];
-    Store(reinterpret_cast<float*>(values), lanes);
-    for (int i = 0; i < count; ++i) to[int64_t{i} * rows] = values[i];
-  }
-  [[gnu::always_inline]] void PutSum(VecI sum, int rows, int32_t* to) const {
-    PutLanes(AsFloat(ShiftLeft<7>(Sub(SetI(0), sum))), rows, to);
+    StoreQuads(q, to);
+    StoreSums(q, sums);
   }
 };
 
-void QuantizeTile(const ActivationTile& tile) {
-  const int rows = tile.rows;
+FACET_INLINE void StoreOffsets(int32_t* to, VecI sum, Mask m) {
+  Store(reinterpret_cast<float*>(to), AsFloat(ShiftLeft<7>(Sub(SetI(0), sum))), m);
+}
+
+// Blocks [first, first + blocks) of a tile.
+template <int kRows>
+FACET_INLINE void QuantizeBlocks(const ActivationTile& tile, int first, int blocks) {
+  const QuantizeItems<kRows> items{tile.x + 32 * static_cast<int64_t>(first), tile.columns, blocks};
+  const int64_t at = static_cast<int64_t>(first) * kRows;
+  alignas(64) float scales[kQuantizeBlocks * kRows], inverses[kQuantizeBlocks * kRows];
+  alignas(64) int32_t masks[kQuantizeBlocks * kRows], sums[2 * kQuantizeBlocks * kRows];
+  for (int i = 0; i < items.count(); i += 16) {
+    const VecF amax = items.Largest(i);
+    const VecF inverse = Div(Set(127.0f), amax);
+    Store(scales + i, Div(amax, Set(127.0f)));
+    Store(inverses + i, inverse);
+    StoreI(masks + i, Quantisable(inverse));
+  }
+  for (int block = 0; block < blocks; ++block) {
+    const int i = block * kRows;
+    items.Round(block, inverses + i, masks + i, tile.q + 32 * (at + i), sums + 2 * i);
+  }
+  for (int i = 0; i < items.count(); i += 16) {
+    const Mask m = FirstLanes(items.count() - i < 16 ? items.count() - i : 16);
+    const VecF scale = Load(scales + i);
+    VecI sum0, sum1;
+    LoadPairs(sums + 2 * i, &sum0, &sum1);
+    const VecI sum = Add(sum0, sum1);
+    Store(tile.scale + at + i, scale, m);
+    Store(tile.scaled_sum + at + i, Mul(scale, ToFloat(sum)), m);
+    StoreOffsets(tile.offset_sum[0] + at + i, sum, m);
+    StoreOffsets(tile.offset_sum[1] + at + i, sum0, m);
+    StoreOffsets(tile.offset_sum[2] + at + i, sum1, m);
+  }
+}
+
+template <int kRows>
+[[gnu::noinline]] void QuantizeRows(const ActivationTile& tile) {
   const int blocks = static_cast<int>(tile.columns / 32);
-  for (int row = 0; row < rows; ++row) {
-    for (int block = 0; block < blocks; block += 16) {
-      const QuantizeItems some{tile.x + row * tile.columns + 32 * int64_t{block},
-                               blocks - block < 16 ? blocks - block : 16};
-      const int64_t at = int64_t{block} * rows + row;
-      const VecF amax = some.Largest();
-      const VecF scale = Div(amax, Set(127.0f));
-      VecI q0[16], q1[16];
-      some.Round(Div(Set(127.0f), amax), q0, q1);
-      some.PutBytes(q0, q1, rows, tile.q + 4 * (8 * int64_t{block} * rows + row));
-      const VecI sum0 = SumsOfLanes(q0);
-      const VecI sum1 = SumsOfLanes(q1);
-      const VecI sum = Add(sum0, sum1);
-      some.PutLanes(scale, rows, tile.scale + at);
-      some.PutLanes(Mul(scale, ToFloat(sum)), rows, tile.scaled_sum + at);
-      some.PutSum(sum, rows, tile.offset_sum[0] + at);
-      some.PutSum(sum0, rows, tile.offset_sum[1] + at);
-      some.PutSum(sum1, rows, tile.offset_sum[2] + at);
-    }
+  for (int first = 0; first < blocks; first += kQuantizeBlocks) {
+    const int left = blocks - first;
+    QuantizeBlocks<kRows>(tile, first, left < kQuantizeBlocks ? left : kQuantizeBlocks);
+  }
+}
+
+void QuantizeTile(const ActivationTile& tile) {
+  static_assert(kTileRows == 6);
+  switch (tile.rows) {
+    case 1:
+      return QuantizeRows<1>(tile);
+    case 2:
+      return QuantizeRows<2>(tile);
+    case 3:
+      return QuantizeRows<3>(tile);
+    case 4:
+      return QuantizeRows<4>(tile);
+    case 5:
+      return QuantizeRows<5>(tile);
+    default:
+      return QuantizeRows<6>(tile);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/canonical_math.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_longs.h"
 
 namespace facet {
 namespace FACET_ISA {

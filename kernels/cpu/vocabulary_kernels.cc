@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/isa_kernels.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_trees.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace facet {

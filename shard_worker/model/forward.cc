@@ -12,6 +12,15 @@ namespace {
 // on floors would be in vain.
 constexpr size_t kAgreedRowsMax = 4;
 
+// So many rows are summed up over the ranks at a time where the sums are the host's work: what one
+// rank has written is then still in its second-level cache when it is copied and added.
+constexpr int kReducedRowsMax = 256;
+
+// Row `row` and what follows, of `width` floats each.
+Floats FromRow(Floats x, int64_t row, int64_t width) {
+  return {x.data + row * width, x.size - row * width};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const ModelSpec& spec,
@@ -70,6 +79,8 @@ void Forward::PlanLayers() {
 
 absl::Status Forward::Allocate(int rows_max) {
   const int64_t rows = rows_max;
+  reduced_rows_max_ = device_->host_memory() ? std::min(rows_max, kReducedRowsMax) : rows_max;
+  const int64_t reduced = reduced_rows_max_;
   int64_t qkv = 0, heads = 0, ffn = 0, roots = 0;
   for (const Layer& layer : layers_) {
     const AttentionSpec& attention = layer.attention;
@@ -86,11 +97,11 @@ absl::Status Forward::Allocate(int rows_max) {
   } buffers[] = {
       {&residual_, rows * spec_.width},
       {&normed_, rows * spec_.width},
-      {&update_, rows * spec_.width},
+      {&update_, reduced * spec_.width},
       {&qkv_, rows * qkv},
       {&attended_, rows * heads},
       {&gated_, rows * ffn},
-      {&roots_, roots * rows * spec_.width},
+      {&roots_, roots * reduced * spec_.width},
       {&owned_embeddings_, rows * spec_.width},
       {&all_embeddings_, rows * spec_.width},
       {&logit_inputs_, int64_t{kLogitRowsMax} * spec_.width},
@@ -112,19 +123,13 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
   communicator_ = communicator;
   device_->BeginStep(layout);
   FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
-  const int layers = static_cast<int>(layers_.size());
   device_->RmsNorm(residual_, layout.rows, spec_.width, weights_.layers[0].attention_norm,
                    spec_.epsilon, normed_);
-  for (int layer = 0; layer < layers; ++layer) {
-    const LayerWeights& weights = weights_.layers[layer];
+  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
     FACET_RETURN_IF_ERROR(RunAttention(layer, layout.rows, communicator));
     progress_();
-    AddResidual(layout.rows, weights.attention_post_norm, weights.ffn_norm);
     FACET_RETURN_IF_ERROR(RunFfn(layer, layout.rows, communicator));
     progress_();
-    AddResidual(
-        layout.rows, weights.ffn_post_norm,
-        layer + 1 < layers ? weights_.layers[layer + 1].attention_norm : weights_.output_norm);
   }
   return absl::OkStatus();
 }
@@ -173,10 +178,10 @@ absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicat
   device_->Product(l.qkv, normed_, rows, qkv_);
   device_->RopeAndStore(l.attention, qkv_);
   device_->Attend(l.attention, qkv_, attended_);
-  device_->ProductRoots(*weights_.layers[layer].attention_output, attended_, rows, roots_);
-  device_->Synchronize();
-  return communicator->AllReduceSum(l.attention_tree, roots_.data, int64_t{rows} * spec_.width,
-                                    update_.data);
+  const LayerWeights& weights = weights_.layers[layer];
+  return Reduce({weights.attention_output.get(), &l.attention_tree, attended_,
+                 weights.attention_post_norm, weights.ffn_norm},
+                rows, communicator);
 }
 
 absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
@@ -184,19 +189,35 @@ absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
   const LayerWeights& weights = weights_.layers[layer];
   device_->GatedProduct(spec_.layers[layer].activation, *weights.gate, *weights.up, normed_, rows,
                         gated_);
-  device_->ProductRoots(*weights.down, gated_, rows, roots_);
-  device_->Synchronize();
-  return communicator->AllReduceSum(l.ffn_tree, roots_.data, int64_t{rows} * spec_.width,
-                                    update_.data);
+  const bool last = layer + 1 == static_cast<int>(layers_.size());
+  return Reduce({weights.down.get(), &l.ffn_tree, gated_, weights.ffn_post_norm,
+                 last ? weights_.output_norm : weights_.layers[layer + 1].attention_norm},
+                rows, communicator);
 }
 
-void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm) {
+absl::Status Forward::Reduce(const Reduction& reduction, int rows, Communicator* communicator) {
+  const int parts = (rows + reduced_rows_max_ - 1) / reduced_rows_max_;
+  int first = 0;
+  for (int part = 0; part < parts; ++part) {
+    const int count = rows / parts + (part < rows % parts ? 1 : 0);
+    device_->ProductRoots(*reduction.matrix,
+                          FromRow(reduction.x, first, reduction.matrix->columns()), count, roots_);
+    device_->Synchronize();
+    FACET_RETURN_IF_ERROR(communicator->AllReduceSum(*reduction.tree, roots_.data,
+                                                     int64_t{count} * spec_.width, update_.data));
+    AddResidual(first, count, reduction.post_norm, reduction.next_norm);
+    first += count;
+  }
+  return absl::OkStatus();
+}
+
+void Forward::AddResidual(int first, int rows, Floats post_norm, Floats next_norm) {
   ResidualNormArgs args;
-  args.residual = residual_;
+  args.residual = FromRow(residual_, first, spec_.width);
   args.update = update_;
   args.post_weight = post_norm;
   args.next_weight = next_norm;
-  args.out = normed_;
+  args.out = FromRow(normed_, first, spec_.width);
   args.rows = rows;
   args.width = spec_.width;
   args.epsilon = spec_.epsilon;

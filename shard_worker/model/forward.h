@@ -74,10 +74,20 @@ class Forward {
   void PlanGather(int rows, std::span<const TokenId> tokens);
   absl::Status RunAttention(int layer, int rows, Communicator* communicator);
   absl::Status RunFfn(int layer, int rows, Communicator* communicator);
+  struct Reduction {
+    const Matrix* matrix;
+    const SumTree* tree;
+    Floats x;  // [rows, matrix->columns()]
+    Floats post_norm;
+    Floats next_norm;
+  };
+  // Adds the row-parallel product of all ranks to the residual, some rows after the others.
+  absl::Status Reduce(const Reduction& reduction, int rows, Communicator* communicator);
   // floors[i] = the largest of all ranks' floors[i].
   void AgreeOnFloors(std::span<float> floors);
-  // x += update, normed; normed_ = RMS(x; next).
-  void AddResidual(int rows, Floats post_norm, Floats next_norm);
+  // x += update, normed; normed_ = RMS(x; next); of `rows` rows from `first` on, whose updates lie
+  // at the start of update_.
+  void AddResidual(int first, int rows, Floats post_norm, Floats next_norm);
 
   const ModelSpec& spec_;
   const ShardPlan& plan_;
@@ -89,16 +99,18 @@ class Forward {
   std::vector<Layer> layers_;
   std::array<KvPoolSpec, kKvPools> pools_;
   int64_t vocabulary_rows_ = 0;
+  int reduced_rows_max_ = 0;
 
-  Floats residual_, normed_, update_;     // [rows, width]
+  Floats residual_, normed_;  // [rows, width]
+  Floats update_;             // [rows reduced at a time, width]
   Floats qkv_, attended_, gated_;
-  Floats roots_;                          // [roots, rows, width]
+  Floats roots_;  // [roots, rows reduced at a time, width]
   Floats owned_embeddings_, all_embeddings_;
-  Floats logit_inputs_, logits_;          // [kLogitRowsMax, width], [kLogitRowsMax, slice]
+  Floats logit_inputs_, logits_;  // [kLogitRowsMax, width], [kLogitRowsMax, slice]
   // Of the step's rows, for the exchange of embeddings.
   std::vector<int32_t> owned_, owners_, places_;
-  std::vector<int64_t> gather_counts_;    // floats by rank
-  std::vector<float> all_floors_;         // [world, rows]
+  std::vector<int64_t> gather_counts_;  // floats by rank
+  std::vector<float> all_floors_;       // [world, rows]
   std::vector<int64_t> floor_counts_;
 };
 

@@ -57,6 +57,15 @@ TEST(DeviceAttention, SkipsBlocksThatTheWindowLeftBehind) {
   ExpectEqual(scenario, Shapes<int>({1, 37}, {37}));
 }
 
+// The CPU devices keep the rotations of the first 4,096 positions from step to step.
+TEST(DeviceAttention, EqualsTheReferenceWhereRotationsAreKeptAndBeyond) {
+  AttentionScenario scenario;
+  scenario.window = 1;
+  scenario.lengths = {9, 9, 9};
+  scenario.first_positions = {4090, 4090, 4092};
+  ExpectEqual(scenario, Shapes<int>({1, 2, 5}, {5}));
+}
+
 TEST(DeviceAttention, EqualsTheReferenceForAnyMapOfHeads) {
   const std::vector<std::vector<int>> kMaps = {
       {0}, {0, 1, 2}, {0, 0, 0, 1, 1, 1, 2, 2, 2}, {2, 0, 2, 1, 2}, {0, 0, 0, 0, 0, 0, 0, 0, 0}};
