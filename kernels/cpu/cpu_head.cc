@@ -166,15 +166,17 @@ void CpuHead::FirstPass() {
   const int64_t panels = head_->panels();
   pool_.ParallelFor((panels + kPanelsPerTask - 1) / kPanelsPerTask, [&](int64_t task, int) {
     const int64_t end = std::min(panels, (task + 1) * kPanelsPerTask);
-    for (int64_t panel = task * kPanelsPerTask; panel < end; ++panel) RunPanel(panel, end);
+    // One thread takes the tasks in their order.
+    const int64_t fetch_end = pool_.threads() == 1 ? panels : end;
+    for (int64_t panel = task * kPanelsPerTask; panel < end; ++panel) RunPanel(panel, fetch_end);
   });
 }
 
-void CpuHead::RunPanel(int64_t panel, int64_t end) const {
+void CpuHead::RunPanel(int64_t panel, int64_t fetch_end) const {
   NarrowArgs args;
   args.panel = head_->panel(panel);
   args.low = head_->low(panel);
-  args.ahead = panel + kPanelsAhead < end ? kPanelsAhead : 0;
+  args.ahead = panel + kPanelsAhead < fetch_end ? kPanelsAhead : 0;
   args.blocks = blocks();
   args.columns = head_->panel_columns(panel);
   args.chosen = activations_.chosen();

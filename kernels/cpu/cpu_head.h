@@ -59,7 +59,8 @@ class CpuHead {
   // Granules to read, or -1 where a row's kind had better not be screened.
   int PlanGranules();
   void FirstPass();
-  void RunPanel(int64_t panel, int64_t end) const;
+  // Prefetches panels before `fetch_end`.
+  void RunPanel(int64_t panel, int64_t fetch_end) const;
   // Finds rows to compare with.
   void Seed(int row);
   // False if too many rows of the head would have to be completed.

@@ -50,17 +50,15 @@ void CpuProduct::Prepare(const PackedMatrix& matrix, const float* x, int rows) {
   Prepare(std::span(&part, 1), x, rows);
 }
 
-void CpuProduct::Panels(const PackedMatrix& matrix, int64_t begin, int64_t end, float* out,
-                        int64_t row_stride, int thread) {
-  Part part = {&matrix, out, row_stride};
-  part.first_panel = begin;
+void CpuProduct::Panels(const Part& part, int64_t begin, int64_t end, bool goes_on, int thread) {
   const bool one_pass = static_cast<int>(rows_->tiles().size()) <= tiles_per_pass_;
-  const int64_t bytes = matrix.panel_bytes() + matrix.low_bytes();
+  const int64_t bytes = part.matrix->panel_bytes() + part.matrix->low_bytes();
   const int64_t step = one_pass ? end - begin : std::max<int64_t>(1, kTaskBytes / bytes);
   for (int64_t at = begin; at < end; at += step) {
     const Task task = {&part, at, std::min(at + step, end)};
-    const Task next = {&part, task.end, matrix.panels()};  // somebody will read it soon
-    RunTask(task, next.begin < next.end ? &next : nullptr, &scratch_[static_cast<size_t>(thread)]);
+    const Task next = {&part, task.end, part.matrix->panels()};
+    const bool fetches = next.begin < (goes_on ? next.end : end);
+    RunTask(task, fetches ? &next : nullptr, &scratch_[static_cast<size_t>(thread)]);
   }
 }
 

@@ -38,12 +38,10 @@ class CpuProduct {
   void Run(std::span<const Part> parts, const float* x, int rows);
 
   // The same in pieces, for somebody who looks at one before it has left the cache: first
-  // Prepare(), then Panels() from inside of a region of the pool, `thread` being the caller's.
-  // Panels [begin, end); row r of panel `begin` goes to out + r row_stride, the next behind it.
-  // REQUIRES: a matrix of one root.
+  // Prepare(), then Panels(), [begin, end), from inside of a region of the pool, `thread` being the
+  // caller's. `goes_on`: this thread will read panel `end` next. REQUIRES: a matrix of one root.
   void Prepare(const PackedMatrix& matrix, const float* x, int rows);
-  void Panels(const PackedMatrix& matrix, int64_t begin, int64_t end, float* out,
-              int64_t row_stride, int thread);
+  void Panels(const Part& part, int64_t begin, int64_t end, bool goes_on, int thread);
 
   // For `rows` rows at `x` that are about to be written and that a product will most likely read:
   // calls write(row) for each and quantises it then, while it is in the cache. Products of just

@@ -116,27 +116,33 @@ void FusedSearch::SearchPiece(const Piece& piece, std::span<const int> rows,
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   float* logits = reinterpret_cast<float*>(scratch.logits.data());  // from the first panel on
   const int64_t origin = PanelOf(piece.begin) * kPanelColumns;
-  const auto row_logits = [&](int row) {
-    return logits + (row - rows.front()) * stride_ + piece.begin - origin;
+  const LogitChunk first = {logits + piece.begin - origin, piece.begin, piece.end - piece.begin};
+  const auto of_row = [&](LogitChunk chunk, int row) {
+    chunk.logits += (row - rows.front()) * stride_;
+    return chunk;
   };
   int64_t known = origin;  // rows of the head whose logits there are
-  ForEachChunk({nullptr, piece.begin, piece.end - piece.begin}, [&](const LogitChunk& chunk) {
+  ForEachChunk(first, [&](const LogitChunk& chunk) {
     const int64_t end = (PanelOf(chunk.begin + chunk.size - 1) + 1) * kPanelColumns;
-    if (known < end) Multiply(known, end, logits + known - origin, thread);
+    // One thread takes the pieces in their order.
+    const bool goes_on = end < piece.end || scratch_.size() == 1;
+    if (known < end) Multiply(known, end, goes_on, logits + known - origin, thread);
     known = end;
     for (size_t i = 0; i < rows.size(); ++i) {
-      const float* from = row_logits(rows[i]) + chunk.begin - piece.begin;
-      scratch.search.Look(query(rows[i]), {from, chunk.begin, chunk.size},
-                          search_->slices->first_id, &findings(i)[static_cast<size_t>(thread)]);
+      scratch.search.Look(query(rows[i]), of_row(chunk, rows[i]), search_->slices->first_id,
+                          &findings(i)[static_cast<size_t>(thread)]);
     }
   });
   for (const int row : rows) {
-    Sum(piece, query(row), row_logits(row), &scratch.search, &replies[static_cast<size_t>(row)]);
+    Sum(piece.slice, query(row), of_row(first, row), &scratch.search,
+        &replies[static_cast<size_t>(row)]);
   }
 }
 
-void FusedSearch::Multiply(int64_t begin, int64_t end, float* out, int thread) {
-  product_.Panels(*head_, PanelOf(begin), PanelOf(end), out, stride_, thread);
+void FusedSearch::Multiply(int64_t begin, int64_t end, bool goes_on, float* out, int thread) {
+  CpuProduct::Part part = {head_, out, stride_};
+  part.first_panel = PanelOf(begin);
+  product_.Panels(part, PanelOf(begin), PanelOf(end), goes_on, thread);
   if (search_->soft_cap <= 0) return;
   const int64_t size = std::min(end, head_->rows()) - begin;
   for (int row = 0; row < pass_rows_; ++row) {
@@ -144,11 +150,10 @@ void FusedSearch::Multiply(int64_t begin, int64_t end, float* out, int thread) {
   }
 }
 
-void FusedSearch::Sum(const Piece& piece, const CandidateQuery& query, const float* logits,
+void FusedSearch::Sum(size_t index, const CandidateQuery& query, const LogitChunk& slice,
                       ChunkSearch* search, CandidateReply* reply) const {
-  const LogitChunk slice = {logits, piece.begin, piece.end - piece.begin};
-  if (query.sums) reply->sums[piece.slice] = search->Sum(query, slice, ChunkSearch::kProcessed);
-  if (query.raw_sums) reply->raw_sums[piece.slice] = search->Sum(query, slice, ChunkSearch::kRaw);
+  if (query.sums) reply->sums[index] = search->Sum(query, slice, ChunkSearch::kProcessed);
+  if (query.raw_sums) reply->raw_sums[index] = search->Sum(query, slice, ChunkSearch::kRaw);
 }
 
 }  // namespace facet

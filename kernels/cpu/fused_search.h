@@ -55,10 +55,12 @@ class FusedSearch {
   void Prepare(std::span<const int> rows, std::span<CandidateReply> replies);
   void SearchPiece(const Piece& piece, std::span<const int> rows, std::span<CandidateReply> replies,
                    int thread);
-  // The logits of the head's rows [begin, end), of all rows of the pass, to `out`.
-  void Multiply(int64_t begin, int64_t end, float* out, int thread);
-  void Sum(const Piece& piece, const CandidateQuery& query, const float* logits,
-           ChunkSearch* search, CandidateReply* reply) const;
+  // The logits of the head's rows [begin, end), of all rows of the pass, to `out`. `goes_on`: those
+  // from `end` on are this thread's next.
+  void Multiply(int64_t begin, int64_t end, bool goes_on, float* out, int thread);
+  // `slice`: number `index`.
+  void Sum(size_t index, const CandidateQuery& query, const LogitChunk& slice, ChunkSearch* search,
+           CandidateReply* reply) const;
 
   const CandidateQuery& query(int row) const { return search_->queries[static_cast<size_t>(row)]; }
   // By thread, of the index-th row of the pass.
