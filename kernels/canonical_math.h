@@ -43,6 +43,11 @@ inline constexpr int32_t kOneAsDraw = 1 << 25;
 
 // Every Gumbel noise is below this: -log(-log(1 - 2^-25)) = 17.3287.
 inline constexpr float kGumbelBound = 17.33f;
+// The ceiling of the noise of a draw u: -log(-log u) <= -log(1 - u), and as log2(1 + m) >= m for m
+// in [0, 1], log2(1 - u) is at least what the bits of the float read as a number say. The last term
+// is far more than all rounding amounts to.
+inline constexpr float kCeilingPerBit = 0x1.62e43p-1f * 0x1p-23f;  // ln 2
+inline constexpr float kCeilingAtZero = 152 * 0x1.62e43p-1f + 0x1p-10f;
 
 }  // namespace canonical
 
@@ -93,15 +98,28 @@ FACET_ALWAYS_INLINE float CanonicalLog(float x) {
   return CanonicalLogOfParts(static_cast<float>(e), m - 1.0f);
 }
 
-// -log(-log(u)), u = (r + 1/2) 2^-24 for the draw r = Mix64(key ^ id) >> 40. float(u) would be 1
-// for the largest r, so near 1 the logarithm is taken of the exact u - 1.
-FACET_ALWAYS_INLINE float GumbelNoise(uint64_t key, uint32_t id) {
+// -log(-log(u)), u = odd 2^-25 for an odd number below 2^25. float(u) would be 1 for the largest,
+// so near 1 the logarithm is taken of the exact u - 1.
+FACET_ALWAYS_INLINE float GumbelOfDraw(int32_t odd) {
   using namespace canonical;
-  const int32_t odd = static_cast<int32_t>(Mix64(key ^ id) >> 40) * 2 + 1;
   const float log_u = odd >= kNearOne
                           ? CanonicalLogOfParts(0, static_cast<float>(odd - kOneAsDraw) * 0x1p-25f)
                           : CanonicalLog(static_cast<float>(odd) * 0x1p-25f);
   return -CanonicalLog(-log_u);
+}
+
+// At least GumbelOfDraw(odd), for little.
+FACET_ALWAYS_INLINE float GumbelCeiling(int32_t odd) {
+  using namespace canonical;
+  const float rest = static_cast<float>(kOneAsDraw - odd);
+  int32_t bits;
+  __builtin_memcpy(&bits, &rest, sizeof(bits));
+  return __builtin_fmaf(static_cast<float>(bits), -kCeilingPerBit, kCeilingAtZero);
+}
+
+// The noise of the draw r = Mix64(key ^ id) >> 40, u = (r + 1/2) 2^-24.
+FACET_ALWAYS_INLINE float GumbelNoise(uint64_t key, uint32_t id) {
+  return GumbelOfDraw(static_cast<int32_t>(Mix64(key ^ id) >> 40) * 2 + 1);
 }
 
 // The sum of 16 accumulators in the one order every reduction inside a row uses.

@@ -146,12 +146,18 @@ requires(IsSplit(kFormat)) struct Block<kFormat> {
   // The whole weights of these groups.
   template <int kPair>
   [[gnu::always_inline]] void Unpack(int half, VecB* even, VecB* odd) const {
-    constexpr int kShift = kSplit.low_bits;
-    constexpr char kMask = static_cast<char>(0x0f << kShift);
-    Low<kPair>(half, even, odd);
     const VecB both = LoadBytes(high + 128 * kPair + 64 * half);
-    *even = OrShifted<kShift>(*even, both, kMask);
-    *odd = OrShifted<kShift - 4>(*odd, both, kMask);
+    if constexpr (kSplit.low_bits == 4) {
+      const VecB rest = LoadBytes(low + 128 * kPair + 64 * half);
+      *even = Blend(static_cast<char>(0xf0), ShiftedWords<4>(both), rest);
+      *odd = Blend(0x0f, ShiftedWords<-4>(rest), both);
+    } else {
+      constexpr int kShift = kSplit.low_bits;
+      constexpr char kMask = static_cast<char>(0x0f << kShift);
+      Low<kPair>(half, even, odd);
+      *even = OrShifted<kShift>(*even, both, kMask);
+      *odd = OrShifted<kShift - 4>(*odd, both, kMask);
+    }
 #if !defined(__AVX512F__)
     if constexpr (kSigned) {
       *even = FlipSigns(*even);

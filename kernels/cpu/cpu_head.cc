@@ -69,14 +69,8 @@ void CpuHead::Search(const HeadSearch& search, std::span<CandidateReply> replies
   const bool screens = CanScreen() && Begin();
   Agree();
   if (screens) FinishScreening(replies);
-  if (open_.empty()) return;
-  // One row's product leaves the others' unread; those of several rows are read together.
-  const int first = open_.size() == 1 ? open_.front() : 0;
-  WholeProduct(first, open_.size() == 1 ? 1 : rows());
-  for (const int row : open_) {
-    const auto index = static_cast<size_t>(row);
-    vocabulary_.Find(logits(row), *search.slices, search.queries[index], &replies[index]);
-  }
+  const int passes = fused_.Run(search, open_, replies);
+  reads_.bytes += passes * static_cast<double>(head_->packed_bytes());
 }
 
 bool CpuHead::CanScreen() const {
@@ -87,19 +81,6 @@ bool CpuHead::CanScreen() const {
         return query.count > 0 && query.count <= kScreenedCountMax && query.count < head_->rows() &&
                !NeedsEveryLogit(query) && IsMonotonic(query);
       });
-}
-
-void CpuHead::WholeProduct(int first_row, int rows) {
-  const CpuProduct::Part part = {head_, logits(first_row), head_->rows(), 0};
-  reads_.bytes += static_cast<double>(head_->packed_bytes());
-  product_.Run(std::span(&part, 1), search_->x.data + first_row * head_->columns(), rows);
-  if (search_->soft_cap <= 0) return;
-  constexpr int64_t kStep = 4096;
-  const int64_t size = rows * head_->rows();
-  pool_.ParallelFor((size + kStep - 1) / kStep, [&](int64_t i, int) {
-    kernels_.soft_cap(logits(first_row) + i * kStep, std::min(kStep, size - i * kStep),
-                      search_->soft_cap);
-  });
 }
 
 bool CpuHead::Begin() {
@@ -121,8 +102,8 @@ bool CpuHead::Begin() {
 // first search on.
 void CpuHead::Reserve() {
   reached_max_ = static_cast<size_t>(std::max(head_->rows() / kReachedPart, kReachedMin));
-  vocabulary_.Reserve(search_->slices->starts.size(), kScreenedCountMax + kSeeds,
-                      reached_max_ + CpuVocabulary::kChunk);
+  vocabulary_.Reserve(kScreenedCountMax + kSeeds, reached_max_ + ChunkSearch::kChunk);
+  fused_.Reserve(*search_, kScreenedRowsMax, kScreenedCountMax);
   questions_.resize(kScreenedRowsMax);
   for (Question& asked : questions_) asked.reached.reserve(reached_max_);
   wanted_.reserve(reached_max_);
@@ -185,15 +166,17 @@ void CpuHead::FirstPass() {
   const int64_t panels = head_->panels();
   pool_.ParallelFor((panels + kPanelsPerTask - 1) / kPanelsPerTask, [&](int64_t task, int) {
     const int64_t end = std::min(panels, (task + 1) * kPanelsPerTask);
-    for (int64_t panel = task * kPanelsPerTask; panel < end; ++panel) RunPanel(panel, end);
+    // One thread takes the tasks in their order.
+    const int64_t fetch_end = pool_.threads() == 1 ? panels : end;
+    for (int64_t panel = task * kPanelsPerTask; panel < end; ++panel) RunPanel(panel, fetch_end);
   });
 }
 
-void CpuHead::RunPanel(int64_t panel, int64_t end) const {
+void CpuHead::RunPanel(int64_t panel, int64_t fetch_end) const {
   NarrowArgs args;
   args.panel = head_->panel(panel);
   args.low = head_->low(panel);
-  args.ahead = panel + kPanelsAhead < end ? kPanelsAhead : 0;
+  args.ahead = panel + kPanelsAhead < fetch_end ? kPanelsAhead : 0;
   args.blocks = blocks();
   args.columns = head_->panel_columns(panel);
   args.chosen = activations_.chosen();
@@ -203,7 +186,7 @@ void CpuHead::RunPanel(int64_t panel, int64_t end) const {
     args.scale = tile.scale.data();
     args.start = tile.start.data();
     args.spread = tile.spread.data();
-    args.out = logits(tile.first_row) + panel * kPanelColumns;
+    args.out = bounds(tile.first_row) + panel * kPanelColumns;
     split_->narrow[tile.rows - 1](args);
     args.ahead = 0;  // the first tile has fetched it
   }
@@ -219,7 +202,7 @@ void CpuHead::Seed(int row) {
   asked.completed = 0;
   asked.best.Reset(query.count, -kInfinity);
   const int count = std::min<int>(query.count + kSeeds, static_cast<int>(head_->rows()));
-  if (!vocabulary_.Seed(logits(row), *search_->slices, query, count, &asked.scan, &wanted_)) return;
+  if (!vocabulary_.Seed(bounds(row), *search_->slices, query, count, &asked.scan, &wanted_)) return;
   Complete(row, wanted_);
   asked.best.Prune();
   asked.bounded = asked.best.threshold() > -kInfinity;
@@ -257,7 +240,7 @@ bool CpuHead::Finish(int row, CandidateReply* reply) {
 void CpuHead::Reach(int row) {
   Question& asked = question(row);
   asked.bounded =
-      vocabulary_.Reach(&asked.scan, asked.best.threshold(), reached_max_, &asked.reached);
+      vocabulary_.Reach(asked.scan, asked.best.threshold(), reached_max_, &asked.reached);
   asked.has_reached = true;
 }
 
@@ -329,7 +312,7 @@ void CpuHead::RefineHalf(int row, std::span<const RefinedPart> parts, int64_t in
   args.part_count = static_cast<int>(parts.size());
   args.q = activations_.row(row).q;
   args.upper = lanes_.data() + at * kHalfPanel;
-  std::copy_n(logits(row) + first, std::min<int64_t>(kHalfPanel, head_->rows() - first),
+  std::copy_n(bounds(row) + first, std::min<int64_t>(kHalfPanel, head_->rows() - first),
               args.upper);
   split_->refine(args);
 }
@@ -349,7 +332,7 @@ void CpuHead::Complete(int row, std::span<const int32_t> head_rows) {
     const size_t lane = static_cast<size_t>(head_row % kHalfPanel);
     const Candidate candidate = Judge(*asked.query, head_row, lanes_[at * kHalfPanel + lane]);
     if (candidate.order >= asked.best.threshold()) asked.best.Offer(candidate);
-    logits(row)[head_row] = -kInfinity;  // reaches no threshold from now on
+    bounds(row)[head_row] = -kInfinity;  // reaches no threshold from now on
   }
 }
 

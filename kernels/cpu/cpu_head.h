@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "kernels/cpu/cpu_product.h"
 #include "kernels/cpu/cpu_vocabulary.h"
+#include "kernels/cpu/fused_search.h"
 #include "kernels/cpu/head_activations.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/screening_policy.h"
@@ -21,13 +22,14 @@ namespace facet {
 // upper bound (proof: kernels/README.md, "Screening"). Everything between a logit and the order of
 // candidates is monotonic, so a row whose bound would not be among the best is not. Of the others
 // more low bits are read, which lowers the bounds, and those that still reach the best known are
-// completed, with the same bits as the whole product.
+// completed, with the same bits as the whole product. What is not screened, or in vain, is the
+// whole product's (fused_search.h).
 class CpuHead {
  public:
   // Borrows everything.
   CpuHead(const KernelTable& kernels, ThreadPool* pool, CpuProduct* product,
           CpuVocabulary* vocabulary)
-      : kernels_(kernels), pool_(*pool), product_(*product), vocabulary_(*vocabulary) {}
+      : kernels_(kernels), pool_(*pool), vocabulary_(*vocabulary), fused_(kernels, pool, product) {}
 
   void Search(const HeadSearch& search, std::span<CandidateReply> replies);
   const HeadReads& reads() const { return reads_; }
@@ -54,11 +56,11 @@ class CpuHead {
   // Agrees with the other ranks on what the best candidates reach at least.
   void Agree();
   void FinishScreening(std::span<CandidateReply> replies);
-  void WholeProduct(int first_row, int rows);
   // Granules to read, or -1 where a row's kind had better not be screened.
   int PlanGranules();
   void FirstPass();
-  void RunPanel(int64_t panel, int64_t end) const;
+  // Prefetches panels before `fetch_end`.
+  void RunPanel(int64_t panel, int64_t fetch_end) const;
   // Finds rows to compare with.
   void Seed(int row);
   // False if too many rows of the head would have to be completed.
@@ -88,14 +90,14 @@ class CpuHead {
   double HalvesShare(size_t halves) const {
     return static_cast<double>(halves) / (2.0 * static_cast<double>(head_->panels()));
   }
-  // The logits of a row, or their bounds.
-  float* logits(int row) const { return search_->scratch.data + row * head_->rows(); }
+  // The bounds of a row's logits.
+  float* bounds(int row) const { return search_->scratch.data + row * head_->rows(); }
   Question& question(int row) { return questions_[static_cast<size_t>(row)]; }
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  CpuProduct& product_;
   CpuVocabulary& vocabulary_;
+  FusedSearch fused_;
   ScreeningPolicy policy_;
   HeadReads reads_;
 

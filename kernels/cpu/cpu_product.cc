@@ -43,6 +43,32 @@ CpuProduct::Upcoming CpuProduct::Upcoming::Of(const PackedMatrix& matrix, int64_
 
 void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
   if (rows == 0) return;
+  Prepare(parts, x, rows);
+  CutTasks(parts, rows);
+  next_task_.store(0, std::memory_order_relaxed);
+  const int64_t drains = std::min<int64_t>(pool_.threads(), static_cast<int64_t>(tasks_.size()));
+  pool_.ParallelFor(drains,
+                    [&](int64_t, int thread) { Drain(&scratch_[static_cast<size_t>(thread)]); });
+}
+
+void CpuProduct::Prepare(const PackedMatrix& matrix, const float* x, int rows) {
+  const Part part = {&matrix};
+  Prepare(std::span(&part, 1), x, rows);
+}
+
+void CpuProduct::Panels(const Part& part, int64_t begin, int64_t end, bool goes_on, int thread) {
+  const bool one_pass = static_cast<int>(rows_->tiles().size()) <= tiles_per_pass_;
+  const int64_t bytes = part.matrix->panel_bytes() + part.matrix->low_bytes();
+  const int64_t step = one_pass ? end - begin : std::max<int64_t>(1, kTaskBytes / bytes);
+  for (int64_t at = begin; at < end; at += step) {
+    const Task task = {&part, at, std::min(at + step, end)};
+    const bool fetches = task.end < (goes_on ? part.matrix->panels() : end);
+    const Upcoming next = fetches ? Upcoming::Of(*part.matrix, task.end) : Upcoming();
+    RunTask(task, next, &scratch_[static_cast<size_t>(thread)]);
+  }
+}
+
+void CpuProduct::Prepare(std::span<const Part> parts, const float* x, int rows) {
   const int64_t columns = parts.front().matrix->columns();
   quantizes_ = false;
   for (const Part& part : parts) {
@@ -51,13 +77,8 @@ void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
   }
   rows_ = &Inputs(x, rows, columns);
   tiles_per_pass_ = static_cast<int>(std::max<int64_t>(1, kPassBytes / (kTileRows * columns)));
-  CutTasks(parts, rows);
   SizeScratch(parts);
   FindFollower(*parts.front().matrix);
-  next_task_.store(0, std::memory_order_relaxed);
-  const int64_t drains = std::min<int64_t>(pool_.threads(), static_cast<int64_t>(tasks_.size()));
-  pool_.ParallelFor(drains,
-                    [&](int64_t, int thread) { Drain(&scratch_[static_cast<size_t>(thread)]); });
 }
 
 void CpuProduct::FindFollower(const PackedMatrix& first) {
@@ -147,7 +168,8 @@ void CpuProduct::RunPanel(const Part& part, int64_t panel, const Upcoming& next,
   args.tiles = rows_->tiles().data() + first_tile;
   args.tile_count = last_tile - first_tile;
   args.columns = part.matrix->panel_columns(panel);
-  args.out = part.out + rows_->first_row(first_tile) * part.row_stride + panel * kPanelColumns;
+  args.out = part.out + rows_->first_row(first_tile) * part.row_stride +
+             (panel - part.first_panel) * kPanelColumns;
   args.row_stride = part.row_stride;
   args.root_stride = part.root_stride;
   if (part.up == nullptr) {

@@ -37,6 +37,7 @@ class CpuProduct {
     // With `up`, of the same shape, what is written is gate(product with matrix, with up).
     const PackedMatrix* up = nullptr;
     void (*gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
+    int64_t first_panel = 0;  // whose first column goes to out
   };
 
   // What is read next, to be prefetched; by default nothing.
@@ -50,6 +51,12 @@ class CpuProduct {
 
   // `x`: [rows, columns], the columns of all parts.
   void Run(std::span<const Part> parts, const float* x, int rows);
+
+  // The same in pieces, for somebody who looks at one before it has left the cache: first
+  // Prepare(), then Panels(), [begin, end), from inside of a region of the pool, `thread` being the
+  // caller's. `goes_on`: this thread will read panel `end` next. REQUIRES: a matrix of one root.
+  void Prepare(const PackedMatrix& matrix, const float* x, int rows);
+  void Panels(const Part& part, int64_t begin, int64_t end, bool goes_on, int thread);
 
   // For `rows` rows at `x` that are about to be written and that a product will most likely read:
   // calls write(row) for each and quantises it then, while it is in the cache. Products of just
@@ -97,6 +104,7 @@ class CpuProduct {
       }
     });
   }
+  void Prepare(std::span<const Part> parts, const float* x, int rows);
   const QuantizedRows& Inputs(const float* x, int rows, int64_t columns);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);

@@ -205,8 +205,8 @@ struct KernelTable {
   void (*sum_exp)(const float* x, int64_t size, float max, float* a) = nullptr;
   // Writes the indices i with x[i] >= threshold, ascending, and returns how many.
   int (*select)(const float* x, int size, float threshold, int32_t* indices) = nullptr;
-  // order[i] = x[i] + Gumbel noise of (key, first_id + i), or -infinity where even the largest
-  // noise leaves it below the threshold.
+  // order[i] = x[i] + Gumbel noise of (key, first_id + i), or, some of those that are below the
+  // threshold, -infinity.
   void (*gumbel)(const float* x, int size, uint64_t key, uint32_t first_id, float threshold,
                  float* order) = nullptr;
 };

@@ -30,6 +30,16 @@ FACET_INLINE VecB OrShifted(VecB a, VecB b, char mask) {
   if constexpr (n < 0) moved = _mm512_srli_epi16(b.v, -n);
   return {_mm512_ternarylogic_epi32(a.v, moved, _mm512_set1_epi8(mask), 0xf8)};
 }
+// Shifted left by n, or right by -n; what crosses from one byte to another is for a mask to drop.
+template <int n>
+FACET_INLINE VecB ShiftedWords(VecB a) {
+  if constexpr (n >= 0) return {_mm512_slli_epi16(a.v, n)};
+  return {_mm512_srli_epi16(a.v, -n)};
+}
+// Bit by bit: of a where the mask, the same for every byte, has a 1, else of b.
+FACET_INLINE VecB Blend(char mask, VecB a, VecB b) {
+  return {_mm512_ternarylogic_epi32(a.v, b.v, _mm512_set1_epi8(mask), 0xe4)};
+}
 FACET_INLINE VecB Broadcast4(const int8_t* p) {
   int32_t quad;
   __builtin_memcpy(&quad, p, 4);
@@ -138,6 +148,17 @@ FACET_INLINE VecB OrShifted(VecB a, VecB b, char mask) {
   const __m256i masks = _mm256_set1_epi8(mask);
   return {_mm256_or_si256(a.lo, _mm256_and_si256(Moved<n>(b.lo), masks)),
           _mm256_or_si256(a.hi, _mm256_and_si256(Moved<n>(b.hi), masks))};
+}
+// Shifted left by n, or right by -n; what crosses from one byte to another is for a mask to drop.
+template <int n>
+FACET_INLINE VecB ShiftedWords(VecB a) {
+  return {Moved<n>(a.lo), Moved<n>(a.hi)};
+}
+// Bit by bit: of a where the mask, the same for every byte, has a 1, else of b.
+FACET_INLINE VecB Blend(char mask, VecB a, VecB b) {
+  const __m256i masks = _mm256_set1_epi8(mask);
+  return {_mm256_or_si256(_mm256_and_si256(masks, a.lo), _mm256_andnot_si256(masks, b.lo)),
+          _mm256_or_si256(_mm256_and_si256(masks, a.hi), _mm256_andnot_si256(masks, b.hi))};
 }
 FACET_INLINE VecB Broadcast4(const int8_t* p) {
   int32_t quad;

@@ -69,10 +69,14 @@ FACET_INLINE VecL Mix(VecL x) {  // Mix64 of base/prng.h
   return XorL(x, ShiftRightL<31>(x));
 }
 
-FACET_INLINE VecF Gumbel(uint64_t key, VecI ids) {
-  using namespace canonical;
+// The draws of ids, as GumbelOfDraw() takes them.
+FACET_INLINE VecI GumbelDraws(uint64_t key, VecI ids) {
   const VecI draw = NarrowL(ShiftRightL<40>(Mix(XorL(SetL(key), WidenL(ids)))));
-  const VecI odd = Add(ShiftLeft<1>(draw), SetI(1));
+  return Add(ShiftLeft<1>(draw), SetI(1));
+}
+
+FACET_INLINE VecF GumbelOfDraws(VecI odd) {
+  using namespace canonical;
   const VecF unit = Set(0x1p-25f);
   VecF e, f;
   LogParts(Mul(ToFloat(odd), unit), &e, &f);
@@ -80,6 +84,12 @@ FACET_INLINE VecF Gumbel(uint64_t key, VecI ids) {
   e = Select(near_one, Zero(), e);
   f = Select(near_one, Mul(ToFloat(Sub(odd, SetI(kOneAsDraw))), unit), f);
   return Negate(Log(Negate(LogOfParts(e, f))));
+}
+
+FACET_INLINE VecF GumbelCeilings(VecI odd) {
+  using namespace canonical;
+  const VecF bits = ToFloat(AsInt(ToFloat(Sub(SetI(kOneAsDraw), odd))));
+  return Fma(bits, Set(-kCeilingPerBit), Set(kCeilingAtZero));
 }
 
 FACET_INLINE VecF SoftCapVector(VecF x, float cap) {

@@ -78,7 +78,11 @@ void GumbelOrders(const float* x, int size, uint64_t key, uint32_t first_id, flo
     // Rounding is monotonic: a sum with less noise cannot reach what this one does not.
     if ((Bits(AtLeast(Add(logits, bound), limit)) & Bits(m)) != 0) {
       const VecI ids = Add(LoadI(kLanes), SetI(static_cast<int32_t>(first_id) + i));
-      result = Add(logits, Gumbel(key, ids));
+      const VecI draws = GumbelDraws(key, ids);
+      // Few draws are large enough to be worth two logarithms.
+      if ((Bits(AtLeast(Add(logits, GumbelCeilings(draws)), limit)) & Bits(m)) != 0) {
+        result = Add(logits, GumbelOfDraws(draws));
+      }
     }
     Store(order + i, result, m);
   }

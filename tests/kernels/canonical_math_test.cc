@@ -86,6 +86,17 @@ TEST(GumbelNoise, IsFiniteForTheExtremeDraws) {
   EXPECT_LT(largest, canonical::kGumbelBound);
 }
 
+TEST(GumbelCeiling, IsAtLeastTheNoiseOfEveryDraw) {
+  float loosest = 0;
+  for (int32_t odd = 1; odd < canonical::kOneAsDraw; odd += 2) {
+    const float noise = GumbelOfDraw(odd);
+    const float ceiling = GumbelCeiling(odd);
+    ASSERT_LE(noise, ceiling) << odd;
+    if (noise > 2) loosest = std::max(loosest, ceiling - noise);  // where it is of use
+  }
+  EXPECT_LT(loosest, 0.15f);
+}
+
 TEST(Tree16, AddsInItsOwnOrder) {
   float a[16] = {};
   a[0] = 1e8f;

@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cpu/cpu_device.h"
 #include "kernels/reference/reference_device.h"
 #include "tests/kernels/tested_devices.h"
 
@@ -52,25 +53,37 @@ Answer Search(Device& device, const MatrixSource& source, const std::vector<floa
   device.SearchHead(search, answer.replies);
   const HeadReads after = device.head_reads();
   answer.reads = {after.rows - before.rows, after.screened - before.screened,
-                  after.completed - before.completed};
+                  after.completed - before.completed, after.bytes - before.bytes};
   return answer;
+}
+
+void ExpectSameCandidates(const std::vector<Candidate>& got, const std::vector<Candidate>& expected,
+                          const std::string& where) {
+  ASSERT_EQ(got.size(), expected.size()) << where;
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_EQ(got[i].id, expected[i].id) << where << " " << i;
+    ASSERT_EQ(got[i].order, expected[i].order) << where << " " << i;
+    ASSERT_EQ(got[i].processed, expected[i].processed) << where << " " << i;
+    ASSERT_EQ(got[i].raw, expected[i].raw) << where << " " << i;
+  }
+}
+
+void ExpectSameSums(const std::vector<SliceSum>& got, const std::vector<SliceSum>& expected,
+                    const std::string& where) {
+  ASSERT_EQ(got.size(), expected.size()) << where;
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_EQ(got[i].max, expected[i].max) << where << " " << i;
+    ASSERT_EQ(got[i].sum, expected[i].sum) << where << " " << i;
+  }
 }
 
 void ExpectSame(const CandidateReply& got, const CandidateReply& expected,
                 const std::string& where) {
   ASSERT_EQ(got.finite, expected.finite) << where;
-  ASSERT_EQ(got.best.size(), expected.best.size()) << where;
-  for (size_t i = 0; i < got.best.size(); ++i) {
-    ASSERT_EQ(got.best[i].id, expected.best[i].id) << where << " " << i;
-    ASSERT_EQ(got.best[i].order, expected.best[i].order) << where << " " << i;
-    ASSERT_EQ(got.best[i].processed, expected.best[i].processed) << where << " " << i;
-    ASSERT_EQ(got.best[i].raw, expected.best[i].raw) << where << " " << i;
-  }
-  ASSERT_EQ(got.sums.size(), expected.sums.size()) << where;
-  for (size_t i = 0; i < got.sums.size(); ++i) {
-    ASSERT_EQ(got.sums[i].max, expected.sums[i].max) << where;
-    ASSERT_EQ(got.sums[i].sum, expected.sums[i].sum) << where;
-  }
+  ASSERT_NO_FATAL_FAILURE(ExpectSameCandidates(got.best, expected.best, where));
+  ASSERT_NO_FATAL_FAILURE(ExpectSameCandidates(got.raw_best, expected.raw_best, where));
+  ASSERT_NO_FATAL_FAILURE(ExpectSameSums(got.sums, expected.sums, where));
+  ASSERT_NO_FATAL_FAILURE(ExpectSameSums(got.raw_sums, expected.raw_sums, where));
 }
 
 class CpuHead : public testing::Test {
@@ -306,6 +319,57 @@ TEST_F(CpuHead, QuestionsAboutAllLogitsReadThemAll) {
   queries[0].sums = false;
   EXPECT_EQ(ExpectEqual(matrix, x, queries, "a soft cap", 30.0f).screened, 0);
   EXPECT_GT(ExpectEqual(matrix, x, queries, "neither").screened, 0);
+}
+
+// Batches with everything that can be asked at once, over pieces and slices that begin inside of
+// panels; more rows than are searched together, and more candidates.
+TEST_F(CpuHead, BatchesOfMixedQuestionsEqualTheReference) {
+  Random random(12);
+  for (const int batch : {1, 6, 33, 67}) {
+    for (const int64_t rows : {7, 1100, 2500}) {
+      const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, rows, 64, 0.05f, random);
+      const std::vector<LogitEdit> edits = MakeEdits(rows, random);
+      std::vector<float> x = MakeActivations(batch, 64, random);
+      for (const bool sums : {false, true}) {
+        std::vector<CandidateQuery> queries;
+        for (int i = 0; i < batch; ++i) {
+          CandidateQuery query = i % 3 == 0   ? Greedy()
+                                 : i % 3 == 1 ? Sampled(random(), 1.5f)
+                                              : Top(1 + static_cast<int>(random() % rows), 0.7f);
+          if (i % 2 == 0) query.edits = edits;
+          if (i % 5 == 1) query.raw_count = 1 + static_cast<int>(random() % 20);
+          if (i % 7 == 2) query.count = 0;
+          query.sums = sums && i % 2 == 0;
+          query.raw_sums = sums && i % 4 == 1;
+          queries.push_back(query);
+        }
+        const std::string what = fmt::format("{} rows of {}, sums {}", batch, rows, sums);
+        ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, x, queries, what));
+        ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, x, queries, what + ", capped", 2.0f));
+        x[static_cast<size_t>(batch / 2 * 64)] = std::nanf("");  // one row is not finite
+        ASSERT_NO_FATAL_FAILURE(ExpectEqual(matrix, x, queries, what + ", not finite"));
+        x[static_cast<size_t>(batch / 2 * 64)] = 1;
+      }
+    }
+  }
+}
+
+// A row that had better not be searched with the others costs another reading of the head.
+TEST_F(CpuHead, ABatchReadsTheHeadOnce) {
+  Random random(13);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 1000, 64, 0.05f, random);
+  const auto device = *MakeCpuDevice({.threads = 2});
+  const auto head = *device->LoadMatrix(Searched(matrix), nullptr);
+  const auto passes = [&](int batch, int count) {
+    const std::vector<CandidateQuery> queries(static_cast<size_t>(batch), Top(count, 1));
+    const std::vector<float> x = MakeActivations(batch, 64, random);
+    const HeadReads reads = Search(*device, Searched(matrix), x, queries).reads;
+    return reads.bytes / static_cast<double>(head->packed_bytes());
+  };
+  EXPECT_EQ(passes(5, 1), 1);
+  EXPECT_EQ(passes(64, 1), 1);
+  EXPECT_EQ(passes(65, 1), 2);
+  EXPECT_EQ(passes(64, 999), 4);  // at most sixteen thousand candidates at once
 }
 
 // Two ranks share a head. What one of them knows spares the other one rows, and the candidates of
