@@ -376,7 +376,8 @@ clocks below those of the data sheet. What a GPU says is `tests/run.sh --gpu`'s 
 ## What the canonical arithmetic costs
 
 A block of 32 columns is one exact integer product; its sum then becomes a float and is added with both
-scales in ascending K, in the lane that owns the element. These instructions are as many for any number
+scales in ascending K, in the lane that owns the element. These instructions (one each; conversions run
+at half the rate of the others, which is taken to be hidden behind them) are as many for any number
 of rows, so a step of few rows is bound by the weights' bytes, which the canonical form does not add
 to; a step of many rows is bound by them:
 
