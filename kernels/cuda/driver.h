@@ -25,13 +25,13 @@ using Stream = ::CUstream_st*;  // cudaStream_t
 using Event = ::CUevent_st*;    // cudaEvent_t
 
 struct DeviceProperties {
-  std::string name;    // "NVIDIA H100 80GB HBM3"
-  std::string bus_id;  // PCI address, "0000:3b:00.0"; empty where it has none
-  int major = 0;       // compute capability
+  std::string name;  // "NVIDIA H100 80GB HBM3"
+  int major = 0;     // compute capability
   int minor = 0;
   int multiprocessors = 0;
   int64_t memory_bytes = 0;
   int64_t shared_bytes_max = 0;  // of a block, without asking for more
+  std::string bus_id;            // PCI address, "0000:3b:00.0"; empty where it has none
 };
 
 // How many devices there are, at least one. FailedPrecondition says why there is none: no driver,

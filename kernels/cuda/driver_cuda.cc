@@ -34,13 +34,13 @@ absl::StatusOr<DeviceProperties> Properties(int device) {
       Explain(cudaGetDeviceProperties(&found, device), "cudaGetDeviceProperties"));
   DeviceProperties properties;
   properties.name = found.name;
-  properties.bus_id =
-      fmt::format("{:04x}:{:02x}:{:02x}.0", found.pciDomainID, found.pciBusID, found.pciDeviceID);
   properties.major = found.major;
   properties.minor = found.minor;
   properties.multiprocessors = found.multiProcessorCount;
   properties.memory_bytes = static_cast<int64_t>(found.totalGlobalMem);
   properties.shared_bytes_max = static_cast<int64_t>(found.sharedMemPerBlock);
+  properties.bus_id =
+      fmt::format("{:04x}:{:02x}:{:02x}.0", found.pciDomainID, found.pciBusID, found.pciDeviceID);
   return properties;
 }
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 
 TABLE = "kernels/cuda/compiler_report.md"
+KERNEL = r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
 
 # Per multiprocessor (CUDA C++ programming guide, "Compute Capabilities").
 LIMITS = {
@@ -107,7 +108,7 @@ def kernels_in(report):
 
 def kernels_in_source(path):
     with open(path, encoding="utf-8") as file:
-        return set(re.findall(r"__global__ void\s+(\w+)\(", file.read()))
+        return set(re.findall(KERNEL, file.read()))
 
 
 def missing(kernels, sources):

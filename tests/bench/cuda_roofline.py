@@ -17,6 +17,7 @@ import glob
 import re
 
 SHEET = "kernels/cuda/roofline.md"
+KERNEL = r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
 
 # NVIDIA H100 SXM, public data sheet, dense: HBM3, int8 and half-precision tensor cores. Instructions
 # are those of float32: 67 TFLOP/s count a fused multiply-add as two.
@@ -25,6 +26,7 @@ INT8_S = 1979e12
 HALF_S = 989e12
 INSTRUCTIONS_S = 67e12 / 2
 MULTIPROCESSORS = 132
+FULL_BLOCKS = 256  # from which on AttendTilesKernel leaves splits to one block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ def kernels_of_the_tree():
     names = set()
     for path in glob.glob("kernels/cuda/*.cu"):
         with open(path, encoding="utf-8") as file:
-            names |= set(re.findall(r"__global__ void\s+(\w+)\(", file.read()))
+            names |= set(re.findall(KERNEL, file.read()))
     return names
 
 
@@ -250,14 +252,19 @@ class Step:
                      bytes=keys + 4 * queries + 4 * partials,
                      instructions=pairs * (4 * m.head_dim + 40))
         else:
-            # Queries and weights are two halves each, so that products are twice two; a tile has 16
-            # pairs of a row and a head that read the same keys.
+            # Queries and weights are two halves each, so that products are twice two; a block has up
+            # to 64 pairs of a row and a head that read the same keys, 16 to a tile. Where blocks fill
+            # the GPU, each goes through all splits and merges them itself.
             group = m.heads // m.kv_heads
             padding = max(1.0, 16 / (group * load.rows_each))
-            self.add("AttendTilesKernel", "attention", int(blocks * padding / 16), count,
-                     bytes=keys + 4 * queries + 4 * partials,
+            tiles = load.sequences * m.kv_heads * -(-group * load.rows_each // 64)
+            direct = tiles >= FULL_BLOCKS
+            self.add("AttendTilesKernel", "attention", tiles if direct else tiles * splits, count,
+                     bytes=keys + 4 * queries + 4 * (queries if direct else partials),
                      half=8 * pairs * padding * m.head_dim,
                      instructions=pairs * padding * (40 + 4 * m.head_dim / 64))
+            if direct:
+                return
         self.add("MergeSplitsKernel", "attention's splits", load.rows * m.heads, count,
                  bytes=4 * partials + 4 * queries, instructions=partials * 30)
 
@@ -376,7 +383,8 @@ clocks below those of the data sheet. What a GPU says is `tests/run.sh --gpu`'s 
 ## What the canonical arithmetic costs
 
 A block of 32 columns is one exact integer product; its sum then becomes a float and is added with both
-scales in ascending K, in the lane that owns the element. These instructions are as many for any number
+scales in ascending K, in the lane that owns the element. These instructions (one each; conversions run
+at half the rate of the others, which is taken to be hidden behind them) are as many for any number
 of rows, so a step of few rows is bound by the weights' bytes, which the canonical form does not add
 to; a step of many rows is bound by them:
 
