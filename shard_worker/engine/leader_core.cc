@@ -109,6 +109,7 @@ std::optional<StepPlan> LeaderCore::Plan(TimeUs now) {
   last_asked_ = now;
   if (const auto due = CanaryDue(); due && *due <= now) StartCanary(now);
   std::optional<StepPlan> plan = engine_.Plan(now);
+  Collect(now);  // what it has ended
   if (!plan && steps_.empty() && now - last_moved_ >= options_.keep_alive) {
     plan = engine_.PlanIdle();
   }

@@ -224,6 +224,26 @@ TEST(LeaderCore, ThatASequenceHasBegunIsNewsForWhoWaitsForCredit) {
   EXPECT_TRUE(leader.core.HasNews(leader.now));
 }
 
+TEST(LeaderCore, ADeadlineThatPassesInTheQueueIsNewsAtOnce) {
+  LeaderCoreOptions options = SmallOptions();
+  options.news_period = 10 * kStepUs;
+  options.engine.steps_max = 1;
+  options.engine.sequences_max = 1;
+  Leader leader(options);
+  leader.core.Open(kA);
+  leader.core.Open(kB);
+  EXPECT_TRUE(leader.core.Submit(kA, 1, Request(5, 400), 0).ok());
+  leader.Step();
+  EngineRequest waiting = Request(5, 5);
+  waiting.deadline = leader.now + kStepUs / 2;
+  EXPECT_TRUE(leader.core.Submit(kB, 1, waiting, leader.now).ok());
+  leader.Step();
+  EXPECT_TRUE(leader.core.Plan(leader.now).has_value());
+  EXPECT_TRUE(leader.core.HasNews(leader.now));
+  leader.Listen();
+  EXPECT_EQ(leader.answers[kB][1].finish, EngineFinish::kDeadline);
+}
+
 TEST(LeaderCore, NumberInUseIsTheRoutersFault) {
   Leader leader(SmallOptions());
   leader.core.Open(kA);
