@@ -24,8 +24,9 @@
 namespace facet {
 namespace {
 
-// Elementwise work on fewer floats than this is done before another thread has woken up.
-constexpr int64_t kParallelFloats = 16 << 10;
+// An element of an embedding takes as long as so many of elementwise work: its row is a few bytes
+// of every other line of a panel.
+constexpr int64_t kEmbeddingCost = 16;
 
 bool HasAvx2() {
   unsigned a, b, c, d;  // clang 14 does not know "f16c" as a feature to ask for
@@ -40,6 +41,17 @@ bool HasAvx512() {
 }
 
 const PackedMatrix& Own(const Matrix& matrix) { return static_cast<const PackedMatrix&>(matrix); }
+
+// A row of a panel is a few bytes of every other line: read one after the other, each would be
+// waited for.
+void PrefetchPanel(const PackedMatrix& matrix, int64_t panel) {
+  for (int64_t at = 0; at < matrix.panel_bytes(); at += 64) {
+    __builtin_prefetch(matrix.panel(panel) + at);
+  }
+  for (int64_t at = 0; at < matrix.low_bytes(); at += 64) {
+    __builtin_prefetch(matrix.low(panel) + at);
+  }
+}
 
 class CpuDevice final : public HostDevice {
  public:
@@ -82,10 +94,11 @@ class CpuDevice final : public HostDevice {
     const PackedMatrix& matrix = Own(table);
     const int64_t width = matrix.columns();
     FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
-    ForRows(static_cast<int64_t>(rows.size()), width, [&](int64_t i) {
+    ForRows(static_cast<int64_t>(rows.size()), kEmbeddingCost * width, [&](int64_t i) {
       const int32_t row = rows[static_cast<size_t>(i)];
       FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
       const int64_t panel = row / kPanelColumns;
+      PrefetchPanel(matrix, panel);
       UnpackRow(matrix.format(), {matrix.panel(panel), matrix.low(panel)}, row % kPanelColumns,
                 width, scale, out.data + i * width);
     });
@@ -202,9 +215,7 @@ class CpuDevice final : public HostDevice {
   // Calls body(row) for every row, in parallel if there is enough to do.
   template <typename Body>
   void ForRows(int64_t rows, int64_t width, const Body& body) {
-    const int64_t step =
-        std::max<int64_t>(1, std::min((rows + pool_.threads() - 1) / pool_.threads(),
-                                      kParallelFloats / std::max<int64_t>(width, 1)));
+    const int64_t step = std::max<int64_t>(1, kTaskFloats / std::max<int64_t>(width, 1));
     pool_.ParallelFor((rows + step - 1) / step, [&](int64_t task, int) {
       for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) body(row);
     });

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/prng.h"
 #include "kernels/host/matrix_source.h"
 
 namespace facet {
@@ -13,7 +14,7 @@ namespace {
 // current processors have a mebibyte or more per core.
 constexpr int64_t kPassBytes = 384 << 10;
 constexpr int64_t kTaskBytes = 256 << 10;
-constexpr int64_t kTasksPerThread = 8;
+constexpr int64_t kTasksPerThread = 16;  // of which it holds two
 // From so many tiles on a panel is unpacked before they use it.
 constexpr int kUnpackTiles = 11;
 
@@ -26,14 +27,19 @@ void Grow(AlignedBuffer* buffer, size_t bytes) {
   *buffer = *std::move(larger);
 }
 
-void Prefetch(const PackedMatrix& matrix, int64_t panel, PanelArgs* args) {
-  args->next = matrix.panel(panel);
-  args->next_low = matrix.low(panel);
-  args->next_lines = CeilDivide(matrix.panel_bytes(), 64);
-  args->next_low_lines = CeilDivide(matrix.low_bytes(), 64);
+void SetNext(const CpuProduct::Upcoming& next, PanelArgs* args) {
+  args->next = next.panel;
+  args->next_low = next.low;
+  args->next_lines = next.lines;
+  args->next_low_lines = next.low_lines;
 }
 
 }  // namespace
+
+CpuProduct::Upcoming CpuProduct::Upcoming::Of(const PackedMatrix& matrix, int64_t panel) {
+  return {matrix.panel(panel), matrix.low(panel), CeilDivide(matrix.panel_bytes(), 64),
+          CeilDivide(matrix.low_bytes(), 64)};
+}
 
 void CpuProduct::Run(std::span<const Part> parts, const float* x, int rows) {
   if (rows == 0) return;
@@ -56,9 +62,11 @@ void CpuProduct::Panels(const Part& part, int64_t begin, int64_t end, bool goes_
   const int64_t step = one_pass ? end - begin : std::max<int64_t>(1, kTaskBytes / bytes);
   for (int64_t at = begin; at < end; at += step) {
     const Task task = {&part, at, std::min(at + step, end)};
-    const Task next = {&part, task.end, part.matrix->panels()};
-    const bool fetches = next.begin < (goes_on ? next.end : end);
-    RunTask(task, fetches ? &next : nullptr, &scratch_[static_cast<size_t>(thread)]);
+    Upcoming next;
+    if (task.end < end || goes_on) {
+      next = task.end < part.matrix->panels() ? Upcoming::Of(*part.matrix, task.end) : *follower_;
+    }
+    RunTask(task, next, &scratch_[static_cast<size_t>(thread)]);
   }
 }
 
@@ -72,6 +80,13 @@ void CpuProduct::Prepare(std::span<const Part> parts, const float* x, int rows) 
   rows_ = &Inputs(x, rows, columns);
   tiles_per_pass_ = static_cast<int>(std::max<int64_t>(1, kPassBytes / (kTileRows * columns)));
   SizeScratch(parts);
+  FindFollower(*parts.front().matrix);
+}
+
+void CpuProduct::FindFollower(const PackedMatrix& first) {
+  if (follower_ != nullptr) *follower_ = Upcoming::Of(first, 0);
+  const uint64_t hash = Mix64(reinterpret_cast<uintptr_t>(first.panel(0)));
+  follower_ = &followers_[hash % followers_.size()];
 }
 
 // Takes its next task before it begins one, so that it knows what to prefetch at the end of it.
@@ -79,7 +94,7 @@ void CpuProduct::Drain(Scratch* scratch) {
   const Task* task = TakeTask();
   while (task != nullptr) {
     const Task* next = TakeTask();
-    RunTask(*task, next, scratch);
+    RunTask(*task, next != nullptr ? next->Begin() : *follower_, scratch);
     task = next;
   }
 }
@@ -91,13 +106,8 @@ const CpuProduct::Task* CpuProduct::TakeTask() {
 
 const QuantizedRows& CpuProduct::Inputs(const float* x, int rows, int64_t columns) {
   if (held_.Are(x, rows, columns)) return held_;
-  own_.Clear();
-  own_.Add(x, rows, columns);
-  if (quantizes_) {
-    pool_.ParallelFor(static_cast<int64_t>(own_.tiles().size()), [&](int64_t i, int) {
-      kernels_.quantize_tile(own_.tiles()[static_cast<size_t>(i)]);
-    });
-  }
+  own_.Cut(x, rows, columns);
+  if (quantizes_) QuantizeTiles(own_, [](int) {});
   return own_;
 }
 
@@ -141,21 +151,20 @@ void CpuProduct::SizeScratch(std::span<const Part> parts) {
   }
 }
 
-void CpuProduct::RunTask(const Task& task, const Task* next, Scratch* scratch) const {
+void CpuProduct::RunTask(const Task& task, const Upcoming& next, Scratch* scratch) const {
   const int tiles = static_cast<int>(rows_->tiles().size());
   for (int first = 0; first < tiles; first += tiles_per_pass_) {
     const int last = std::min(first + tiles_per_pass_, tiles);
     for (int64_t panel = task.begin; panel + 1 < task.end; ++panel) {
-      RunPanel(*task.part, panel, {task.part, panel + 1}, first, last, scratch);
+      RunPanel(*task.part, panel, Upcoming::Of(*task.part->matrix, panel + 1), first, last,
+               scratch);
     }
     // The next pass finds its panels in the cache.
-    Place after;
-    if (last == tiles && next != nullptr) after = {next->part, next->begin};
-    RunPanel(*task.part, task.end - 1, after, first, last, scratch);
+    RunPanel(*task.part, task.end - 1, last == tiles ? next : Upcoming(), first, last, scratch);
   }
 }
 
-void CpuProduct::RunPanel(const Part& part, int64_t panel, Place next, int first_tile,
+void CpuProduct::RunPanel(const Part& part, int64_t panel, const Upcoming& next, int first_tile,
                           int last_tile, Scratch* scratch) const {
   PanelArgs args;
   args.tiles = rows_->tiles().data() + first_tile;
@@ -166,15 +175,15 @@ void CpuProduct::RunPanel(const Part& part, int64_t panel, Place next, int first
   args.row_stride = part.row_stride;
   args.root_stride = part.root_stride;
   if (part.up == nullptr) {
-    if (next.part != nullptr) Prefetch(*next.part->matrix, next.panel, &args);
+    SetNext(next, &args);
     Multiply(*part.matrix, panel, &args, scratch);
   } else {
     RunGatedPanel(part, panel, next, &args, scratch);
   }
 }
 
-void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, Place next, PanelArgs* args,
-                               Scratch* scratch) const {
+void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next,
+                               PanelArgs* args, Scratch* scratch) const {
   int64_t rows = 0;
   for (int i = 0; i < args->tile_count; ++i) rows += args->tiles[i].rows;
   float* gate = reinterpret_cast<float*>(scratch->gate_up.data());
@@ -184,14 +193,10 @@ void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, Place next, Pane
   args->row_stride = kPanelColumns;
   args->columns = kPanelColumns;
   args->out = gate;
-  Prefetch(*part.up, panel, args);
+  SetNext(Upcoming::Of(*part.up, panel), args);
   Multiply(*part.matrix, panel, args, scratch);
   args->out = up;
-  if (next.part != nullptr) {
-    Prefetch(*next.part->matrix, next.panel, args);
-  } else {
-    args->next_lines = args->next_low_lines = 0;
-  }
+  SetNext(next, args);
   Multiply(*part.up, panel, args, scratch);
   part.gate(gate, up, rows * kPanelColumns, gate);
   for (int64_t row = 0; row < rows; ++row) {

@@ -1,7 +1,10 @@
 #ifndef FACET_KERNELS_CPU_CPU_PRODUCT_H_
 #define FACET_KERNELS_CPU_CPU_PRODUCT_H_
 
+#include <algorithm>
+#include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -14,6 +17,9 @@
 #include "kernels/host/matrix_source.h"
 
 namespace facet {
+
+// Elementwise work on fewer floats than this is done before another thread has begun with its part.
+inline constexpr int64_t kTaskFloats = 16 << 10;
 
 // Products of activations with packed matrices, spread over a pool's threads by panels. Keeps its
 // memory from call to call. One thread calls it.
@@ -34,6 +40,15 @@ class CpuProduct {
     int64_t first_panel = 0;  // whose first column goes to out
   };
 
+  // What is read next, to be prefetched; by default nothing.
+  struct Upcoming {
+    const std::byte* panel = nullptr;
+    const std::byte* low = nullptr;
+    int64_t lines = 0;  // of 64 bytes
+    int64_t low_lines = 0;
+    static Upcoming Of(const PackedMatrix& matrix, int64_t panel);
+  };
+
   // `x`: [rows, columns], the columns of all parts.
   void Run(std::span<const Part> parts, const float* x, int rows);
 
@@ -45,19 +60,12 @@ class CpuProduct {
 
   // For `rows` rows at `x` that are about to be written and that a product will most likely read:
   // calls write(row) for each and quantises it then, while it is in the cache. Products of just
-  // these rows, or of these and those of the calls before that they follow on, use that form
-  // until Written().
+  // these rows use that form until Written().
   template <typename Write>
   void WriteRows(const float* x, int rows, int64_t columns, const Write& write) {
-    const int first = held_.Add(x, rows, columns);
-    const int begin = held_.first_row(first);
-    const int64_t tiles = static_cast<int64_t>(held_.tiles().size()) - first;
-    pool_.ParallelFor(tiles, [&](int64_t i, int) {
-      const int tile = first + static_cast<int>(i);
-      for (int row = held_.first_row(tile); row < held_.first_row(tile + 1); ++row) {
-        write(row - begin);
-      }
-      kernels_.quantize_tile(held_.tiles()[static_cast<size_t>(tile)]);
+    held_.Cut(x, rows, columns);
+    QuantizeTiles(held_, [&](int tile) {
+      for (int row = held_.first_row(tile); row < held_.first_row(tile + 1); ++row) write(row);
     });
   }
   // Whether WriteRows() pays: products lately had integer weights.
@@ -73,10 +81,7 @@ class CpuProduct {
     const Part* part;
     int64_t begin;
     int64_t end;
-  };
-  struct Place {
-    const Part* part = nullptr;  // null: nowhere
-    int64_t panel = 0;
+    Upcoming Begin() const { return Upcoming::Of(*part->matrix, begin); }
   };
   // What a thread needs.
   struct Scratch {
@@ -85,18 +90,33 @@ class CpuProduct {
   };
 
   void Prepare(std::span<const Part> parts, const float* x, int rows);
+  // Quantises tiles, each after prepare(tile), in parallel if there is enough to do.
+  template <typename Prepare>
+  void QuantizeTiles(const QuantizedRows& rows, const Prepare& prepare) {
+    const int tiles = static_cast<int>(rows.tiles().size());
+    if (tiles == 0) return;
+    const int64_t tile_floats = kTileRows * rows.tiles().front().columns;
+    const int step = static_cast<int>(std::max<int64_t>(1, kTaskFloats / tile_floats));
+    pool_.ParallelFor((tiles + step - 1) / step, [&](int64_t task, int) {
+      const int begin = static_cast<int>(task) * step;
+      for (int tile = begin; tile < std::min(begin + step, tiles); ++tile) {
+        prepare(tile);
+        kernels_.quantize_tile(rows.tiles()[static_cast<size_t>(tile)]);
+      }
+    });
+  }
   const QuantizedRows& Inputs(const float* x, int rows, int64_t columns);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);
   void Drain(Scratch* scratch);
   const Task* TakeTask();  // null: there are none left
-  // `next` is the task of this thread after it, or null.
-  void RunTask(const Task& task, const Task* next, Scratch* scratch) const;
-  // `next` is prefetched.
-  void RunPanel(const Part& part, int64_t panel, Place next, int first_tile, int last_tile,
-                Scratch* scratch) const;
+  // Finds out what the product that begins with `first` was followed by the last time.
+  void FindFollower(const PackedMatrix& first);
+  void RunTask(const Task& task, const Upcoming& next, Scratch* scratch) const;
+  void RunPanel(const Part& part, int64_t panel, const Upcoming& next, int first_tile,
+                int last_tile, Scratch* scratch) const;
   // Both fill `args` in where it is: a copy of fields just written would wait for them.
-  void RunGatedPanel(const Part& part, int64_t panel, Place next, PanelArgs* args,
+  void RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next, PanelArgs* args,
                      Scratch* scratch) const;
   void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
@@ -110,6 +130,11 @@ class CpuProduct {
   std::vector<Task> tasks_;
   std::atomic<size_t> next_task_{0};
   int tiles_per_pass_ = 1;
+  // By a hash of a product's first panel, where the product began that came after it: steps repeat
+  // their products, so the threads' last tasks prefetch it. It may be gone by now, or another's:
+  // nobody reads it.
+  std::array<Upcoming, 512> followers_;
+  Upcoming* follower_ = nullptr;  // of the latest product
 };
 
 }  // namespace facet

@@ -4,22 +4,13 @@
 
 namespace facet {
 
-void QuantizedRows::Clear() {
-  x_ = nullptr;
-  rows_ = 0;
-  columns_ = 0;
+// As few tiles as possible, as equal as possible.
+void QuantizedRows::Cut(const float* x, int rows, int64_t columns) {
+  x_ = x;
+  rows_ = rows;
+  columns_ = columns;
   tiles_.clear();
   first_rows_.assign(1, 0);
-}
-
-// As few tiles as possible, as equal as possible.
-int QuantizedRows::Add(const float* x, int rows, int64_t columns) {
-  if (rows_ == 0 || columns != columns_ || x != x_ + rows_ * columns_) {
-    Clear();
-    x_ = x;
-    columns_ = columns;
-  }
-  const int first = static_cast<int>(tiles_.size());
   const int count = (rows + kTileRows - 1) / kTileRows;
   for (int i = 0; i < count; ++i) {
     ActivationTile tile;
@@ -28,9 +19,7 @@ int QuantizedRows::Add(const float* x, int rows, int64_t columns) {
     tiles_.push_back(tile);
     first_rows_.push_back(first_rows_.back() + tile.rows);
   }
-  rows_ += rows;
   Reserve();
-  return first;
 }
 
 void QuantizedRows::Reserve() {

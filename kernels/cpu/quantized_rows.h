@@ -14,10 +14,9 @@ namespace facet {
 // Memory is kept from one set of rows to the next. One thread changes it.
 class QuantizedRows {
  public:
-  // Cuts `rows` rows of `columns` floats from `x` on: behind the rows there are if they follow on
-  // them, else in their place. Returns the first of the new tiles.
-  int Add(const float* x, int rows, int64_t columns);
-  void Clear();
+  // Cuts `rows` rows of `columns` floats from `x` on.
+  void Cut(const float* x, int rows, int64_t columns);
+  void Clear() { Cut(nullptr, 0, 0); }
 
   bool Are(const float* x, int rows, int64_t columns) const {
     return x_ == x && rows_ == rows && columns_ == columns;
