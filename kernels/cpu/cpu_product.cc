@@ -62,8 +62,10 @@ void CpuProduct::Panels(const Part& part, int64_t begin, int64_t end, bool goes_
   const int64_t step = one_pass ? end - begin : std::max<int64_t>(1, kTaskBytes / bytes);
   for (int64_t at = begin; at < end; at += step) {
     const Task task = {&part, at, std::min(at + step, end)};
-    const bool fetches = task.end < (goes_on ? part.matrix->panels() : end);
-    const Upcoming next = fetches ? Upcoming::Of(*part.matrix, task.end) : Upcoming();
+    Upcoming next;
+    if (task.end < end || goes_on) {
+      next = task.end < part.matrix->panels() ? Upcoming::Of(*part.matrix, task.end) : *follower_;
+    }
     RunTask(task, next, &scratch_[static_cast<size_t>(thread)]);
   }
 }

@@ -89,6 +89,7 @@ class CpuProduct {
     AlignedBuffer gate_up;  // [2][rows of a pass][32]
   };
 
+  void Prepare(std::span<const Part> parts, const float* x, int rows);
   // Quantises tiles, each after prepare(tile), in parallel if there is enough to do.
   template <typename Prepare>
   void QuantizeTiles(const QuantizedRows& rows, const Prepare& prepare) {
@@ -104,7 +105,6 @@ class CpuProduct {
       }
     });
   }
-  void Prepare(std::span<const Part> parts, const float* x, int rows);
   const QuantizedRows& Inputs(const float* x, int rows, int64_t columns);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);
