@@ -105,7 +105,7 @@ struct SharedProgress {
   void Add(int64_t bytes) {
     done += bytes;
     const std::unique_lock lock(mutex, std::try_to_lock);  // nobody waits to say how far it is
-    if (lock && listener) listener(done, total);
+    if (lock && listener && total > 0) listener(done, total);
   }
 
   const WeightImages::Progress& listener;
