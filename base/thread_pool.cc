@@ -17,11 +17,14 @@ void Pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, const std::function<void(int thread)>& begin) {
   FACET_CHECK(threads >= 1, "threads is {}", threads);
   workers_.reserve(static_cast<size_t>(threads) - 1);
   for (int thread = 1; thread < threads; ++thread) {
-    workers_.emplace_back([this, thread] { Work(thread); });
+    workers_.emplace_back([this, thread, begin] {
+      if (begin) begin(thread);
+      Work(thread);
+    });
   }
 }
 

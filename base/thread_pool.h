@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -14,7 +15,8 @@ namespace facet {
 // One caller at a time; a region must not start another region of the same pool.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);
+  // Each thread but the caller's calls `begin(thread)` before anything else; it may be empty.
+  explicit ThreadPool(int threads, const std::function<void(int thread)>& begin = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -209,13 +209,16 @@ absl::Status PackedFileWriter::Write(int64_t offset, std::span<const std::byte> 
 }
 
 // The page cache keeps what one write brings, aligned, as one piece; later writes go into it.
-absl::Status PackedFileWriter::Prepare(int64_t offset, int64_t size) const {
+absl::Status PackedFileWriter::Prepare(int64_t offset, int64_t size, ThreadPool* pool) const {
   const std::vector<std::byte> zeros(static_cast<size_t>(kAlignment));
-  const int64_t end = std::min(offset + size, spec_.data_bytes) / kAlignment * kAlignment;
-  for (int64_t at = (offset + kAlignment - 1) / kAlignment * kAlignment; at < end;
-       at += kAlignment) {
-    FACET_RETURN_IF_ERROR(Write(at, zeros));
-  }
+  const int64_t first = (offset + kAlignment - 1) / kAlignment;
+  const int64_t end = std::min(offset + size, spec_.data_bytes) / kAlignment;
+  std::vector<absl::Status> results(static_cast<size_t>(pool->threads()));
+  pool->ParallelFor(std::max<int64_t>(0, end - first), [&](int64_t i, int thread) {
+    absl::Status& result = results[static_cast<size_t>(thread)];
+    if (result.ok()) result = Write((first + i) * kAlignment, zeros);
+  });
+  for (const absl::Status& result : results) FACET_RETURN_IF_ERROR(result);
   return absl::OkStatus();
 }
 

@@ -25,6 +25,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/thread_pool.h"
 
 namespace facet {
 
@@ -95,8 +96,9 @@ class PackedFileWriter {
 
   // Thread-safe. REQUIRES: inside the data.
   absl::Status Write(int64_t offset, std::span<const std::byte> bytes) const;
-  // Lets the range's pages be as large as the processor's largest, for streams through it.
-  absl::Status Prepare(int64_t offset, int64_t size) const;
+  // Lets the range's pages be as large as the processor's largest, for streams through it. Getting
+  // so much memory from the system takes longer than filling it, so all threads of the pool do.
+  absl::Status Prepare(int64_t offset, int64_t size, ThreadPool* pool) const;
   // The data written so far, mapped; for checksums.
   absl::StatusOr<PackedFile> Map() const;
   absl::Status Finish(std::span<const uint64_t> checksums) const;

@@ -16,8 +16,11 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "serving/flags.h"
@@ -63,6 +66,17 @@ ABSL_FLAG(
     int, metrics_port, -1,
     "Port of /metrics (Prometheus) and /healthz; 0: any free one, which is logged; -1: none.");
 ABSL_FLAG(int, threads, 0, "Compute threads of this rank; 0: one per processor it may run on.");
+ABSL_FLAG(
+    std::string, pin, "auto",
+    "Which processors the compute threads run on: cores (each thread has one of its own, a rank's "
+    "are on one NUMA node where they fit), node (those of the rank's NUMA node), off (any), or "
+    "auto: cores where the ranks of this host take most of them, else node where there are "
+    "several, else off. Packed weights are moved to a rank's node.");
+ABSL_FLAG(
+    std::string, host_share, "",
+    "K/N: this rank is number K, from 0, of N with as many threads that share the processors it "
+    "may run on; a launcher says so. Empty: not known. Then --pin=auto is off, and --pin=cores and "
+    "node take the rank for the only one, which is right in a control group of its own.");
 ABSL_FLAG(std::string, device, "auto",
           "What computes: auto (a GPU if libfacet_cuda.so beside this program finds one, else the "
           "CPU), cuda or cuda:N, cpu, avx512, avx2, or reference (slow and simple, for "
@@ -140,6 +154,7 @@ Exit codes: 0 stopped, 1 failed, 2 misused.)";
 
 constexpr int kFailed = 1;
 constexpr int kMisused = 2;
+constexpr int kHostRanksMax = 4096;
 
 int UsableProcessors() {
   cpu_set_t set;
@@ -168,6 +183,34 @@ std::string PackedCacheFolder() {
   return "";
 }
 
+absl::StatusOr<HostShare> HostShareFromFlags() {
+  const std::string text = absl::GetFlag(FLAGS_host_share);
+  HostShare share;
+  if (text.empty()) return share;
+  const std::vector<std::string> parts = absl::StrSplit(text, '/');
+  if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &share.index) ||
+      !absl::SimpleAtoi(parts[1], &share.count) || share.index < 0 || share.index >= share.count ||
+      share.count > kHostRanksMax) {
+    return InvalidArgument("--host_share: '{}' is not K/N with 0 <= K < N <= {}", text,
+                           kHostRanksMax);
+  }
+  return share;
+}
+
+absl::StatusOr<PlacementOptions> PlacementFromFlags() {
+  PlacementOptions placement;
+  const std::string pin = absl::GetFlag(FLAGS_pin);
+  if (pin != "auto" && pin != "cores" && pin != "node" && pin != "off") {
+    return InvalidArgument("--pin: '{}' is none of auto, cores, node and off", pin);
+  }
+  placement.pinning = pin == "auto"    ? Pinning::kAuto
+                      : pin == "cores" ? Pinning::kCores
+                      : pin == "node"  ? Pinning::kNode
+                                       : Pinning::kOff;
+  FACET_ASSIGN_OR_RETURN(placement.share, HostShareFromFlags());
+  return placement;
+}
+
 absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   RankOptions rank;
   rank.model_path = absl::GetFlag(FLAGS_model);
@@ -175,6 +218,7 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   rank.world = absl::GetFlag(FLAGS_world);
   rank.threads = absl::GetFlag(FLAGS_threads);
   if (rank.threads == 0) rank.threads = UsableProcessors();
+  FACET_ASSIGN_OR_RETURN(rank.placement, PlacementFromFlags());
   rank.device = absl::GetFlag(FLAGS_device);
   rank.context_tokens = absl::GetFlag(FLAGS_context_tokens);
   rank.kv_tokens = absl::GetFlag(FLAGS_kv_tokens);
@@ -283,13 +327,13 @@ absl::StatusOr<std::unique_ptr<Rank>> LoadRank(RankOptions options, EnergyWatch*
   options.notice = [](std::string_view sentence) { spdlog::info("{}", sentence); };
   if (!absl::GetFlag(FLAGS_quiet)) {
     options.progress = [&](int64_t done, int64_t total) {
-      if (!progress) progress.emplace("loading", total);
+      if (done == 0 || !progress) progress.emplace("packing", total);
       progress->Update(done);
+      if (done == total) progress->Finish();
     };
   }
   options.warn = [](std::string_view what) { spdlog::warn("{}", what); };
   absl::StatusOr<std::unique_ptr<Rank>> rank = Rank::Load(options);
-  if (rank.ok() && progress) progress->Finish();
   if (rank.ok()) energy->Start((*rank)->gpu_bus_id());
   return rank;
 }

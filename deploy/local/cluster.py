@@ -212,7 +212,7 @@ class Cluster:
         for group, leader in enumerate(leaders):
             for rank in range(self.tp):
                 port = metrics()
-                command = self._worker_command(rank, leader, port)
+                command = self._worker_command(group, rank, leader, port)
                 commands.append((f"worker-{group}-{rank}", command, port))
         for index, endpoint in enumerate(self.endpoints):
             port = metrics()
@@ -227,13 +227,14 @@ class Cluster:
         host = "127.0.0.1" if self.listen.startswith("unix:") else self.listen.rpartition(":")[0]
         return f"{host}:{free_port(host, ports)}"
 
-    def _worker_command(self, rank, leader, metrics_port):
+    def _worker_command(self, group, rank, leader, metrics_port):
         command = [
             self._binary("facet-worker"),
             f"--model={self.model}",
             f"--rank={rank}",
             f"--world={self.tp}",
             f"--threads={self.threads}",
+            f"--host_share={group * self.tp + rank}/{self.replicas * self.tp}",
             f"--listen={leader}" if rank == 0 else f"--leader={leader}",
         ]
         if self.collective != "auto":
@@ -285,8 +286,9 @@ class Cluster:
     def _show_loading(self, done=False):
         if not self.show_progress:
             return
+        # One of them may pack for all.
         percents = [loaded_percent(self.process(name).log()) for name in self.worker_names]
-        percent = 100 if done else sum(percents) // len(percents)
+        percent = 100 if done else max(percents)
         filled = percent * BAR_WIDTH // 100
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         name = os.path.basename(self.model)

@@ -3,7 +3,7 @@
 
 build_packages=(
   g++ cmake ninja-build pkg-config ccache
-  libabsl-dev libfmt-dev libspdlog-dev libpcre2-dev libxxhash-dev
+  libabsl-dev libfmt-dev libspdlog-dev libpcre2-dev libxxhash-dev libhwloc-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   libgrpc-dev libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   libssl-dev libc-ares-dev libre2-dev zlib1g-dev
@@ -12,8 +12,8 @@ build_packages=(
 )
 # What the binaries load; the rest comes with these. kubernetes_test.py holds it against ldd.
 runtime_packages=(
-  libabsl20220623 libfmt9 libspdlog1.10 libpcre2-8-0 libxxhash0 libgrpc++1.51 libprotobuf32 libssl3
-  libprometheus-cpp-core1.0
+  libabsl20220623 libfmt9 libspdlog1.10 libpcre2-8-0 libxxhash0 libhwloc15 libgrpc++1.51 libprotobuf32
+  libssl3 libprometheus-cpp-core1.0
 )
 # promtool checks the metrics; clang has libFuzzer; yaml reads the manifests; patch plants the mutation
 # gate's faults.

@@ -15,10 +15,10 @@
 #include "kernels/cpu/cpu_product.h"
 #include "kernels/cpu/cpu_vocabulary.h"
 #include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/pack.h"
 #include "kernels/cpu/packed_images.h"
 #include "kernels/cpu/packed_matrix.h"
 #include "kernels/cpu/rotation_table.h"
+#include "kernels/cpu/unpack.h"
 #include "kernels/host/host_device.h"
 
 namespace facet {
@@ -55,10 +55,10 @@ void PrefetchPanel(const PackedMatrix& matrix, int64_t panel) {
 
 class CpuDevice final : public HostDevice {
  public:
-  CpuDevice(std::string name, const KernelTable& kernels, int threads)
+  CpuDevice(std::string name, const KernelTable& kernels, const CpuDeviceOptions& options)
       : name_(std::move(name)),
         kernels_(kernels),
-        pool_(threads),
+        pool_(options.threads, options.begin_thread),
         product_(kernels_, &pool_),
         attention_(kernels_, &pool_),
         vocabulary_(kernels_, &pool_),
@@ -308,7 +308,7 @@ absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& op
     return FailedPrecondition("this processor lacks AVX2, FMA or F16C");
   }
   return std::make_unique<CpuDevice>(wide ? "cpu-avx512" : "cpu-avx2",
-                                     wide ? avx512::Kernels() : avx2::Kernels(), options.threads);
+                                     wide ? avx512::Kernels() : avx2::Kernels(), options);
 }
 
 }  // namespace facet

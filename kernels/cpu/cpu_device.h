@@ -1,6 +1,7 @@
 #ifndef FACET_KERNELS_CPU_CPU_DEVICE_H_
 #define FACET_KERNELS_CPU_CPU_DEVICE_H_
 
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -12,6 +13,8 @@ struct CpuDeviceOptions {
   enum Isa { kAuto, kAvx2, kAvx512 };
   int threads = 1;  // the calling thread is one of them
   Isa isa = kAuto;  // kAuto: the widest that this processor has
+  // Called by each of its threads but the caller's before it computes; may be empty.
+  std::function<void(int thread)> begin_thread = {};
 };
 
 // A device that computes on this machine's processor, bit for bit as the reference device does.

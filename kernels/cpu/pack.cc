@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
-#include "base/float16.h"
 #include "base/status.h"
+#include "kernels/cpu/block_tile.h"
 #include "kernels/host/matrix_source.h"
 
 namespace facet {
@@ -14,371 +13,311 @@ namespace {
 
 using Byte = uint8_t;
 
-uint32_t Load32(const Byte* p) {
-  uint32_t value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
-uint16_t Load16(const Byte* p) {
-  uint16_t value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
-void Store32(Byte* p, uint32_t value) { std::memcpy(p, &value, sizeof(value)); }
-
-// One column's share of a block: the stored (unsigned) weights, four K values to a word, and the
-// scales as the packed format keeps them.
-struct ColumnBlock {
-  uint32_t quads[8];
-  Byte scales[4];  // f16 d; f16 d and m; u8 scale, min; or s8 scale[2]
-};
-
-// Four bits to the lowest bits of four bytes.
-uint32_t SpreadBits(uint32_t bits) { return ((bits & 15) * 0x00204081u) & 0x01010101u; }
-
-// The weights of a legacy block: nibbles split in halves, and with `qh` their fifth bits.
-void ReadNibbles(const Byte* qs, const Byte* qh, ColumnBlock* out) {
-  for (int g = 0; g < 8; ++g) {
-    const uint32_t bytes = Load32(qs + 4 * (g % 4));
-    out->quads[g] = (g < 4 ? bytes : bytes >> 4) & 0x0f0f0f0fu;
-    if (qh != nullptr) out->quads[g] |= SpreadBits(Load32(qh) >> (4 * g)) << 4;
-  }
-}
-
-void ReadQ45K(const Byte* block, int g, bool fifth_bit, ColumnBlock* out) {
-  const Byte* s = block + 4;
-  out->scales[0] = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | ((s[g - 4] >> 6) << 4);
-  out->scales[1] = g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | ((s[g] >> 6) << 4);
-  const Byte* qh = block + 16;
-  const Byte* qs = (fifth_bit ? block + 48 : block + 16) + 32 * (g / 2);
-  for (int i = 0; i < 8; ++i) {
-    out->quads[i] = (Load32(qs + 4 * i) >> (4 * (g % 2))) & 0x0f0f0f0fu;
-    if (fifth_bit) out->quads[i] |= ((Load32(qh + 4 * i) >> g) & 0x01010101u) << 4;
-  }
-}
-
-void ReadQ6K(const Byte* block, int g, ColumnBlock* out) {
-  const Byte* ql = block + 64 * (g / 4) + 32 * (g % 2);
-  const Byte* qh = block + 128 + 32 * (g / 4);
-  std::memcpy(out->scales, block + 192 + 2 * g, 2);
-  for (int i = 0; i < 8; ++i) {
-    out->quads[i] = (Load32(ql + 4 * i) >> (g % 4 < 2 ? 0 : 4)) & 0x0f0f0f0fu;
-    out->quads[i] |= ((Load32(qh + 4 * i) >> (2 * (g % 4))) & 0x03030303u) << 4;
-  }
-}
-
-// Group `g` of 32 of a block in the file.
-void ReadColumnBlock(TensorType type, const Byte* block, int g, ColumnBlock* out) {
-  std::memcpy(out->scales, block, 4);  // right for the legacy types
-  switch (type) {
-    case TensorType::kQ4_0:
-      return ReadNibbles(block + 2, nullptr, out);
-    case TensorType::kQ4_1:
-      return ReadNibbles(block + 4, nullptr, out);
-    case TensorType::kQ5_0:
-      return ReadNibbles(block + 6, block + 2, out);
-    case TensorType::kQ5_1:
-      return ReadNibbles(block + 8, block + 4, out);
-    case TensorType::kQ4_K:
-    case TensorType::kQ5_K:
-      return ReadQ45K(block, g, type == TensorType::kQ5_K, out);
-    case TensorType::kQ6_K:
-      return ReadQ6K(block, g, out);
-    default:  // Q8_0: q + 128
-      for (int i = 0; i < 8; ++i) out->quads[i] = Load32(block + 2 + 4 * i) ^ 0x80808080u;
-  }
-}
-
-void WriteWeights(const PackedLayout& layout, const ColumnBlock& block, int column, Byte* out) {
-  const int half = column / kHalfPanel;
-  const int lane = 4 * (column % kHalfPanel);
-  if (layout.bits == 8) {
-    for (int g = 0; g < 8; ++g) Store32(out + 128 * g + 64 * half + lane, block.quads[g]);
-    return;
-  }
-  for (int pair = 0; pair < 4; ++pair) {
-    const uint32_t even = block.quads[2 * pair] & 0x0f0f0f0fu;
-    const uint32_t odd = block.quads[2 * pair + 1] & 0x0f0f0f0fu;
-    Store32(out + 128 * pair + 64 * half + lane, even | odd << 4);
-  }
-  Byte* high = out + layout.weight_bytes;
-  if (layout.bits == 5) {
-    uint32_t bits = 0;
-    for (int g = 0; g < 8; ++g) bits |= ((block.quads[g] >> 4) & 0x01010101u) << g;
-    Store32(high + 64 * half + lane, bits);
-  }
-  if (layout.bits == 6) {
-    for (int four = 0; four < 2; ++four) {
-      uint32_t bits = 0;
-      for (int i = 0; i < 4; ++i) {
-        bits |= ((block.quads[4 * four + i] >> 4) & 0x03030303u) << (2 * i);
-      }
-      Store32(high + 128 * four + 64 * half + lane, bits);
-    }
-  }
-}
-
-void WriteScales(const PackedLayout& layout, const ColumnBlock& block, int column, Byte* out) {
-  if (layout.super_blocks > 1) {
-    out[column] = block.scales[0];
-    out[32 + column] = block.scales[1];
-    return;
-  }
-  std::memcpy(out + 2 * column, block.scales, 2);
-  if (layout.has_min) std::memcpy(out + 64 + 2 * column, block.scales + 2, 2);
-}
-
-// Where a block's scales begin, and its super-block.
-Byte* BlockAt(const PackedLayout& layout, Byte* panel, int64_t index) {
-  return panel + index / layout.super_blocks * layout.super_bytes() + layout.header_bytes +
-         index % layout.super_blocks * layout.block_bytes();
-}
-Byte* HeaderAt(const PackedLayout& layout, Byte* panel, int64_t index) {
-  return panel + index / layout.super_blocks * layout.super_bytes();
-}
-
 // Panels are packed in stretches of this many columns, all rows of one before the next: what the
 // rows write then lies in the first-level cache. Whole blocks of every type.
 constexpr int64_t kStretch = 256;
 
-// A part of one row of a source, and the column of the panel it goes to.
-struct RowPart {
-  int64_t row = 0;
-  int column = 0;
-  int64_t begin = 0;  // columns of the source, in whole blocks
-  int64_t end = 0;
+// A panel being packed.
+struct Panel {
+  Byte* bytes;
+  Byte* low;                     // of a split format
+  int residuals[kPanelColumns];  // of a split format: the largest so far, squared, by column
 };
 
-// Calls visit(block in the file, group of 32 in it, index of the group in the row) for the part.
-template <typename Visit>
-void ForEachGroup(const MatrixSource& source, const RowPart& part, const Visit& visit) {
-  const BlockFormat& format = FormatOf(source.type);
-  const int groups = format.elements / kBlockColumns;
-  const Byte* block = reinterpret_cast<const Byte*>(SourceRow(source, part.row)) +
-                      part.begin / format.elements * format.bytes;
-  for (int64_t index = part.begin / kBlockColumns; index < part.end / kBlockColumns;
-       block += format.bytes) {
-    for (int g = 0; g < groups; ++g) visit(block, g, index++);
-  }
-}
+// Where a block of a panel goes.
+struct BlockPlace {
+  Byte* header;
+  Byte* scales;
+  Byte* weights;
+  Byte* low;
+};
 
-void PackIntegers(const MatrixSource& source, const PackedLayout& layout, const RowPart& part,
-                  Byte* panel) {
-  ForEachGroup(source, part, [&](const Byte* block, int g, int64_t index) {
-    ColumnBlock read;
-    ReadColumnBlock(source.type, block, g, &read);
-    Byte* to = BlockAt(layout, panel, index);
-    WriteScales(layout, read, part.column, to);
-    WriteWeights(layout, read, part.column, to + layout.scale_bytes);
-    if (layout.super_blocks == 1 || g != 0) return;
-    Byte* header = HeaderAt(layout, panel, index);
-    if (layout.has_min) {
-      std::memcpy(header + 2 * part.column, block, 2);
-      std::memcpy(header + 64 + 2 * part.column, block + 2, 2);
-    } else {
-      std::memcpy(header + 2 * part.column, block + 208, 2);  // Q6_K keeps d at the end
-    }
-  });
-}
-
-// Four K values to a word: the high four bits as for a 4-bit format, the low bits by granules.
-template <int kLowBits>
-void WriteSplitWeights(const ColumnBlock& block, int column, Byte* high, Byte* low) {
-  constexpr int kPerGranule = 8 / kLowBits;
-  constexpr uint32_t kLow = ((1u << kLowBits) - 1) * 0x01010101u;
-  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
-  for (int pair = 0; pair < 4; ++pair) {
-    const uint32_t even = (block.quads[2 * pair] >> kLowBits) & 0x0f0f0f0fu;
-    const uint32_t odd = (block.quads[2 * pair + 1] >> kLowBits) & 0x0f0f0f0fu;
-    Store32(high + 128 * pair + lane, even | odd << 4);
-  }
-  for (int granule = 0; granule < 8 / kPerGranule; ++granule) {
-    uint32_t rest = 0;
-    for (int g = 0; g < kPerGranule; ++g) {
-      rest |= (block.quads[kPerGranule * granule + g] & kLow) << (kLowBits * g);
-    }
-    Store32(low + SplitLayout::kGranuleBytes * granule + lane, rest);
-  }
-}
-
-// The largest norm that what the low bits leave of `block` has under one scale, squared.
-template <int kLowBits, int kParts>
-int ResidualSquared(const ColumnBlock& block) {
-  Byte values[32];
-  std::memcpy(values, block.quads, sizeof(values));
-  int largest = 0;
-  for (int part = 0; part < kParts; ++part) {
-    int sum = 0;
-    for (int k = 0; k < 32 / kParts; ++k) {
-      const int residual =
-          (values[32 / kParts * part + k] & ((1 << kLowBits) - 1)) - (1 << (kLowBits - 1));
-      sum += residual * residual;
-    }
-    largest = std::max(largest, sum);
-  }
-  return largest;
-}
-
-// `residual` is the largest of the row so far.
 template <PackedFormat kFormat>
-void PackSplit(const MatrixSource& source, const RowPart& part, Byte* panel, Byte* low_bits,
-               int* residual) {
-  constexpr SplitLayout kLayout = SplitLayoutOf(kFormat);
-  static_assert(8 / kLayout.low_bits == 8 / kLayout.granules);
-  ForEachGroup(source, part, [&](const Byte* block, int g, int64_t index) {
-    ColumnBlock read;
-    ReadColumnBlock(source.type, block, g, &read);
-    Byte* scales = panel + kLayout.scales_at(index);
-    WriteScales(kLayout.whole, read, part.column, scales);
-    WriteSplitWeights<kLayout.low_bits>(read, part.column, scales + kLayout.whole.scale_bytes,
-                                        low_bits + index * kLayout.low_bytes());
-    *residual = std::max(*residual,
-                         ResidualSquared<kLayout.low_bits, kLayout.whole.scales_per_block>(read));
-    if (kFormat == PackedFormat::kQ6KSplit && g == 0) {
-      std::memcpy(panel + kLayout.header_at(index) + 2 * part.column, block + 208, 2);
+BlockPlace PlaceOf(const Panel& panel, int64_t index) {
+  constexpr PackedLayout kLayout = LayoutOf(kFormat);
+  BlockPlace place{};
+  if constexpr (IsSplit(kFormat)) {
+    constexpr SplitLayout kSplit = SplitLayoutOf(kFormat);
+    place.header = panel.bytes + kSplit.header_at(index);
+    place.scales = panel.bytes + kSplit.scales_at(index);
+    place.low = panel.low + index * kSplit.low_bytes();
+  } else {
+    place.header = panel.bytes + index / kLayout.super_blocks * kLayout.super_bytes();
+    place.scales =
+        place.header + kLayout.header_bytes + index % kLayout.super_blocks * kLayout.block_bytes();
+  }
+  place.weights = place.scales + kLayout.scale_bytes;
+  return place;
+}
+
+// To 32-bit lanes: `column` is a multiple of a tile's four.
+int LaneAt(int column) { return 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel); }
+
+// `bits` of each byte of `value` from `from` on, moved to `to`.
+template <int kBits>
+Bytes16 MoveBits(Bytes16 value, int from, int to) {
+  return _mm_slli_epi16(Bits(value, from, (1 << kBits) - 1), to);
+}
+
+// Four bits of each weight from `from` on, groups in pairs.
+void WriteNibbles(const BlockTile& tile, int from, int lane, Byte* out) {
+  for (int pair = 0; pair < 4; ++pair) {
+    Store16Bytes(out + 128 * pair + lane,
+                 _mm_or_si128(MoveBits<4>(tile.groups[2 * pair], from, 0),
+                              MoveBits<4>(tile.groups[2 * pair + 1], from, 4)));
+  }
+}
+
+// `kBits` bits of each weight from `from` on, of as many groups as go into a byte.
+template <int kBits>
+void WriteNarrow(const BlockTile& tile, int from, int lane, Byte* out) {
+  constexpr int kGroups = 8 / kBits;
+  for (int part = 0; part < 8 / kGroups; ++part) {
+    Bytes16 all = _mm_setzero_si128();
+    for (int i = 0; i < kGroups; ++i) {
+      all = _mm_or_si128(all, MoveBits<kBits>(tile.groups[kGroups * part + i], from, kBits * i));
     }
-  });
+    Store16Bytes(out + 128 * part + lane, all);
+  }
+}
+
+template <PackedFormat kFormat>
+void WriteWeights(const BlockTile& tile, int lane, const BlockPlace& place) {
+  constexpr PackedLayout kLayout = LayoutOf(kFormat);
+  if constexpr (IsSplit(kFormat)) {
+    constexpr int kLowBits = SplitLayoutOf(kFormat).low_bits;
+    WriteNibbles(tile, kLowBits, lane, place.weights);
+    WriteNarrow<kLowBits>(tile, 0, lane, place.low);
+  } else if constexpr (kLayout.bits == 8) {
+    for (int g = 0; g < 8; ++g) Store16Bytes(place.weights + 128 * g + lane, tile.groups[g]);
+  } else {
+    WriteNibbles(tile, 0, lane, place.weights);
+    if constexpr (kLayout.bits > 4) {
+      WriteNarrow<kLayout.bits - 4>(tile, 4, lane, place.weights + kLayout.weight_bytes);
+    }
+  }
+}
+
+// Of each row, what the low bits of the groups [begin, end) leave, as a squared norm.
+template <int kLowBits>
+void SumResiduals(const BlockTile& tile, int begin, int end, int sums[kTileRows]) {
+  const Bytes16 center = _mm_set1_epi16(1 << (kLowBits - 1));
+  const Bytes16 low = _mm_set1_epi16((1 << kLowBits) - 1);
+  Bytes16 sum = _mm_setzero_si128();  // two of 16 bits for each row
+  for (int g = begin; g < end; ++g) {
+    for (const int shift : {0, 8}) {
+      const Bytes16 bits = _mm_srli_epi16(tile.groups[g], shift);
+      const Bytes16 rest = _mm_sub_epi16(_mm_and_si128(bits, low), center);
+      sum = _mm_add_epi16(sum, _mm_mullo_epi16(rest, rest));
+    }
+  }
+  Store16Bytes(reinterpret_cast<Byte*>(sums), _mm_madd_epi16(sum, _mm_set1_epi16(1)));
+}
+
+template <PackedFormat kFormat>
+void NoteResiduals(const BlockTile& tile, int column, Panel* panel) {
+  constexpr SplitLayout kLayout = SplitLayoutOf(kFormat);
+  constexpr int kGroups = 8 / kLayout.whole.scales_per_block;  // under one scale
+  for (int begin = 0; begin < 8; begin += kGroups) {
+    int sums[kTileRows];
+    SumResiduals<kLayout.low_bits>(tile, begin, begin + kGroups, sums);
+    for (int i = 0; i < kTileRows; ++i) {
+      int& largest = panel->residuals[column + i];
+      largest = std::max(largest, sums[i]);
+    }
+  }
+}
+
+void Store64(Byte* to, uint64_t value) { std::memcpy(to, &value, sizeof(value)); }
+void Store32(Byte* to, uint32_t value) { std::memcpy(to, &value, sizeof(value)); }
+
+// Blocks with a scale, and perhaps a minimum, of their own.
+template <PackedFormat kFormat>
+void WriteScales(const Byte* const block[kTileRows], const TileRows& rows,
+                 const BlockPlace& place) {
+  Byte* to = place.scales + 2 * rows.column;
+  Store64(to, ReadHalves(block, 0) & rows.present);
+  if constexpr (LayoutOf(kFormat).has_min) {
+    Store64(to + 64, ReadHalves(block, 2) & rows.present);
+  }
+}
+
+// What the blocks of a super-block share.
+template <PackedFormat kFormat>
+void WriteHeader(const Byte* const block[kTileRows], const TileRows& rows,
+                 const BlockPlace& place) {
+  Byte* to = place.header + 2 * rows.column;
+  if constexpr (LayoutOf(kFormat).has_min) {
+    Store64(to, ReadHalves(block, 0) & rows.present);
+    Store64(to + 64, ReadHalves(block, 2) & rows.present);
+  } else {
+    Store64(to, ReadHalves(block, 208) & rows.present);  // Q6_K keeps it at the end
+  }
+}
+
+template <TensorType kType, PackedFormat kFormat>
+void PackBlock(const Byte* const block[kTileRows], int group, const TileRows& rows,
+               const BlockPlace& place, Panel* panel) {
+  const BlockTile tile = ReadTile<kType>(block, group, rows.words());
+  WriteWeights<kFormat>(tile, LaneAt(rows.column), place);
+  if constexpr (IsSplit(kFormat)) NoteResiduals<kFormat>(tile, rows.column, panel);
+}
+
+// The columns [begin, end) of a tile, whole blocks of the file.
+template <TensorType kType, PackedFormat kFormat>
+void PackIntegers(const TileRows& rows, int64_t begin, int64_t end, Panel* panel) {
+  constexpr int kGroups = LayoutOf(kFormat).super_blocks;  // of 32 in a block of the file
+  const int64_t bytes = FormatOf(kType).bytes;
+  for (int64_t index = begin / kBlockColumns; index < end / kBlockColumns; index += kGroups) {
+    const Byte* block[kTileRows];
+    for (int i = 0; i < kTileRows; ++i) block[i] = rows.row[i] + index / kGroups * bytes;
+    if constexpr (kGroups == 1) {
+      const BlockPlace place = PlaceOf<kFormat>(*panel, index);
+      WriteScales<kFormat>(block, rows, place);
+      PackBlock<kType, kFormat>(block, 0, rows, place, panel);
+    } else {
+      WriteHeader<kFormat>(block, rows, PlaceOf<kFormat>(*panel, index));
+      const SuperScales scales = ReadSuperScales<kType>(block);
+      for (int g = 0; g < kGroups; ++g) {
+        const BlockPlace place = PlaceOf<kFormat>(*panel, index + g);
+        Store32(place.scales + rows.column, scales.first[g] & rows.bytes());
+        Store32(place.scales + 32 + rows.column, scales.second[g] & rows.bytes());
+        PackBlock<kType, kFormat>(block, g, rows, place, panel);
+      }
+    }
+  }
+}
+
+// F16 and BF16: as they are.
+void PackHalves(const TileRows& rows, int64_t begin, int64_t end, Panel* panel) {
+  const auto out = [&](int64_t k) { return panel->bytes + (k * kPanelColumns + rows.column) * 2; };
+  const Bytes16 present = _mm_set1_epi64x(static_cast<int64_t>(rows.present));
+  int64_t k = begin;
+  for (; k + 8 <= end; k += 8) {
+    Bytes16 row[kTileRows];
+    for (int i = 0; i < kTileRows; ++i) row[i] = Load16Bytes(rows.row[i] + 2 * k);
+    const Bytes16 low01 = _mm_unpacklo_epi16(row[0], row[1]);
+    const Bytes16 low23 = _mm_unpacklo_epi16(row[2], row[3]);
+    const Bytes16 high01 = _mm_unpackhi_epi16(row[0], row[1]);
+    const Bytes16 high23 = _mm_unpackhi_epi16(row[2], row[3]);
+    const Bytes16 pairs[] = {_mm_unpacklo_epi32(low01, low23), _mm_unpackhi_epi32(low01, low23),
+                             _mm_unpacklo_epi32(high01, high23),
+                             _mm_unpackhi_epi32(high01, high23)};
+    for (int pair = 0; pair < 4; ++pair) {
+      const Bytes16 two = _mm_and_si128(pairs[pair], present);
+      _mm_storel_epi64(reinterpret_cast<Bytes16*>(out(k + 2 * pair)), two);
+      _mm_storel_epi64(reinterpret_cast<Bytes16*>(out(k + 2 * pair + 1)), _mm_srli_si128(two, 8));
+    }
+  }
+  for (; k < end; ++k) {
+    const Byte* at[kTileRows];
+    for (int i = 0; i < kTileRows; ++i) at[i] = rows.row[i] + 2 * k;
+    Store64(out(k), ReadHalves(at, 0) & rows.present);
+  }
+}
+
+// Any type, as F32.
+void WriteFloats(const float values[kTileRows][kStretch], const TileRows& rows, int64_t begin,
+                 int64_t end, Panel* panel) {
+  const auto out = [&](int64_t k) { return panel->bytes + (k * kPanelColumns + rows.column) * 4; };
+  int64_t k = begin;
+  for (; k + 4 <= end; k += 4) {
+    Bytes16 row[kTileRows], columns[4];
+    for (int i = 0; i < kTileRows; ++i) {
+      row[i] = Load16Bytes(reinterpret_cast<const Byte*>(&values[i][k - begin]));
+    }
+    Transpose4(row, columns);
+    for (int i = 0; i < 4; ++i) Store16Bytes(out(k + i), _mm_and_si128(columns[i], rows.words()));
+  }
+  for (; k < end; ++k) {
+    for (int i = 0; i < rows.count(); ++i) {
+      std::memcpy(out(k) + 4 * i, &values[i][k - begin], sizeof(float));
+    }
+  }
+}
+
+// `values` may have some zeros after what is asked about.
+absl::Status CheckFinite(const MatrixSource& source, int64_t row, const float values[kStretch]) {
+  if (source.type == TensorType::kF32) return absl::OkStatus();  // the file's own affair
+  const Bytes16 exponent = _mm_set1_epi32(0x7f800000);
+  Bytes16 any = _mm_setzero_si128();  // an infinity's exponent is all ones: one more carries over
+  for (int64_t i = 0; i < kStretch; i += 4) {
+    const Bytes16 bits = Load16Bytes(reinterpret_cast<const Byte*>(values + i));
+    any = _mm_or_si128(any, _mm_add_epi32(_mm_and_si128(bits, exponent), _mm_set1_epi32(1 << 23)));
+  }
+  if (_mm_movemask_ps(_mm_castsi128_ps(any)) == 0) return absl::OkStatus();
+  return InvalidArgument("{}: row {} has a weight that is not finite", source.name, row);
+}
+
+// `first` is the row that the tile begins with.
+absl::Status PackFloats(const MatrixSource& source, int64_t first, const TileRows& rows,
+                        int64_t begin, int64_t end, Panel* panel) {
+  float values[kTileRows][kStretch] = {};
+  const int64_t offset = RowBytes(source.type, begin);
+  for (int i = 0; i < rows.count(); ++i) {
+    DequantizeRow(source.type, reinterpret_cast<const std::byte*>(rows.row[i]) + offset,
+                  end - begin, values[i]);
+    FACET_RETURN_IF_ERROR(CheckFinite(source, first + i, values[i]));
+  }
+  WriteFloats(values, rows, begin, end, panel);
+  return absl::OkStatus();
+}
+
+using PackTile = void (*)(const TileRows& rows, int64_t begin, int64_t end, Panel* panel);
+
+// Null for what becomes F32.
+PackTile PackerOf(const MatrixSource& source, PackedFormat format) {
+  switch (source.type) {
+    case TensorType::kF16:
+    case TensorType::kBF16:
+      return PackHalves;
+    case TensorType::kQ4_0:
+      return PackIntegers<TensorType::kQ4_0, PackedFormat::kQ4>;
+    case TensorType::kQ4_1:
+      return PackIntegers<TensorType::kQ4_1, PackedFormat::kQ4Min>;
+    case TensorType::kQ5_0:
+      return PackIntegers<TensorType::kQ5_0, PackedFormat::kQ5>;
+    case TensorType::kQ5_1:
+      return PackIntegers<TensorType::kQ5_1, PackedFormat::kQ5Min>;
+    case TensorType::kQ8_0:
+      return IsSplit(format) ? PackIntegers<TensorType::kQ8_0, PackedFormat::kQ8Split>
+                             : PackIntegers<TensorType::kQ8_0, PackedFormat::kQ8>;
+    case TensorType::kQ4_K:
+      return PackIntegers<TensorType::kQ4_K, PackedFormat::kQ4K>;
+    case TensorType::kQ5_K:
+      return PackIntegers<TensorType::kQ5_K, PackedFormat::kQ5K>;
+    case TensorType::kQ6_K:
+      return IsSplit(format) ? PackIntegers<TensorType::kQ6_K, PackedFormat::kQ6KSplit>
+                             : PackIntegers<TensorType::kQ6_K, PackedFormat::kQ6K>;
+    default:
+      return nullptr;
+  }
+}
+
+// The first of the rows [first, last), as many as a tile has.
+TileRows RowsOf(const MatrixSource& source, int64_t first, int64_t last, int column) {
+  TileRows rows{.column = column};
+  const auto count = static_cast<int>(std::min<int64_t>(kTileRows, last - first));
+  for (int i = 0; i < kTileRows; ++i) {
+    rows.row[i] = reinterpret_cast<const Byte*>(SourceRow(source, i < count ? first + i : first));
+  }
+  rows.present = ~uint64_t{0} >> (16 * (kTileRows - count));
+  return rows;
+}
+
+// Of many rows that are read by turns the processor does not see how each goes on. Where there are
+// scales, looking at them from end to end has shown it.
+void FetchRow(const MatrixSource& source, int64_t row) {
+  constexpr int64_t kLine = 64;
+  const std::byte* from = SourceRow(source, row);
+  for (int64_t at = 0; at < RowBytes(source.type, source.columns); at += kLine) {
+    __builtin_prefetch(from + at);
+  }
 }
 
 void WriteResidual(int squared, int column, Byte* panel) {
   const double norm = kResidualUnits * std::sqrt(static_cast<double>(squared));
   panel[column] = static_cast<Byte>(std::ceil(std::max(norm, double{kResidualFloor})));
-}
-
-void PackNarrowFloats(const MatrixSource& source, const RowPart& part, Byte* panel) {
-  const Byte* from = reinterpret_cast<const Byte*>(SourceRow(source, part.row));
-  for (int64_t k = part.begin; k < part.end; ++k) {
-    std::memcpy(panel + (k * kPanelColumns + part.column) * 2, from + 2 * k, 2);
-  }
-}
-
-absl::Status PackFloats(const MatrixSource& source, const RowPart& part, Byte* panel) {
-  float values[kStretch];
-  const int64_t count = part.end - part.begin;
-  DequantizeRow(source.type, SourceRow(source, part.row) + RowBytes(source.type, part.begin), count,
-                values);
-  for (int64_t i = 0; i < count; ++i) {
-    if (source.type != TensorType::kF32 && !std::isfinite(values[i])) {
-      return InvalidArgument("{}: row {} has a weight that is not finite", source.name, part.row);
-    }
-    std::memcpy(panel + ((part.begin + i) * kPanelColumns + part.column) * 4, &values[i], 4);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status PackPart(const MatrixSource& source, PackedFormat format, const PackedLayout& layout,
-                      const RowPart& part, PanelAt<std::byte> out, int* residual) {
-  Byte* panel = reinterpret_cast<Byte*>(out.panel);
-  Byte* low = reinterpret_cast<Byte*>(out.low);
-  if (format == PackedFormat::kF32) return PackFloats(source, part, panel);
-  if (format == PackedFormat::kQ8Split) {
-    PackSplit<PackedFormat::kQ8Split>(source, part, panel, low, residual);
-  } else if (format == PackedFormat::kQ6KSplit) {
-    PackSplit<PackedFormat::kQ6KSplit>(source, part, panel, low, residual);
-  } else if (layout.is_float) {
-    PackNarrowFloats(source, part, panel);
-  } else {
-    PackIntegers(source, layout, part, panel);
-  }
-  return absl::OkStatus();
-}
-
-float HalfAt(const Byte* p) { return HalfToFloat(Load16(p)); }
-
-struct UnpackedBlock {
-  float weights[32];
-  float scale[2];
-  float min = 0;
-};
-
-void UnpackWeights(const PackedLayout& layout, const Byte* in, int column, float* weights) {
-  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
-  const Byte* high = in + layout.weight_bytes;
-  for (int k = 0; k < 32; ++k) {
-    const int g = k / 4;
-    const int at = lane + k % 4;
-    int value = 0;
-    if (layout.bits == 8) {
-      value = in[128 * g + at];
-    } else {
-      value = (in[128 * (g / 2) + at] >> (4 * (g % 2))) & 15;
-    }
-    if (layout.bits == 5) value |= ((high[at] >> g) & 1) << 4;
-    if (layout.bits == 6) value |= ((high[128 * (g / 4) + at] >> (2 * (g % 4))) & 3) << 4;
-    weights[k] = static_cast<float>(value - layout.offset);
-  }
-}
-
-int SplitWeight(const SplitLayout& layout, const Byte* high, const Byte* low, int lane, int k) {
-  const int g = k / 4;
-  const int at = lane + k % 4;
-  const int per_granule = 8 / layout.granules;
-  const int top = high[128 * (g / 2) + at] >> (4 * (g % 2)) & 15;
-  const int rest = low[SplitLayout::kGranuleBytes * (g / per_granule) + at] >>
-                       (layout.low_bits * (g % per_granule)) &
-                   ((1 << layout.low_bits) - 1);
-  return (top << layout.low_bits | rest) - layout.whole.offset;
-}
-
-UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byte* low_bits,
-                               int column, int64_t index) {
-  const SplitLayout layout = SplitLayoutOf(format);
-  const Byte* header = panel + layout.header_at(index);
-  const Byte* scales = panel + layout.scales_at(index);
-  const Byte* low = low_bits + index * layout.low_bytes();
-  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
-  UnpackedBlock block;
-  for (int k = 0; k < 32; ++k) {
-    block.weights[k] =
-        static_cast<float>(SplitWeight(layout, scales + layout.whole.scale_bytes, low, lane, k));
-  }
-  for (int part = 0; part < 2; ++part) {
-    block.scale[part] =
-        format == PackedFormat::kQ6KSplit
-            ? HalfAt(header + 2 * column) *
-                  static_cast<float>(static_cast<int8_t>(scales[32 * part + column]))
-            : HalfAt(scales + 2 * column);
-  }
-  return block;
-}
-
-UnpackedBlock UnpackBlock(PackedFormat format, const Byte* panel, int column, int64_t index) {
-  const PackedLayout layout = LayoutOf(format);
-  const Byte* header = HeaderAt(layout, const_cast<Byte*>(panel), index);
-  const Byte* scales = BlockAt(layout, const_cast<Byte*>(panel), index);
-  UnpackedBlock block;
-  UnpackWeights(layout, scales + layout.scale_bytes, column, block.weights);
-  if (format == PackedFormat::kQ6K) {
-    for (int part = 0; part < 2; ++part) {
-      block.scale[part] = HalfAt(header + 2 * column) *
-                          static_cast<float>(static_cast<int8_t>(scales[32 * part + column]));
-    }
-    return block;
-  }
-  if (layout.super_blocks > 1) {
-    block.scale[0] = HalfAt(header + 2 * column) * static_cast<float>(scales[column]);
-    block.min = -(HalfAt(header + 64 + 2 * column) * static_cast<float>(scales[32 + column]));
-  } else {
-    block.scale[0] = HalfAt(scales + 2 * column);
-    if (layout.has_min) block.min = HalfAt(scales + 64 + 2 * column);
-  }
-  block.scale[1] = block.scale[0];
-  return block;
-}
-
-void UnpackFloats(PackedFormat format, const Byte* panel, int column, int64_t columns, float scale,
-                  float* out) {
-  const int size = format == PackedFormat::kF32 ? 4 : 2;
-  for (int64_t k = 0; k < columns; ++k) {
-    const Byte* at = panel + (k * kPanelColumns + column) * size;
-    float value;
-    if (format == PackedFormat::kF32) {
-      std::memcpy(&value, at, sizeof(value));
-    } else {
-      value = format == PackedFormat::kF16 ? HalfAt(at) : BFloat16ToFloat(Load16(at));
-    }
-    out[k] = value * scale;
-  }
 }
 
 }  // namespace
@@ -445,44 +384,31 @@ absl::Status FirstFailure::Take() const {
 
 absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out) {
   const PackedFormat format = PackedFormatOf(source);
-  const PackedLayout layout = LayoutOf(format);
+  const PackTile pack = PackerOf(source, format);
+  const bool has_scales = FormatOf(source.type).elements > 1;
   const int64_t first = panel * kPanelColumns;
   const int64_t last = std::min(first + kPanelColumns, source.rows);
   for (int64_t row = first; row < last; ++row) {
     FACET_RETURN_IF_ERROR(CheckScales(source, row));
+    if (!has_scales) FetchRow(source, row);
   }
-  int residuals[kPanelColumns] = {};
+  Panel target{reinterpret_cast<Byte*>(out.panel), reinterpret_cast<Byte*>(out.low), {}};
   for (int64_t begin = 0; begin < source.columns; begin += kStretch) {
     const int64_t end = std::min(begin + kStretch, source.columns);
-    for (int64_t row = first; row < last; ++row) {
-      const int column = static_cast<int>(row - first);
-      FACET_RETURN_IF_ERROR(
-          PackPart(source, format, layout, {row, column, begin, end}, out, &residuals[column]));
+    for (int64_t row = first; row < last; row += kTileRows) {
+      const TileRows rows = RowsOf(source, row, last, static_cast<int>(row - first));
+      if (pack != nullptr) {
+        pack(rows, begin, end, &target);
+      } else {
+        FACET_RETURN_IF_ERROR(PackFloats(source, row, rows, begin, end, &target));
+      }
     }
   }
   if (!IsSplit(format)) return absl::OkStatus();
   for (int column = 0; column < last - first; ++column) {
-    WriteResidual(residuals[column], column, reinterpret_cast<Byte*>(out.panel));
+    WriteResidual(target.residuals[column], column, target.bytes);
   }
   return absl::OkStatus();
-}
-
-void UnpackRow(PackedFormat format, PanelAt<const std::byte> panel, int column, int64_t columns,
-               float scale, float* out) {
-  const Byte* from = reinterpret_cast<const Byte*>(panel.panel);
-  const Byte* low = reinterpret_cast<const Byte*>(panel.low);
-  if (LayoutOf(format).is_float) return UnpackFloats(format, from, column, columns, scale, out);
-  const bool has_min = LayoutOf(format).has_min;
-  for (int64_t k = 0; k < columns; k += kBlockColumns) {
-    const int64_t index = k / kBlockColumns;
-    const UnpackedBlock block = IsSplit(format) ? UnpackSplitBlock(format, from, low, column, index)
-                                                : UnpackBlock(format, from, column, index);
-    for (int i = 0; i < kBlockColumns; ++i) {
-      float value = block.weights[i] * block.scale[i / 16];
-      if (has_min) value += block.min;
-      out[k + i] = value * scale;
-    }
-  }
 }
 
 }  // namespace facet

@@ -1,7 +1,7 @@
 #ifndef FACET_KERNELS_CPU_PACK_H_
 #define FACET_KERNELS_CPU_PACK_H_
 
-// Between the blocks of a file and packed panels (packed_format.h).
+// From the blocks of a file to packed panels (packed_format.h); unpack.h leads back.
 
 #include <cstddef>
 #include <cstdint>
@@ -68,10 +68,6 @@ struct PanelAt {
 // Packs output rows [32 panel, 32 panel + 32) into `out`, which is zeroed. InvalidArgument names
 // tensor and row if a scale (or, of a dequantised type, a weight) is not finite.
 absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out);
-
-// out[k] = scale x weight k of column `column` of a panel, dequantised as DequantizeRow() does.
-void UnpackRow(PackedFormat format, PanelAt<const std::byte> panel, int column, int64_t columns,
-               float scale, float* out);
 
 }  // namespace facet
 

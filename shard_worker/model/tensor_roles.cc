@@ -1,5 +1,7 @@
 #include "shard_worker/model/tensor_roles.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/status.h"
 
@@ -74,6 +76,18 @@ absl::Status ForEachTensor(const ModelSpec& spec, const Visit& visit) {
 }  // namespace
 
 std::span<const TensorRow> TensorRows() { return kRows; }
+
+std::vector<SharedTensor> SharedTensors(const ModelSpec& spec) {
+  std::vector<SharedTensor> tensors;
+  for (int layer = -1; layer < static_cast<int>(spec.layers.size()); ++layer) {
+    for (const TensorRow& row : TensorRows()) {
+      if (row.per_layer != (layer >= 0) || row.split == Split::kReplicated) continue;
+      if (!row.present(spec, row.per_layer ? &spec.layers[layer] : nullptr)) continue;
+      tensors.push_back({&row, std::max(layer, 0)});
+    }
+  }
+  return tensors;
+}
 
 const TensorRow& RowOf(TensorRole role) {
   for (const TensorRow& row : kRows) {

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "checkpoint/gguf.h"
@@ -44,6 +45,14 @@ struct TensorRow {
 
 std::span<const TensorRow> TensorRows();
 const TensorRow& RowOf(TensorRole role);
+
+// The tensors that ranks share out: those of the whole model, with layer 0, then layer by layer,
+// each in the order of the table.
+struct SharedTensor {
+  const TensorRow* row;
+  int layer;
+};
+std::vector<SharedTensor> SharedTensors(const ModelSpec& spec);
 
 // The name in a GGUF file.
 std::string GgufName(const TensorRow& row, int layer);

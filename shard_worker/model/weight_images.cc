@@ -4,6 +4,7 @@
 #include <atomic>
 #include <filesystem>
 #include <iterator>
+#include <mutex>
 #include <span>
 #include <system_error>
 #include <utility>
@@ -97,6 +98,22 @@ std::string FileName(const GgufModel& model, const MatrixImages& images, bool sc
   return fmt::format("{}-{:016x}", stem, PieceChecksum(0, std::as_bytes(std::span(what))));
 }
 
+// What threads that pack side by side have done.
+struct SharedProgress {
+  explicit SharedProgress(const WeightImages::Progress& listener) : listener(listener) {}
+
+  void Add(int64_t bytes) {
+    done += bytes;
+    const std::unique_lock lock(mutex, std::try_to_lock);  // nobody waits to say how far it is
+    if (lock && listener && total > 0) listener(done, total);
+  }
+
+  const WeightImages::Progress& listener;
+  int64_t total = 0;
+  std::atomic<int64_t> done = 0;
+  std::mutex mutex;
+};
+
 std::span<const std::byte> BytesAt(const PackedFile& file, int64_t offset, int64_t size) {
   return file.data().subspan(static_cast<size_t>(offset), static_cast<size_t>(size));
 }
@@ -121,6 +138,7 @@ absl::StatusOr<WeightImages> WeightImages::Open(const GgufModel& model, const Mo
   FACET_ASSIGN_OR_RETURN(weights.file_, cache.files->Get(FileName(model, images, screened_head),
                                                          weights.file_spec_, check, build));
   weights.ReleaseOthers();
+  if (cache.settle) cache.settle(weights.file_.data());
   return weights;
 }
 
@@ -145,16 +163,10 @@ const WeightImages::Entry* WeightImages::Find(TensorRole role, int layer) const 
   return found == entries_.end() ? nullptr : &*found;
 }
 
-// In the order of the table of roles, layer by layer.
 absl::Status WeightImages::LayOut(const GgufModel& model, const ModelSpec& spec,
                                   const ShardPlan& plan, int rank, bool screened_head) {
-  for (int layer = -1; layer < static_cast<int>(spec.layers.size()); ++layer) {
-    for (const TensorRow& row : TensorRows()) {
-      if (row.per_layer != (layer >= 0) || row.split == Split::kReplicated) continue;
-      if (!row.present(spec, row.per_layer ? &spec.layers[layer] : nullptr)) continue;
-      FACET_RETURN_IF_ERROR(
-          AddEntry(model, spec, plan, row, std::max(layer, 0), rank, screened_head));
-    }
+  for (const auto& [row, layer] : SharedTensors(spec)) {
+    FACET_RETURN_IF_ERROR(AddEntry(model, spec, plan, *row, layer, rank, screened_head));
   }
   return absl::OkStatus();
 }
@@ -237,25 +249,28 @@ void WeightImages::ReleaseOthers() const {
 
 absl::Status WeightImages::Build(const GgufModel& model, const PackedFileWriter& writer,
                                  ThreadPool* pool, const Progress& progress) const {
-  int64_t done = 0, total = 0;
-  for (const Entry& entry : entries_) total += static_cast<int64_t>(entry.tensor->data.size());
-  if (progress) progress(done, total);
+  SharedProgress shared(progress);
+  for (const Entry& entry : entries_) shared.total += entry.size;
+  shared.Add(0);
   for (const Entry& entry : entries_) {
-    FACET_RETURN_IF_ERROR(PackEntry(entry, writer, pool));
+    FACET_RETURN_IF_ERROR(
+        PackEntry(entry, writer, pool, [&](int64_t bytes) { shared.Add(bytes); }));
     model.Release(*entry.tensor);
-    done += static_cast<int64_t>(entry.tensor->data.size());
-    if (progress) progress(done, total);
   }
+  shared.Add(0);  // the last writers may have found somebody else at it
   return FinishFile(writer, pool);
 }
 
 absl::Status WeightImages::PackEntry(const Entry& entry, const PackedFileWriter& writer,
-                                     ThreadPool* pool) const {
+                                     ThreadPool* pool,
+                                     const std::function<void(int64_t bytes)>& wrote) const {
   if (entry.size >= kLargeImage) {
-    FACET_RETURN_IF_ERROR(writer.Prepare(entry.offset, entry.size));
+    FACET_RETURN_IF_ERROR(writer.Prepare(entry.offset, entry.size, pool));
   }
   return images_->Pack(entry.Source(), pool, [&](int64_t offset, std::span<const std::byte> bytes) {
-    return writer.Write(entry.offset + offset, bytes);
+    FACET_RETURN_IF_ERROR(writer.Write(entry.offset + offset, bytes));
+    wrote(static_cast<int64_t>(bytes.size()));
+    return absl::OkStatus();
   });
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,6 +29,9 @@ struct WeightCache {
   PackedCache* files = nullptr;
   int load_threads = 1;
   int pack_threads = 1;  // also of the ranks that wait for the file meanwhile
+  // Is given all that a rank has mapped, once only that is mapped, to have it where the rank
+  // computes; may be empty.
+  std::function<void(std::span<const std::byte>)> settle;
   // Hears why weights are not kept; may be empty.
   std::function<void(std::string_view)> warn;
 };
@@ -35,7 +39,8 @@ struct WeightCache {
 // One rank's view. The matrices it gives out look into it: it outlives them.
 class WeightImages {
  public:
-  // Bytes of the model file done of bytes in all, while matrices are packed; may be empty.
+  // Bytes of images done of bytes in all, from 0 on, while they are packed: called by one of the
+  // packing threads at a time. May be empty.
   using Progress = std::function<void(int64_t done, int64_t total)>;
 
   // Holds nothing: every matrix is packed by itself.
@@ -85,8 +90,8 @@ class WeightImages {
   void ReleaseOthers() const;
   absl::Status Build(const GgufModel& model, const PackedFileWriter& writer, ThreadPool* pool,
                      const Progress& progress) const;
-  absl::Status PackEntry(const Entry& entry, const PackedFileWriter& writer,
-                         ThreadPool* pool) const;
+  absl::Status PackEntry(const Entry& entry, const PackedFileWriter& writer, ThreadPool* pool,
+                         const std::function<void(int64_t bytes)>& wrote) const;
   absl::Status FinishFile(const PackedFileWriter& writer, ThreadPool* pool) const;
 
   const MatrixImages* images_ = nullptr;

@@ -14,25 +14,26 @@ namespace {
 class Loader {
  public:
   Loader(const GgufModel& model, const ModelSpec& spec, const ShardPlan& plan, int rank,
-         Device* device, bool screened_head,
-         const std::function<void(int64_t, int64_t)>& progress, WeightImages images)
-      : model_(model), spec_(spec), plan_(plan), rank_(rank), device_(device),
-        screened_head_(screened_head), progress_(progress) {
+         Device* device, bool screened_head, const std::function<void(int64_t, int64_t)>& progress,
+         WeightImages images)
+      : model_(model),
+        spec_(spec),
+        plan_(plan),
+        rank_(rank),
+        device_(device),
+        screened_head_(screened_head),
+        progress_(progress) {
     weights_.images = std::move(images);
-    for (const GgufTensor& tensor : model.tensors()) {
-      total_bytes_ += static_cast<int64_t>(tensor.data.size());
-    }
   }
 
   absl::StatusOr<Weights> Load() {
-    if (progress_) progress_(0, total_bytes_);  // whoever shows a rate starts its clock here
+    FACET_RETURN_IF_ERROR(CountWork());
     Weights& weights = weights_;
     const Span vocabulary = plan_.VocabularyRows(rank_);
     FACET_RETURN_IF_ERROR(
         LoadRows(TensorRole::kTokenEmbedding, 0, vocabulary, {}, &weights.embedding));
     if (!spec_.tied_head) {
-      FACET_RETURN_IF_ERROR(
-          LoadRows(TensorRole::kOutput, 0, vocabulary, {}, &weights.untied_head));
+      FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kOutput, 0, vocabulary, {}, &weights.untied_head));
     }
     FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kOutputNorm, 0, &weights.output_norm));
     weights.layers.resize(spec_.layers.size());
@@ -46,10 +47,20 @@ class Loader {
   }
 
  private:
+  // What is mapped costs nothing, and vectors next to nothing.
+  absl::Status CountWork() {
+    for (const auto& [row, layer] : SharedTensors(spec_)) {
+      if (weights_.images.Holds(row->role, layer)) continue;
+      FACET_ASSIGN_OR_RETURN(const GgufTensor* tensor, FindRole(model_, spec_, row->role, layer));
+      total_bytes_ += static_cast<int64_t>(tensor->data.size());
+    }
+    Worked(0);  // whoever shows a rate starts its clock here
+    return absl::OkStatus();
+  }
+
   absl::Status LoadNorms(int layer, LayerWeights* weights) {
     const LayerSpec& spec = spec_.layers[layer];
-    FACET_RETURN_IF_ERROR(
-        LoadVector(TensorRole::kAttentionNorm, layer, &weights->attention_norm));
+    FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kAttentionNorm, layer, &weights->attention_norm));
     FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kFfnNorm, layer, &weights->ffn_norm));
     if (spec.qk_norm) {
       FACET_RETURN_IF_ERROR(LoadVector(TensorRole::kQueryNorm, layer, &weights->query_norm));
@@ -72,12 +83,11 @@ class Loader {
     };
     const std::vector<int32_t> query_order =
         RowOrder(spec_, TensorRole::kQuery, layer, shard.heads);
-    const std::vector<int32_t> key_order =
-        RowOrder(spec_, TensorRole::kKey, layer, shard.kv_heads);
-    FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kQuery, layer, rows_of(shard.heads), query_order,
-                                   &weights->query));
-    FACET_RETURN_IF_ERROR(LoadRows(TensorRole::kKey, layer, rows_of(shard.kv_heads), key_order,
-                                   &weights->key));
+    const std::vector<int32_t> key_order = RowOrder(spec_, TensorRole::kKey, layer, shard.kv_heads);
+    FACET_RETURN_IF_ERROR(
+        LoadRows(TensorRole::kQuery, layer, rows_of(shard.heads), query_order, &weights->query));
+    FACET_RETURN_IF_ERROR(
+        LoadRows(TensorRole::kKey, layer, rows_of(shard.kv_heads), key_order, &weights->key));
     FACET_RETURN_IF_ERROR(
         LoadRows(TensorRole::kValue, layer, rows_of(shard.kv_heads), {}, &weights->value));
     FACET_RETURN_IF_ERROR(LoadColumns(TensorRole::kAttentionOutput, layer, rows_of(shard.heads),
@@ -117,10 +127,11 @@ class Loader {
       FACET_ASSIGN_OR_RETURN(*matrix, weights_.images.Load(role, layer, leaves));
     } else {
       FACET_ASSIGN_OR_RETURN(*matrix, device_->LoadMatrix(source, leaves));
+      Worked(static_cast<int64_t>(tensor.data.size()));
     }
     packed_bytes_ += (*matrix)->packed_bytes();
     slice_bytes_ += source.rows * RowBytes(source.type, source.columns);
-    Done(tensor);
+    model_.Release(tensor);
     return absl::OkStatus();
   }
 
@@ -136,14 +147,13 @@ class Loader {
     const int64_t bytes = tensor->shape[0] * static_cast<int64_t>(sizeof(float));
     packed_bytes_ += bytes;
     slice_bytes_ += bytes;
-    Done(*tensor);
+    model_.Release(*tensor);
     return absl::OkStatus();
   }
 
-  void Done(const GgufTensor& tensor) {
-    model_.Release(tensor);
-    done_bytes_ += static_cast<int64_t>(tensor.data.size());
-    if (progress_) progress_(done_bytes_, total_bytes_);
+  void Worked(int64_t bytes) {
+    done_bytes_ += bytes;
+    if (progress_ && total_bytes_ > 0) progress_(done_bytes_, total_bytes_);
   }
 
   const GgufModel& model_;

@@ -24,7 +24,7 @@ struct LayerWeights {
 };
 
 struct Weights {
-  WeightImages images;  // what matrices may look into, so the last to go
+  WeightImages images;                  // what matrices may look into, so the last to go
   std::unique_ptr<Matrix> embedding;    // [vocabulary rows of the rank, width]
   std::unique_ptr<Matrix> untied_head;  // null where the embedding is the head
   Floats output_norm;
@@ -37,9 +37,10 @@ struct Weights {
 
 // Packs rank `rank`'s slice, reading each byte of it once and releasing the file's pages behind.
 // `screened_head`: the output layer is packed for searches that leave most of it unread.
-// `progress` (may be empty) hears bytes done of bytes in all. With a `cache`, what the file there
-// holds is not packed but used where it is mapped; the file is made first if need be. Where there
-// can be none, the rank packs for itself.
+// `progress` (may be empty) hears bytes done of bytes in all, from 0 on, of what is packed: nothing
+// where all of it is there already. With a `cache`, what the file there holds is not packed but
+// used where it is mapped; the file is made first if need be. Where there can be none, the rank
+// packs for itself.
 absl::StatusOr<Weights> LoadWeights(const GgufModel& model, const ModelSpec& spec,
                                     const ShardPlan& plan, int rank, Device* device,
                                     bool screened_head,

@@ -15,7 +15,7 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<Device>> MakeCpu(const DeviceChoice& choice,
                                                 CpuDeviceOptions::Isa isa) {
-  return MakeCpuDevice({choice.threads, isa});
+  return MakeCpuDevice({choice.threads, isa, choice.begin_thread});
 }
 
 struct Gpu {

@@ -2,6 +2,7 @@
 #define FACET_SHARD_WORKER_RUNTIME_DEVICE_CHOICE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,7 @@ struct DeviceChoice {
   std::string name = "auto";
   int rank = 0;     // ranks of one machine take its GPUs in turn, unless "cuda:N" names one
   int threads = 1;  // of a CPU device
+  std::function<void(int thread)> begin_thread = {};  // of a CPU device; see CpuDeviceOptions
   int rows = 512;
   int sequences = 64;
   int64_t context = 16384;  // tokens of one sequence

@@ -85,7 +85,12 @@ class RankImpl : public Rank {
     FACET_ASSIGN_OR_RETURN(spec_, ReadModelSpec(model_));
     FACET_ASSIGN_OR_RETURN(plan_, ShardPlan::Make(model_, spec_, options_.world));
     SetFacts();
+    FACET_RETURN_IF_ERROR(MakePlacement(options_.placement));
     FACET_RETURN_IF_ERROR(MakeDevice());
+    // The thread that drives another device computes little.
+    if (!device_->host_memory()) FACET_RETURN_IF_ERROR(MakePlacement({}));
+    if (options_.notice) options_.notice(placement_->plan().why);
+    const Placement::OnNode on_node(*placement_);
     FACET_RETURN_IF_ERROR(Load());
     device_->Label(weights_);
     FACET_ASSIGN_OR_RETURN(forward_, Forward::Create(spec_, plan_, options_.rank, weights_,
@@ -218,6 +223,7 @@ class RankImpl : public Rank {
     files.warn = options_.warn;
     PackedCache packed(std::move(files));
     WeightCache cache{.files = &packed, .load_threads = options_.threads, .warn = options_.warn};
+    cache.settle = [this](std::span<const std::byte> mapped) { placement_->Move(mapped); };
     // The others of the group wait for the file that one of them packs.
     const unsigned processors = std::max(1u, std::thread::hardware_concurrency());
     cache.pack_threads =
@@ -226,6 +232,11 @@ class RankImpl : public Rank {
         weights_,
         LoadWeights(model_, spec_, plan_, options_.rank, device_.get(), options_.screened_head,
                     options_.progress, options_.packed_cache.folder.empty() ? nullptr : &cache));
+    return absl::OkStatus();
+  }
+
+  absl::Status MakePlacement(const PlacementOptions& options) {
+    FACET_ASSIGN_OR_RETURN(placement_, Placement::Make(options, options_.threads));
     return absl::OkStatus();
   }
 
@@ -238,6 +249,7 @@ class RankImpl : public Rank {
       choice.name = options_.device;
       choice.rank = options_.rank;
       choice.threads = options_.threads;
+      choice.begin_thread = [this](int thread) { placement_->Bind(thread); };
       choice.rows = std::max(options_.step_tokens_max, kLogitRowsMax);
       choice.sequences = options_.sequences_max;
       choice.context = facts_.context_tokens;
@@ -299,6 +311,7 @@ class RankImpl : public Rank {
   }
 
   absl::StatusOr<StepResult> RunStep(const StepPlan& plan) {
+    placement_->BindCaller();
     const Communicator::Times idle = communicator_->TakeTimes();  // until the plan had come
     const Clock::time_point start = Clock::now();
     FACET_ASSIGN_OR_RETURN(StepResult result, steps_->Run(plan, communicator_.get()));
@@ -342,6 +355,7 @@ class RankImpl : public Rank {
   GgufModel model_;
   ModelSpec spec_;
   ShardPlan plan_;
+  std::unique_ptr<Placement> placement_;  // outlives the device's threads
   std::unique_ptr<ProfiledDevice> device_;
   Weights weights_;
   std::unique_ptr<Forward> forward_;

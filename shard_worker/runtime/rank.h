@@ -19,6 +19,7 @@
 #include "kernels/device.h"
 #include "shard_worker/engine/engine.h"
 #include "shard_worker/runtime/executor.h"
+#include "shard_worker/runtime/placement.h"
 #include "shard_worker/runtime/step_profile.h"
 
 namespace facet {
@@ -28,6 +29,7 @@ struct RankOptions {
   int rank = 0;
   int world = 1;
   int threads = 1;
+  PlacementOptions placement;   // of a device that computes in host memory
   std::string device = "auto";  // as DeviceChoice's name
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
@@ -46,7 +48,8 @@ struct RankOptions {
   PackedCacheOptions packed_cache;
   // Makes the device instead of `device`; for tests.
   std::function<std::unique_ptr<Device>()> make_device;
-  // Called from Load() with bytes done of bytes in all; may be empty.
+  // Called from Load(), by one thread at a time, with bytes packed of bytes in all, from 0 on; not
+  // where all are packed already. May be empty.
   std::function<void(int64_t done, int64_t total)> progress;
   // Called from Load() with what went wrong and did no harm; may be empty.
   std::function<void(std::string_view)> warn;

@@ -180,7 +180,8 @@ TEST(PackedFileWriter, PreparedDataIsWhatIsWrittenAfterwards) {
   const int descriptor = ::open(folder.File("file").c_str(), O_RDWR | O_CREAT, 0600);
   const auto writer = PackedFileWriter::Create(descriptor, spec);
   ASSERT_TRUE(writer.ok()) << writer.status();
-  ASSERT_TRUE(writer->Prepare(4096, spec.data_bytes - 4096).ok());
+  ThreadPool pool(2);
+  ASSERT_TRUE(writer->Prepare(4096, spec.data_bytes - 4096, &pool).ok());
   const std::vector<std::byte> data = Bytes(static_cast<size_t>(spec.data_bytes), 5);
   ASSERT_TRUE(writer->Write(0, data).ok());
   const auto mapped = writer->Map();

@@ -197,6 +197,8 @@ class Launcher(unittest.TestCase):
             self.assertEqual((flags["world"], flags["threads"]), ("3", "4"))
             self.assertEqual(flags["kv_tokens"], "99")
             self.assertEqual(flags["model"], os.path.abspath("m.gguf"))
+        shares = sorted(flags["host_share"] for flags in workers)
+        self.assertEqual(shares, [f"{index}/6" for index in range(6)])
         leaders = {flags["listen"] for flags in workers if flags["rank"] == "0"}
         self.assertEqual(len(leaders), 2)
         for leader in leaders:

@@ -1,0 +1,146 @@
+#include "kernels/cpu/unpack.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "base/float16.h"
+#include "kernels/host/matrix_source.h"
+
+namespace facet {
+namespace {
+
+using Byte = uint8_t;
+
+uint16_t Load16(const Byte* p) {
+  uint16_t value;
+  std::memcpy(&value, p, sizeof(value));
+  return value;
+}
+// Where a block's scales begin, and its super-block.
+const Byte* BlockAt(const PackedLayout& layout, const Byte* panel, int64_t index) {
+  return panel + index / layout.super_blocks * layout.super_bytes() + layout.header_bytes +
+         index % layout.super_blocks * layout.block_bytes();
+}
+const Byte* HeaderAt(const PackedLayout& layout, const Byte* panel, int64_t index) {
+  return panel + index / layout.super_blocks * layout.super_bytes();
+}
+
+float HalfAt(const Byte* p) { return HalfToFloat(Load16(p)); }
+
+struct UnpackedBlock {
+  float weights[32];
+  float scale[2];
+  float min = 0;
+};
+
+void UnpackWeights(const PackedLayout& layout, const Byte* in, int column, float* weights) {
+  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
+  const Byte* high = in + layout.weight_bytes;
+  for (int k = 0; k < 32; ++k) {
+    const int g = k / 4;
+    const int at = lane + k % 4;
+    int value = 0;
+    if (layout.bits == 8) {
+      value = in[128 * g + at];
+    } else {
+      value = (in[128 * (g / 2) + at] >> (4 * (g % 2))) & 15;
+    }
+    if (layout.bits == 5) value |= ((high[at] >> g) & 1) << 4;
+    if (layout.bits == 6) value |= ((high[128 * (g / 4) + at] >> (2 * (g % 4))) & 3) << 4;
+    weights[k] = static_cast<float>(value - layout.offset);
+  }
+}
+
+int SplitWeight(const SplitLayout& layout, const Byte* high, const Byte* low, int lane, int k) {
+  const int g = k / 4;
+  const int at = lane + k % 4;
+  const int per_granule = 8 / layout.granules;
+  const int top = high[128 * (g / 2) + at] >> (4 * (g % 2)) & 15;
+  const int rest = low[SplitLayout::kGranuleBytes * (g / per_granule) + at] >>
+                       (layout.low_bits * (g % per_granule)) &
+                   ((1 << layout.low_bits) - 1);
+  return (top << layout.low_bits | rest) - layout.whole.offset;
+}
+
+UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byte* low_bits,
+                               int column, int64_t index) {
+  const SplitLayout layout = SplitLayoutOf(format);
+  const Byte* header = panel + layout.header_at(index);
+  const Byte* scales = panel + layout.scales_at(index);
+  const Byte* low = low_bits + index * layout.low_bytes();
+  const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
+  UnpackedBlock block;
+  for (int k = 0; k < 32; ++k) {
+    block.weights[k] =
+        static_cast<float>(SplitWeight(layout, scales + layout.whole.scale_bytes, low, lane, k));
+  }
+  for (int part = 0; part < 2; ++part) {
+    block.scale[part] =
+        format == PackedFormat::kQ6KSplit
+            ? HalfAt(header + 2 * column) *
+                  static_cast<float>(static_cast<int8_t>(scales[32 * part + column]))
+            : HalfAt(scales + 2 * column);
+  }
+  return block;
+}
+
+UnpackedBlock UnpackBlock(PackedFormat format, const Byte* panel, int column, int64_t index) {
+  const PackedLayout layout = LayoutOf(format);
+  const Byte* header = HeaderAt(layout, panel, index);
+  const Byte* scales = BlockAt(layout, panel, index);
+  UnpackedBlock block;
+  UnpackWeights(layout, scales + layout.scale_bytes, column, block.weights);
+  if (format == PackedFormat::kQ6K) {
+    for (int part = 0; part < 2; ++part) {
+      block.scale[part] = HalfAt(header + 2 * column) *
+                          static_cast<float>(static_cast<int8_t>(scales[32 * part + column]));
+    }
+    return block;
+  }
+  if (layout.super_blocks > 1) {
+    block.scale[0] = HalfAt(header + 2 * column) * static_cast<float>(scales[column]);
+    block.min = -(HalfAt(header + 64 + 2 * column) * static_cast<float>(scales[32 + column]));
+  } else {
+    block.scale[0] = HalfAt(scales + 2 * column);
+    if (layout.has_min) block.min = HalfAt(scales + 64 + 2 * column);
+  }
+  block.scale[1] = block.scale[0];
+  return block;
+}
+
+void UnpackFloats(PackedFormat format, const Byte* panel, int column, int64_t columns, float scale,
+                  float* out) {
+  const int size = format == PackedFormat::kF32 ? 4 : 2;
+  for (int64_t k = 0; k < columns; ++k) {
+    const Byte* at = panel + (k * kPanelColumns + column) * size;
+    float value;
+    if (format == PackedFormat::kF32) {
+      std::memcpy(&value, at, sizeof(value));
+    } else {
+      value = format == PackedFormat::kF16 ? HalfAt(at) : BFloat16ToFloat(Load16(at));
+    }
+    out[k] = value * scale;
+  }
+}
+
+}  // namespace
+
+void UnpackRow(PackedFormat format, PanelAt<const std::byte> panel, int column, int64_t columns,
+               float scale, float* out) {
+  const Byte* from = reinterpret_cast<const Byte*>(panel.panel);
+  const Byte* low = reinterpret_cast<const Byte*>(panel.low);
+  if (LayoutOf(format).is_float) return UnpackFloats(format, from, column, columns, scale, out);
+  const bool has_min = LayoutOf(format).has_min;
+  for (int64_t k = 0; k < columns; k += kBlockColumns) {
+    const int64_t index = k / kBlockColumns;
+    const UnpackedBlock block = IsSplit(format) ? UnpackSplitBlock(format, from, low, column, index)
+                                                : UnpackBlock(format, from, column, index);
+    for (int i = 0; i < kBlockColumns; ++i) {
+      float value = block.weights[i] * block.scale[i / 16];
+      if (has_min) value += block.min;
+      out[k + i] = value * scale;
+    }
+  }
+}
+
+}  // namespace facet
