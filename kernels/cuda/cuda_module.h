@@ -32,6 +32,7 @@ struct CudaModule {
   const char* abi = "";
   absl::StatusOr<int> (*device_count)() = nullptr;  // FailedPrecondition says why there is none
   absl::StatusOr<std::unique_ptr<Device>> (*make_device)(const CudaDeviceOptions&) = nullptr;
+  absl::StatusOr<int> (*nccl_version)() = nullptr;  // FailedPrecondition says why there is none
 };
 using CudaModuleEntry = const CudaModule* (*)();
 inline constexpr const char* kCudaModuleSymbol = "facet_cuda_module";
