@@ -117,6 +117,8 @@ class RankImpl : public Rank {
     return hash;
   }
 
+  DeviceCollectives* collectives() override { return device_->collectives(); }
+
   EngineOptions engine_options() const override {
     EngineOptions engine;
     engine.block_tokens = kBlockTokens;
@@ -139,7 +141,7 @@ class RankImpl : public Rank {
     slots_ = SequenceSlots(options_.sequences_max);
     const std::lock_guard lock(abort_mutex_);
     FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
-    communicator_ = device_->host_memory()
+    communicator_ = device_->host_memory() || communicator->on_device()
                         ? std::move(communicator)
                         : MakeStagedCommunicator(device_.get(), std::move(communicator));
   }
