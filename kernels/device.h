@@ -206,6 +206,7 @@ struct HeadReads {
 };
 
 class MatrixImages;
+class DeviceCollectives;
 
 class Device {
  public:
@@ -215,6 +216,9 @@ class Device {
   virtual std::string name() const = 0;
   // Whether Floats lie in host memory, so that a communicator of the host can work on them.
   virtual bool host_memory() const { return true; }
+  // How ranks exchange Floats that are not in host memory (collectives/device_collectives.h); null
+  // where nothing but the host can.
+  virtual DeviceCollectives* collectives() { return nullptr; }
   // Names an arithmetic that is not known to give the reference's bits; empty where it is. Goes
   // into the group's fingerprint.
   virtual std::string arithmetic() const { return {}; }

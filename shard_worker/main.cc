@@ -52,7 +52,9 @@ ABSL_FLAG(std::string, address_file, "",
           "The leader writes the address it listens on to this file, for a launcher.");
 ABSL_FLAG(std::string, collective, "auto",
           "How the ranks of a group exchange data, as rank 0 says for all: shm (one host, network "
-          "namespace and user), tcp, or auto: shm where all ranks can, else tcp.");
+          "namespace and user), tcp, nccl (between GPUs, beside shm or tcp for what the hosts "
+          "exchange), or auto: shm where all ranks can, else tcp, and nccl beside it where all "
+          "have it and a GPU of their own.");
 ABSL_FLAG(
     std::string, collective_listen, "",
     "Where this rank waits for its peers over tcp while the group forms, host:port (port 0: any "
@@ -142,7 +144,8 @@ routers; the others name it with --leader. Options that decide what is computed 
   facet-worker --model=gemma.gguf --world=2 --rank=0 --listen=unix:/tmp/group.sock
   facet-worker --model=gemma.gguf --world=2 --rank=1 --leader=unix:/tmp/group.sock
 
-Ranks of one host share memory; ranks on several hosts exchange data over TCP (--collective):
+Ranks of one host share memory; ranks on several hosts exchange data over TCP; GPUs use NCCL where
+it is installed (--collective):
 
   host-a$ facet-worker --model=gemma.gguf --world=2 --rank=0 --listen=0.0.0.0:8480
   host-b$ facet-worker --model=gemma.gguf --world=2 --rank=1 --leader=host-a:8480
@@ -266,12 +269,13 @@ absl::StatusOr<SpeculationOptions> SpeculationFromFlags() {
 absl::StatusOr<CollectiveOptions> CollectiveFromFlags() {
   CollectiveOptions collective;
   const std::string kind = absl::GetFlag(FLAGS_collective);
-  if (kind != "auto" && kind != "shm" && kind != "tcp") {
-    return InvalidArgument("--collective: '{}' is none of auto, shm and tcp", kind);
+  if (kind != "auto" && kind != "shm" && kind != "tcp" && kind != "nccl") {
+    return InvalidArgument("--collective: '{}' is none of auto, shm, tcp and nccl", kind);
   }
-  collective.kind = kind == "shm"   ? CollectiveKind::kShm
-                    : kind == "tcp" ? CollectiveKind::kTcp
-                                    : CollectiveKind::kAuto;
+  collective.kind = kind == "shm"    ? CollectiveKind::kShm
+                    : kind == "tcp"  ? CollectiveKind::kTcp
+                    : kind == "nccl" ? CollectiveKind::kNccl
+                                     : CollectiveKind::kAuto;
   collective.listen = absl::GetFlag(FLAGS_collective_listen);
   collective.address = absl::GetFlag(FLAGS_collective_address);
   return collective;

@@ -358,9 +358,9 @@ def parse_options():
     parser.add_argument("--listen", default="127.0.0.1:0", help="of the first router")
     parser.add_argument(
         "--collective",
-        choices=["auto", "shm", "tcp"],
+        choices=["auto", "shm", "tcp", "nccl"],
         default="auto",
-        help="how ranks exchange data; auto is shared memory here",
+        help="how ranks exchange data; auto is shared memory here, and nccl beside it on GPUs",
     )
     parser.add_argument("--worker-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument("--router-flag", action="append", default=[], metavar="FLAG")

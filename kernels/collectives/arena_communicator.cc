@@ -33,10 +33,15 @@ void ArenaCommunicator::Abort() {
       .IgnoreError();
 }
 
+absl::Status ArenaCommunicator::Look() { return rounds_.Look(); }
+
+absl::Status ArenaCommunicator::Fail(const absl::Status& reason) {
+  return rounds_.Fail(reason.code(), MessageOf(reason));
+}
+
 template <typename Body>
-absl::Status ArenaCommunicator::Call(Operation operation, uint64_t size, uint32_t layout,
-                                     const Body& body) {
-  FACET_RETURN_IF_ERROR(rounds_.BeginCall(operation, size, layout));
+absl::Status ArenaCommunicator::Call(const CallSubject& subject, const Body& body) {
+  FACET_RETURN_IF_ERROR(rounds_.BeginCall(subject));
   absl::Status status = body();
   rounds_.EndCall();
   return status;
@@ -44,9 +49,7 @@ absl::Status ArenaCommunicator::Call(Operation operation, uint64_t size, uint32_
 
 absl::Status ArenaCommunicator::AllReduceSum(const SumTree& tree, const float* roots,
                                              int64_t elements, float* out) {
-  FACET_CHECK(tree.world() == world(), "a tree for {} ranks, a group of {}", tree.world(), world());
-  const uint32_t layout = LayoutDigest(tree.rank_begin());
-  return Call(Operation::kAllReduce, static_cast<uint64_t>(elements), layout, [&] {
+  return Call(AllReduceOf(tree, elements, world()), [&] {
     if (world() == 1) {
       tree.Finish({&roots, 1}, elements, out);
       return absl::OkStatus();
@@ -163,12 +166,7 @@ absl::Status ArenaCommunicator::Gather(std::span<const std::byte> mine, const Pl
 
 absl::Status ArenaCommunicator::AllGather(std::span<const float> mine,
                                           std::span<const int64_t> counts, float* out) {
-  FACET_CHECK(static_cast<int>(counts.size()) == world() &&
-                  counts[rank()] == static_cast<int64_t>(mine.size()),
-              "counts do not match rank {} of {}", rank(), world());
-  uint64_t total = 0;
-  for (const int64_t count : counts) total += static_cast<uint64_t>(count);
-  return Call(Operation::kAllGather, total, LayoutDigest(counts), [&] {
+  return Call(AllGatherOf(mine, counts, rank(), world()), [&] {
     return Gather(std::as_bytes(mine), [&](std::vector<std::span<std::byte>>* to) {
       float* place = out;
       for (const int64_t count : counts) {
@@ -182,7 +180,7 @@ absl::Status ArenaCommunicator::AllGather(std::span<const float> mine,
 
 absl::Status ArenaCommunicator::AllGatherBytes(std::span<const std::byte> mine,
                                                std::vector<std::vector<std::byte>>* out) {
-  return Call(Operation::kAllGatherBytes, mine.size(), 0, [&] {
+  return Call({Operation::kAllGatherBytes, mine.size()}, [&] {
     FACET_RETURN_IF_ERROR(CheckMessageSize(rank(), mine.size()));
     return Gather(mine, [&](std::vector<std::span<std::byte>>* to) -> absl::Status {
       out->resize(static_cast<size_t>(world()));
@@ -207,7 +205,7 @@ absl::Status ArenaCommunicator::CheckMessageSize(int sender, uint64_t bytes) con
 
 absl::Status ArenaCommunicator::Broadcast(std::vector<std::byte>* message) {
   const uint64_t bytes = rank() == 0 ? message->size() : 0;
-  return Call(Operation::kBroadcast, bytes, 0,
+  return Call({Operation::kBroadcast, bytes},
               [&] { return rank() == 0 ? SendBroadcast(*message) : ReceiveBroadcast(message); });
 }
 
@@ -247,8 +245,8 @@ absl::Status ArenaCommunicator::ReceiveBroadcast(std::vector<std::byte>* message
   return absl::OkStatus();
 }
 
-absl::Status ArenaCommunicator::Barrier() {
-  return Call(Operation::kBarrier, 0, 0, [&] {
+absl::Status ArenaCommunicator::Meet(const CallSubject& subject) {
+  return Call(subject, [&] {
     std::byte* unused;
     FACET_RETURN_IF_ERROR(rounds_.NextBuffer(&unused));
     rounds_.Enter();

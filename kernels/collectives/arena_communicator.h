@@ -31,14 +31,16 @@ class ArenaCommunicator final : public Communicator {
   absl::Status AllGatherBytes(std::span<const std::byte> mine,
                               std::vector<std::vector<std::byte>>* out) override;
   absl::Status Broadcast(std::vector<std::byte>* message) override;
-  absl::Status Barrier() override;
+  absl::Status Meet(const CallSubject& subject) override;
   void Abort() override;
+  absl::Status Look() override;
+  absl::Status Fail(const absl::Status& reason) override;
   Times TakeTimes() override { return rounds_.TakeTimes(); }
 
  private:
   // Runs `body`, a call's rounds.
   template <typename Body>
-  absl::Status Call(Operation operation, uint64_t size, uint32_t layout, const Body& body);
+  absl::Status Call(const CallSubject& subject, const Body& body);
 
   absl::Status ReduceEverywhere(const SumTree& tree, const float* roots, int64_t elements,
                                 float* out);

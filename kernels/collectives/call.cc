@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/check.h"
 #include "base/prng.h"
 
 namespace facet {
@@ -29,13 +30,38 @@ bool SizesMustAgree(uint32_t operation) {
 }
 
 template <typename Int>
-uint32_t DigestOf(std::span<const Int> values) {
+uint32_t LayoutOf(std::span<const Int> values) {
   uint64_t digest = values.size();
   for (const Int value : values) digest = Mix64(digest, static_cast<uint64_t>(value));
   return static_cast<uint32_t>(digest >> 32);
 }
 
 }  // namespace
+
+CallSubject AllReduceOf(const SumTree& tree, int64_t elements, int world) {
+  FACET_CHECK(tree.world() == world, "a tree for {} ranks, a group of {}", tree.world(), world);
+  return {Operation::kAllReduce, static_cast<uint64_t>(elements),
+          LayoutOf(std::span(tree.rank_begin()))};
+}
+
+CallSubject AllGatherOf(std::span<const float> mine, std::span<const int64_t> counts, int rank,
+                        int world) {
+  FACET_CHECK(static_cast<int>(counts.size()) == world &&
+                  counts[static_cast<size_t>(rank)] == static_cast<int64_t>(mine.size()),
+              "counts do not match rank {} of {}", rank, world);
+  uint64_t total = 0;
+  for (const int64_t count : counts) total += static_cast<uint64_t>(count);
+  return {Operation::kAllGather, total, LayoutOf(counts)};
+}
+
+CallSubject WithDetail(CallSubject subject, uint64_t detail) {
+  subject.layout = static_cast<uint32_t>(Mix64(subject.layout, detail) >> 32);
+  return subject;
+}
+
+CallHeader HeaderOf(const CallSubject& subject, uint64_t step) {
+  return {step, subject.size, subject.layout, static_cast<uint32_t>(subject.operation)};
+}
 
 std::string Describe(const CallHeader& header) {
   return fmt::format("{} of step {}", NameOf(header.operation), header.step);
@@ -59,8 +85,5 @@ std::string DifferenceOf(int peer, const CallHeader& theirs, int rank, const Cal
   }
   return {};
 }
-
-uint32_t LayoutDigest(std::span<const int> values) { return DigestOf(values); }
-uint32_t LayoutDigest(std::span<const int64_t> values) { return DigestOf(values); }
 
 }  // namespace facet

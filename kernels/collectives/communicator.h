@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/collectives/call.h"
 #include "kernels/sum_tree.h"
 
 namespace facet {
@@ -25,6 +26,9 @@ class Communicator {
 
   virtual int rank() const = 0;
   virtual int world() const = 0;
+  // Whether AllReduceSum() and AllGather() take addresses of the device that it was made for rather
+  // than of host memory. All else is in host memory.
+  virtual bool on_device() const { return false; }
 
   // The step that the following calls belong to; peers in another step fail instead of mixing.
   virtual void SetStep(uint64_t step) = 0;
@@ -48,10 +52,20 @@ class Communicator {
   // sleep here between steps.
   virtual absl::Status Broadcast(std::vector<std::byte>* message) = 0;
 
-  virtual absl::Status Barrier() = 0;
+  // Returns when all ranks are in a call about the same.
+  virtual absl::Status Meet(const CallSubject& subject) = 0;
+  absl::Status Barrier() { return Meet({Operation::kBarrier}); }
 
   // Makes this and every later call fail on all ranks, promptly.
   virtual void Abort() = 0;
+
+  // The next two are for who waits for peers by other means, such as a communicator of a device
+  // that has this one beside it, while no call is under way.
+  // OK, or why the group has failed as far as this rank can tell without waiting. Unavailable may
+  // mean that a peer is gone, which may have been its right if nobody awaits anything of it.
+  virtual absl::Status Look() = 0;
+  // Abort() for a reason of one's own; returns why the group has failed, this or an earlier one.
+  virtual absl::Status Fail(const absl::Status& reason) = 0;
 
   // Seconds spent in calls since the last look: waiting for peers, and moving or adding data.
   struct Times {

@@ -60,13 +60,39 @@ void Exchange::SetTimeout(std::chrono::milliseconds timeout) {
   timeout_ = std::min(timeout, kTimeoutMax);
 }
 
-absl::Status Exchange::BeginCall(Operation operation, uint64_t size, uint32_t layout) {
+absl::Status Exchange::BeginCall(const CallSubject& subject) {
   call_begin_ = Clock::now();
   call_wait_s_ = 0;
   deadline_ = call_begin_ + timeout_;
-  call_ = {step_, size, layout, static_cast<uint32_t>(operation)};
+  call_ = HeaderOf(subject, step_);
   if (interrupted_.load(std::memory_order_acquire)) return FailAborted();
   return failure_;
+}
+
+// A failure is a peer's last word, but may stand behind frames that this rank has not called for
+// yet.
+absl::Status Exchange::Look() {
+  if (interrupted_.load(std::memory_order_acquire)) return FailAborted();
+  FACET_RETURN_IF_ERROR(failure_);
+  polled_.clear();
+  polled_ranks_.clear();
+  for (int peer = 0; peer < world(); ++peer) {
+    PeerLink& link = links_[peer];
+    if (!link.valid()) continue;
+    if (link.NextHeader() == PeerLink::Read::kReady && link.header().is_failure()) {
+      const absl::Status failure = link.Failure();
+      return Fail(failure.code(), MessageOf(failure));
+    }
+    polled_.push_back({link.fd(), POLLRDHUP, 0});
+    polled_ranks_.push_back(peer);
+  }
+  if (poll(polled_.data(), polled_.size(), 0) <= 0) return absl::OkStatus();
+  const auto ended = std::ranges::find_if(polled_, [](const pollfd& p) { return p.revents != 0; });
+  const int gone = polled_ranks_[static_cast<size_t>(ended - polled_.begin())];
+  const std::string& trouble = links_[gone].trouble();
+  return Unavailable("rank {} is gone: {} (rank {} was in {})", gone,
+                     trouble.empty() ? "it closed the connection" : trouble, rank_,
+                     Describe(call_));
 }
 
 void Exchange::EndCall() {

@@ -44,8 +44,11 @@ class Exchange {
   void SetTimeout(std::chrono::milliseconds timeout);
 
   // What the following is about; starts its deadline and clock. Fails if the rank has failed.
-  absl::Status BeginCall(Operation operation, uint64_t size, uint32_t layout);
+  absl::Status BeginCall(const CallSubject& subject);
   void EndCall();
+  // Between calls: whether the rank has failed, or a peer has said that it has, or a peer is gone:
+  // that alone fails nothing, for it may be done.
+  absl::Status Look();
   Communicator::Times TakeTimes();
 
   // Between two Run(): one frame to and one from each peer, at most. What is sent and where it goes

@@ -48,11 +48,15 @@ void Rounds::SetTimeout(std::chrono::milliseconds timeout) {
   timeout_ = std::min(timeout, kTimeoutMax);
 }
 
-absl::Status Rounds::BeginCall(Operation operation, uint64_t size, uint32_t layout) {
+absl::Status Rounds::BeginCall(const CallSubject& subject) {
   call_begin_ = Clock::now();
   call_wait_s_ = 0;
   deadline_ = call_begin_ + timeout_;
-  header_ = {step_, size, layout, static_cast<uint32_t>(operation)};
+  header_ = HeaderOf(subject, step_);
+  return Look();
+}
+
+absl::Status Rounds::Look() const {
   const uint32_t counter = arena_.rank(rank_).rounds.load(std::memory_order_acquire);
   return HasFailed(counter) ? arena_.Failure() : absl::OkStatus();
 }

@@ -30,9 +30,9 @@ class Rounds {
   void SetStep(uint64_t step) { step_ = step; }
   void SetTimeout(std::chrono::milliseconds timeout);
 
-  // What the following rounds are about; starts their deadline and clock. `size` and `layout` are
-  // as in CallHeader. Fails if the group has failed.
-  absl::Status BeginCall(Operation operation, uint64_t size, uint32_t layout);
+  // What the following rounds are about; starts their deadline and clock. Fails if the group has
+  // failed.
+  absl::Status BeginCall(const CallSubject& subject);
   void EndCall();
   Communicator::Times TakeTimes();
   std::string DescribeCall() const;
@@ -48,6 +48,8 @@ class Rounds {
   const std::byte* BufferOf(int peer) const { return arena_.buffer(peer, round_); }
   uint64_t SizeOf(int peer) const { return arena_.header(peer, round_).size; }
 
+  // Why the group has failed, or OK.
+  absl::Status Look() const;
   // Makes the group fail, as Arena::Fail. Thread-safe.
   absl::Status Fail(absl::StatusCode code, std::string_view message) const {
     return arena_.Fail(code, message);

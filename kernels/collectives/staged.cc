@@ -15,6 +15,7 @@ class StagedCommunicator final : public Communicator {
 
   int rank() const override { return inner_->rank(); }
   int world() const override { return inner_->world(); }
+  bool on_device() const override { return true; }
   void SetStep(uint64_t step) override { inner_->SetStep(step); }
   void SetTimeout(std::chrono::milliseconds timeout) override { inner_->SetTimeout(timeout); }
 
@@ -44,8 +45,10 @@ class StagedCommunicator final : public Communicator {
   absl::Status Broadcast(std::vector<std::byte>* message) override {
     return inner_->Broadcast(message);
   }
-  absl::Status Barrier() override { return inner_->Barrier(); }
+  absl::Status Meet(const CallSubject& subject) override { return inner_->Meet(subject); }
   void Abort() override { inner_->Abort(); }
+  absl::Status Look() override { return inner_->Look(); }
+  absl::Status Fail(const absl::Status& reason) override { return inner_->Fail(reason); }
   Times TakeTimes() override { return inner_->TakeTimes(); }
 
  private:

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/prng.h"
 #include "base/status.h"
 #include "kernels/collectives/slices.h"
 #include "kernels/sum_tree.h"
@@ -40,10 +39,9 @@ TcpCommunicator::TcpCommunicator(int rank, std::vector<UniqueFd> sockets, size_t
 }
 
 template <typename Body>
-absl::Status TcpCommunicator::Call(Operation operation, uint64_t size, uint32_t layout,
-                                   const Body& body) {
+absl::Status TcpCommunicator::Call(const CallSubject& subject, const Body& body) {
   const std::lock_guard lock(mutex_);
-  FACET_RETURN_IF_ERROR(exchange_.BeginCall(operation, size, layout));
+  FACET_RETURN_IF_ERROR(exchange_.BeginCall(subject));
   absl::Status status = body();
   exchange_.EndCall();
   return status;
@@ -63,14 +61,22 @@ void TcpCommunicator::Abort() {
   exchange_.FailAborted().IgnoreError();
 }
 
+absl::Status TcpCommunicator::Look() {
+  const std::lock_guard lock(mutex_);
+  return exchange_.Look();
+}
+
+absl::Status TcpCommunicator::Fail(const absl::Status& reason) {
+  const std::lock_guard lock(mutex_);
+  return exchange_.Fail(reason.code(), MessageOf(reason));
+}
+
 absl::Status TcpCommunicator::AllReduceSum(const SumTree& tree, const float* roots,
                                            int64_t elements, float* out) {
-  FACET_CHECK(tree.world() == world(), "a tree for {} ranks, a group of {}", tree.world(), world());
+  const CallSubject subject = AllReduceOf(tree, elements, world());
   const bool slices = AddsSlices(tree, elements);
   const int64_t piece = PieceOf(tree, elements, slices, static_cast<int64_t>(buffer_.size()));
-  const auto layout = static_cast<uint32_t>(
-      Mix64(LayoutDigest(tree.rank_begin()), static_cast<uint64_t>(piece)) >> 32);
-  return Call(Operation::kAllReduce, static_cast<uint64_t>(elements), layout, [&] {
+  return Call(WithDetail(subject, static_cast<uint64_t>(piece)), [&] {
     return slices ? ReduceInSlices(tree, roots, elements, piece, out)
                   : ReduceEverywhere(tree, roots, elements, piece, out);
   });
@@ -155,12 +161,7 @@ absl::Status TcpCommunicator::ReduceInSlices(const SumTree& tree, const float* r
 
 absl::Status TcpCommunicator::AllGather(std::span<const float> mine,
                                         std::span<const int64_t> counts, float* out) {
-  FACET_CHECK(static_cast<int>(counts.size()) == world() &&
-                  counts[rank()] == static_cast<int64_t>(mine.size()),
-              "counts do not match rank {} of {}", rank(), world());
-  uint64_t total = 0;
-  for (const int64_t count : counts) total += static_cast<uint64_t>(count);
-  return Call(Operation::kAllGather, total, LayoutDigest(counts), [&] {
+  return Call(AllGatherOf(mine, counts, rank(), world()), [&] {
     float* place = out;
     const iovec part = PartOf(std::as_bytes(mine));
     for (int owner = 0; owner < world(); ++owner) {
@@ -179,7 +180,7 @@ absl::Status TcpCommunicator::AllGather(std::span<const float> mine,
 
 absl::Status TcpCommunicator::AllGatherBytes(std::span<const std::byte> mine,
                                              std::vector<std::vector<std::byte>>* out) {
-  return Call(Operation::kAllGatherBytes, mine.size(), 0, [&]() -> absl::Status {
+  return Call({Operation::kAllGatherBytes, mine.size()}, [&]() -> absl::Status {
     FACET_RETURN_IF_ERROR(exchange_.CheckMessageSize(rank(), mine.size()));
     out->resize(static_cast<size_t>(world()));
     (*out)[rank()].assign(mine.begin(), mine.end());
@@ -195,7 +196,7 @@ absl::Status TcpCommunicator::AllGatherBytes(std::span<const std::byte> mine,
 // Rank 0 does not wait for the followers to arrive: what it sends waits for them.
 absl::Status TcpCommunicator::Broadcast(std::vector<std::byte>* message) {
   const uint64_t bytes = rank() == 0 ? message->size() : 0;
-  return Call(Operation::kBroadcast, bytes, 0, [&]() -> absl::Status {
+  return Call({Operation::kBroadcast, bytes}, [&]() -> absl::Status {
     if (rank() != 0) {
       exchange_.WantMessage(0, message);
       return exchange_.Run();
@@ -207,8 +208,8 @@ absl::Status TcpCommunicator::Broadcast(std::vector<std::byte>* message) {
   });
 }
 
-absl::Status TcpCommunicator::Barrier() {
-  return Call(Operation::kBarrier, 0, 0, [&] {
+absl::Status TcpCommunicator::Meet(const CallSubject& subject) {
+  return Call(subject, [&] {
     ForPeers([&](int peer) {
       exchange_.Send(peer, {});
       exchange_.Want(peer, {});

@@ -33,14 +33,16 @@ class TcpCommunicator final : public Communicator {
   absl::Status AllGatherBytes(std::span<const std::byte> mine,
                               std::vector<std::vector<std::byte>>* out) override;
   absl::Status Broadcast(std::vector<std::byte>* message) override;
-  absl::Status Barrier() override;
+  absl::Status Meet(const CallSubject& subject) override;
   void Abort() override;
+  absl::Status Look() override;
+  absl::Status Fail(const absl::Status& reason) override;
   Times TakeTimes() override { return exchange_.TakeTimes(); }
 
  private:
   // Runs `body`, a call's exchanges.
   template <typename Body>
-  absl::Status Call(Operation operation, uint64_t size, uint32_t layout, const Body& body);
+  absl::Status Call(const CallSubject& subject, const Body& body);
   // fn(peer) for every other rank.
   template <typename Fn>
   void ForPeers(const Fn& fn);

@@ -14,6 +14,7 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/nccl_collectives.h"
 
 namespace facet::cuda {
 namespace {
@@ -34,6 +35,7 @@ class CudaDevice final : public Device {
         name_(fmt::format("cuda:{} ({}, sm_{}{})", options.device, properties.name,
                           properties.major, properties.minor)),
         architecture_(fmt::format("cuda-sm{}{}", properties.major, properties.minor)),
+        uuid_(properties.uuid),
         memory_(name_),
         attention_(context_, {options.rows, options.sequences, options.context}),
         product_(context_),
@@ -56,12 +58,14 @@ class CudaDevice final : public Device {
     context_.uploads = &uploads_;
     context_.workspace = static_cast<std::byte*>(workspace);
     context_.workspace_bytes = workspace_bytes;
+    collectives_.Init({.device = index_, .stream = context_.stream}, uuid_, &memory_);
     FACET_RETURN_IF_ERROR(vocabulary_.Init());
     return attention_.AllocateKv({});
   }
 
   std::string name() const override { return name_; }
   bool host_memory() const override { return false; }
+  DeviceCollectives* collectives() override { return &collectives_; }
   std::string arithmetic() const override { return architecture_; }
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
@@ -237,12 +241,14 @@ class CudaDevice final : public Device {
   const int index_;
   const std::string name_;
   const std::string architecture_;
+  const std::string uuid_;
   DeviceMemory memory_;
   UploadRing uploads_;
   CudaContext context_;
   CudaAttention attention_;
   CudaProduct product_;
   CudaVocabulary vocabulary_;
+  NcclCollectives collectives_;
   HeadReads reads_;
 };
 

@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/nccl_api.h"
 #include "kernels/cuda/nvtx_device.h"
 
 namespace {
@@ -20,10 +21,15 @@ absl::StatusOr<std::string> BusId(int device) {
   return properties.bus_id;
 }
 
+absl::StatusOr<int> NcclVersion() {
+  FACET_ASSIGN_OR_RETURN(facet::cuda::Nccl* const nccl, facet::cuda::OpenNccl());
+  return nccl->version();
+}
+
 }  // namespace
 
 extern "C" [[gnu::visibility("default")]] const facet::cuda::CudaModule* facet_cuda_module() {
   static constexpr facet::cuda::CudaModule kModule = {FACET_CUDA_ABI, &facet::cuda::DeviceCount,
-                                                      &MakeDevice, &BusId};
+                                                      &MakeDevice, &BusId, &NcclVersion};
   return &kModule;
 }

@@ -34,6 +34,7 @@ struct CudaModule {
   absl::StatusOr<std::unique_ptr<Device>> (*make_device)(const CudaDeviceOptions&) = nullptr;
   // The PCI address of a GPU ("0000:3b:00.0"), by which others than CUDA know it.
   absl::StatusOr<std::string> (*bus_id)(int device) = nullptr;
+  absl::StatusOr<int> (*nccl_version)() = nullptr;  // FailedPrecondition says why there is none
 };
 using CudaModuleEntry = const CudaModule* (*)();
 inline constexpr const char* kCudaModuleSymbol = "facet_cuda_module";

@@ -26,6 +26,7 @@ using Event = ::CUevent_st*;    // cudaEvent_t
 
 struct DeviceProperties {
   std::string name;  // "NVIDIA H100 80GB HBM3"
+  std::string uuid;  // no other device of any machine has it
   int major = 0;     // compute capability
   int minor = 0;
   int multiprocessors = 0;
@@ -69,6 +70,8 @@ void DestroyEvent(Event event);
 absl::Status Record(Event event, Stream stream);
 // Returns once the stream has passed the place; at once if none was recorded.
 absl::Status Wait(Event event);
+// Whether it has, without waiting.
+absl::StatusOr<bool> Passed(Event event);
 
 // What the code that language.cuh's Launch() returned means; OK for 0.
 absl::Status LaunchStatus(int code);

@@ -34,6 +34,9 @@ absl::StatusOr<DeviceProperties> Properties(int device) {
       Explain(cudaGetDeviceProperties(&found, device), "cudaGetDeviceProperties"));
   DeviceProperties properties;
   properties.name = found.name;
+  for (const char byte : found.uuid.bytes) {
+    properties.uuid += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+  }
   properties.major = found.major;
   properties.minor = found.minor;
   properties.multiprocessors = found.multiProcessorCount;
@@ -121,6 +124,16 @@ absl::Status Record(Event event, Stream stream) {
 
 absl::Status Wait(Event event) {
   return Explain(cudaEventSynchronize(event), "cudaEventSynchronize");
+}
+
+absl::StatusOr<bool> Passed(Event event) {
+  const cudaError_t error = cudaEventQuery(event);
+  if (error == cudaErrorNotReady) {
+    cudaGetLastError();  // no error, so that no launch reports it
+    return false;
+  }
+  FACET_RETURN_IF_ERROR(Explain(error, "cudaEventQuery"));
+  return true;
 }
 
 absl::Status LaunchStatus(int code) {

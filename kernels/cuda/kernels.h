@@ -196,6 +196,22 @@ int64_t TopKeys(int64_t size, int count);
 int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
               CandidateOnDevice* out);
 
+// --- collective_kernels.cu
+
+// The sum tree over the roots of all ranks, left to right: the i-th is added to the last merges[i]
+// sums that wait, the latest of them first, and then waits itself.
+inline constexpr int kTreeRootsMax = 512;
+inline constexpr int kTreeLevelsMax = 16;  // sums that wait at once
+struct TreeSum {
+  int count = 0;  // of roots, at least one
+  uint8_t merges[kTreeRootsMax] = {};
+  const float* roots = nullptr;  // the i-th at roots + i * stride
+  int64_t stride = 0;
+  int64_t elements = 0;
+  float* out = nullptr;
+};
+int SumTreeRoots(Stream stream, const TreeSum& args);
+
 }  // namespace facet::cuda
 
 #endif  // FACET_KERNELS_CUDA_KERNELS_H_

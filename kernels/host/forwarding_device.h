@@ -17,6 +17,7 @@ class ForwardingDevice : public Device {
 
   std::string name() const override { return inner_->name(); }
   bool host_memory() const override { return inner_->host_memory(); }
+  DeviceCollectives* collectives() override { return inner_->collectives(); }
   std::string arithmetic() const override { return inner_->arithmetic(); }
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
                                                      const LeafCut* cut) override {

@@ -129,6 +129,8 @@ class RankImpl : public Rank {
     return hash;
   }
 
+  DeviceCollectives* collectives() override { return device_->collectives(); }
+
   EngineOptions engine_options() const override {
     EngineOptions engine;
     engine.block_tokens = kBlockTokens;
@@ -151,7 +153,7 @@ class RankImpl : public Rank {
     steps_->Reset();
     const std::lock_guard lock(abort_mutex_);
     FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
-    communicator_ = device_->host_memory()
+    communicator_ = device_->host_memory() || communicator->on_device()
                         ? std::move(communicator)
                         : MakeStagedCommunicator(device_.get(), std::move(communicator));
   }

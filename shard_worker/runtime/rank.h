@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "checkpoint/packed_cache.h"
 #include "kernels/collectives/communicator.h"
+#include "kernels/collectives/device_collectives.h"
 #include "kernels/device.h"
 #include "shard_worker/engine/engine.h"
 #include "shard_worker/runtime/executor.h"
@@ -106,8 +107,13 @@ class Rank {
   // Options of an engine that schedules for this group.
   virtual EngineOptions engine_options() const = 0;
 
-  // Begins an epoch with its communicator: all that was known of sequences is forgotten, the
-  // weights stay. REQUIRES: of the options' rank and world; none is attached.
+  // How the communicator of an epoch can be one between the ranks' devices; null where they compute
+  // in host memory. For the thread that attaches, between epochs.
+  virtual DeviceCollectives* collectives() { return nullptr; }
+
+  // Begins an epoch with its communicator, of the host's memory or of the device's: all that was
+  // known of sequences is forgotten, the weights stay. REQUIRES: of the options' rank and world;
+  // none is attached.
   virtual void Attach(std::unique_ptr<Communicator> communicator) = 0;
   // Ends it. REQUIRES: no step runs and Follow() has returned. Repeating is harmless.
   virtual void Detach() = 0;

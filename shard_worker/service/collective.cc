@@ -112,6 +112,27 @@ absl::StatusOr<v1::GroupMessage::Start> NewTcp(const v1::RankMessage::Hello& lea
   return start;
 }
 
+// What is wrong with one rank, given the ranks before it.
+std::string NcclObstacleOf(int rank, const std::vector<const v1::RankMessage::Hello*>& hellos) {
+  const v1::RankMessage::Hello& hello = *hellos[static_cast<size_t>(rank)];
+  if (hello.nccl_version() == 0) {
+    return fmt::format(
+        "rank {} has no NCCL: {}", rank,
+        hello.nccl_missing().empty() ? "its device computes in host memory" : hello.nccl_missing());
+  }
+  for (int other = 0; other < rank; ++other) {
+    const v1::RankMessage::Hello& before = *hellos[static_cast<size_t>(other)];
+    if (before.nccl_version() != hello.nccl_version()) {
+      return fmt::format("rank {} has NCCL {}, rank {} has {}", rank, hello.nccl_version(), other,
+                         before.nccl_version());
+    }
+    if (before.gpu() == hello.gpu()) {
+      return fmt::format("ranks {} and {} are on one GPU", other, rank);
+    }
+  }
+  return {};
+}
+
 absl::StatusOr<std::unique_ptr<Communicator>> AttachShm(const v1::GroupMessage::Start& start,
                                                         int rank, int world) {
   const std::string_view name = std::string_view(start.collective()).substr(kShm.size());
@@ -141,6 +162,20 @@ absl::StatusOr<std::unique_ptr<Communicator>> AttachTcp(const v1::GroupMessage::
   return JoinTcpGroup(std::move(listener), group, options);
 }
 
+// The hosts' part. A group of one has nobody to find.
+absl::StatusOr<std::unique_ptr<Communicator>> AttachHosts(const v1::GroupMessage::Start& start,
+                                                          std::optional<TcpListener> listener,
+                                                          const std::string& leader_host, int rank,
+                                                          int world) {
+  if (world == 1) return std::move(MakeLocalGroup(1).front());
+  if (start.collective().starts_with(kShm)) return AttachShm(start, rank, world);
+  if (start.collective() == kTcp) {
+    if (!listener) return FailedPrecondition("collective: this rank has no port for tcp");
+    return AttachTcp(start, *std::move(listener), leader_host, rank, world);
+  }
+  return Unimplemented("collective: this worker does not know '{}'", start.collective());
+}
+
 }  // namespace
 
 absl::StatusOr<CollectiveSeat> CollectiveSeat::Take(const CollectiveOptions& options,
@@ -166,6 +201,27 @@ void CollectiveSeat::Describe(v1::RankMessage::Hello* hello) const {
   hello->set_collective_address(address_);
 }
 
+void DescribeDevice(DeviceCollectives* device, v1::RankMessage::Hello* hello) {
+  if (device == nullptr) return;
+  const absl::StatusOr<DeviceSeat> seat = device->Seat();
+  if (!seat.ok()) {
+    hello->set_nccl_missing(MessageOf(seat.status()));
+    return;
+  }
+  hello->set_nccl_version(seat->version);
+  hello->set_gpu(seat->gpu);
+}
+
+std::string NcclObstacle(const v1::RankMessage::Hello& leader,
+                         const std::vector<RankPlace>& others) {
+  std::vector<const v1::RankMessage::Hello*> hellos = {&leader};
+  for (const RankPlace& place : others) hellos.push_back(&place.hello);
+  for (int rank = 0; rank < static_cast<int>(hellos.size()); ++rank) {
+    if (std::string obstacle = NcclObstacleOf(rank, hellos); !obstacle.empty()) return obstacle;
+  }
+  return {};
+}
+
 absl::StatusOr<v1::GroupMessage::Start> NewCollective(CollectiveKind kind,
                                                       const v1::RankMessage::Hello& leader,
                                                       const std::vector<RankPlace>& others) {
@@ -176,20 +232,29 @@ absl::StatusOr<v1::GroupMessage::Start> NewCollective(CollectiveKind kind,
         "namespace or user",
         fmt::join(elsewhere, ", "));
   }
-  if (kind == CollectiveKind::kTcp || !elsewhere.empty()) return NewTcp(leader, others);
-  return NewShm();
+  const std::string obstacle = NcclObstacle(leader, others);
+  if (kind == CollectiveKind::kNccl && !obstacle.empty() && !others.empty()) {
+    return FailedPrecondition("--collective=nccl: {}", obstacle);
+  }
+  const bool tcp = kind == CollectiveKind::kTcp || !elsewhere.empty();
+  FACET_ASSIGN_OR_RETURN(v1::GroupMessage::Start start, tcp ? NewTcp(leader, others) : NewShm());
+  const bool wanted = kind == CollectiveKind::kAuto || kind == CollectiveKind::kNccl;
+  start.set_nccl(wanted && obstacle.empty());
+  return start;
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMessage::Start& start,
                                                                CollectiveSeat seat, int rank,
-                                                               int world) {
-  if (world == 1) return std::move(MakeLocalGroup(1).front());
-  if (start.collective().starts_with(kShm)) return AttachShm(start, rank, world);
-  if (start.collective() == kTcp) {
-    if (!seat.listener_) return FailedPrecondition("collective: this rank has no port for tcp");
-    return AttachTcp(start, *std::move(seat.listener_), seat.leader_host_, rank, world);
+                                                               int world,
+                                                               DeviceCollectives* device) {
+  absl::StatusOr<std::unique_ptr<Communicator>> host =
+      AttachHosts(start, std::move(seat.listener_), seat.leader_host_, rank, world);
+  if (!host.ok()) return host;
+  if (start.nccl() && device == nullptr) {
+    return FailedPrecondition("collective: this rank has no device that could use nccl");
   }
-  return Unimplemented("collective: this worker does not know '{}'", start.collective());
+  const bool joins = device != nullptr && (start.nccl() || world == 1);
+  return joins ? device->Join(*std::move(host)) : std::move(host);
 }
 
 }  // namespace facet

@@ -2,7 +2,7 @@
 #define FACET_SHARD_WORKER_SERVICE_COLLECTIVE_H_
 
 // How the ranks of a new group find each other: over shared memory where they can share it, over
-// TCP where they cannot.
+// TCP where they cannot; and whether their devices exchange data without the hosts, by NCCL.
 
 #include <memory>
 #include <optional>
@@ -13,14 +13,16 @@
 #include "absl/status/statusor.h"
 #include "facet/v1/shard.pb.h"
 #include "kernels/collectives/communicator.h"
+#include "kernels/collectives/device_collectives.h"
 #include "kernels/collectives/socket.h"
 
 namespace facet {
 
-enum class CollectiveKind { kAuto, kShm, kTcp };
+enum class CollectiveKind { kAuto, kShm, kTcp, kNccl };
 
 struct CollectiveOptions {
-  // Rank 0's counts for all. kAuto: shared memory if all ranks can share it.
+  // Rank 0's counts for all. kAuto: shared memory if all ranks can share it, and NCCL beside it if
+  // all have it and a GPU of their own. kNccl: the same, and not without. kShm, kTcp: without.
   CollectiveKind kind = CollectiveKind::kAuto;
   // Of TCP: where this rank listens while a group forms, host:port. Empty: on any free port, of
   // loopback if the leader is there, else of all interfaces.
@@ -43,13 +45,17 @@ class CollectiveSeat {
 
  private:
   friend absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(
-      const v1::GroupMessage::Start& start, CollectiveSeat seat, int rank, int world);
+      const v1::GroupMessage::Start& start, CollectiveSeat seat, int rank, int world,
+      DeviceCollectives* device);
   CollectiveSeat() = default;
 
   std::optional<TcpListener> listener_;
   std::string leader_host_;
   std::string address_;  // empty without a listener
 };
+
+// Adds what `device` could do with others of its kind; nothing if it is null.
+void DescribeDevice(DeviceCollectives* device, v1::RankMessage::Hello* hello);
 
 // What the leader knows of another rank: its hello, and how gRPC names the other end of its stream.
 struct RankPlace {
@@ -58,17 +64,22 @@ struct RankPlace {
 };
 
 // How the ranks of a new group will find each other; goes to all of them. `leader`: rank 0's own
-// hello; `others`: from rank 1 on. FailedPrecondition names the ranks that cannot share memory if
-// `kind` asks for it, or that others would not find.
+// hello; `others`: from rank 1 on. FailedPrecondition names the ranks that cannot share memory or
+// use NCCL if `kind` asks for it, or that others would not find.
 absl::StatusOr<v1::GroupMessage::Start> NewCollective(CollectiveKind kind,
                                                       const v1::RankMessage::Hello& leader,
                                                       const std::vector<RankPlace>& others);
 
-// Attaches one rank to it; returns when all ranks have. Unimplemented names a kind that this
-// version does not know.
+// Why the ranks' devices cannot exchange data by NCCL, as a sentence; empty if they can.
+std::string NcclObstacle(const v1::RankMessage::Hello& leader,
+                         const std::vector<RankPlace>& others);
+
+// Attaches one rank to it, with its device if it has one; returns when all ranks have.
+// Unimplemented names a kind that this version does not know.
 absl::StatusOr<std::unique_ptr<Communicator>> AttachCollective(const v1::GroupMessage::Start& start,
                                                                CollectiveSeat seat, int rank,
-                                                               int world);
+                                                               int world,
+                                                               DeviceCollectives* device);
 
 }  // namespace facet
 

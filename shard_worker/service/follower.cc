@@ -26,7 +26,7 @@ constexpr absl::Duration kAfterDrain = absl::Seconds(2);
 // Longer than it takes to give a leader up: standing still for its sake is no fault of this rank.
 constexpr TimeUs kRankStuck = 3'500'000;
 
-v1::RankMessage::Hello HelloOf(const WorkerOptions& options, const Rank& rank,
+v1::RankMessage::Hello HelloOf(const WorkerOptions& options, Rank& rank,
                                const CollectiveSeat& seat) {
   v1::RankMessage::Hello hello;
   hello.set_rank(options.rank.rank);
@@ -35,6 +35,7 @@ v1::RankMessage::Hello HelloOf(const WorkerOptions& options, const Rank& rank,
   hello.set_plan_hash(rank.plan_hash());
   hello.set_step_protocol(kStepProtocolVersion);
   seat.Describe(&hello);
+  DescribeDevice(rank.collectives(), &hello);
   return hello;
 }
 
@@ -129,8 +130,8 @@ absl::Status RunFollower(const WorkerOptions& options, Rank* rank, WorkerMetrics
             options.link, HelloOf(options, *rank, seat), [rank] { return rank->progress(); },
             [pulse] { pulse->Beat(); }, stop));
     pulse->Rest();  // an attempt has a timeout of its own
-    absl::StatusOr<std::unique_ptr<Communicator>> communicator =
-        AttachCollective(link->start(), std::move(seat), options.rank.rank, options.rank.world);
+    absl::StatusOr<std::unique_ptr<Communicator>> communicator = AttachCollective(
+        link->start(), std::move(seat), options.rank.rank, options.rank.world, rank->collectives());
     pulse->Beat();
     if (!communicator.ok()) {
       spdlog::warn("could not attach to the group: {}", MessageOf(communicator.status()));

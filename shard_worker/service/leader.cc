@@ -159,16 +159,29 @@ absl::StatusOr<uint64_t> Leader::TryAttach() {
   if (!seat.ok()) return Unavailable("{}", MessageOf(seat.status()));
   v1::RankMessage::Hello mine;
   seat->Describe(&mine);
+  const CollectiveKind kind = options_.collective.kind;
+  // NCCL is opened where it may be used.
+  const bool may_use_nccl = kind == CollectiveKind::kAuto || kind == CollectiveKind::kNccl;
+  if (may_use_nccl && options_.rank.world > 1) DescribeDevice(rank_->collectives(), &mine);
+  std::string obstacle;
   FACET_ASSIGN_OR_RETURN(const v1::GroupMessage::Start start,
                          group_.Start([&](const std::vector<RankPlace>& others) {
-                           return NewCollective(options_.collective.kind, mine, others);
+                           obstacle = NcclObstacle(mine, others);
+                           return NewCollective(kind, mine, others);
                          }));
   pulse_->Rest();  // the attempt has a timeout of its own
   absl::StatusOr<std::unique_ptr<Communicator>> communicator =
-      AttachCollective(start, *std::move(seat), 0, options_.rank.world);
+      AttachCollective(start, *std::move(seat), 0, options_.rank.world, rank_->collectives());
   pulse_->Beat();
   FACET_RETURN_IF_ERROR(communicator.status());
-  if (options_.rank.world > 1) spdlog::info("the ranks are attached over {}", start.collective());
+  if (options_.rank.world > 1) {
+    spdlog::info("the ranks are attached over {}{}", start.nccl() ? "nccl beside " : "",
+                 start.collective());
+    if (rank_->collectives() != nullptr && !start.nccl()) {
+      spdlog::info("the devices exchange data through their hosts: {}",
+                   may_use_nccl ? obstacle : "as --collective says");
+    }
+  }
   rank_->Attach(*std::move(communicator));
   return start.epoch();
 }

@@ -56,6 +56,7 @@ SHAPES = {
     "FirstKeysKernel": (256, 8192),
     "MoreKeysKernel": (256, 8192),
     "CandidatesKernel": (256, 0),
+    "TreeRootsKernel": (128, 0),
 }
 # Kernel -> bytes of spills and why they stay.
 ALLOWED_SPILLS = {}

@@ -58,15 +58,34 @@ std::string UniqueGroupName() {
   return fmt::format("test-{}-{}", getpid(), count++);
 }
 
-std::vector<absl::Status> RunThreads(int world, const RankWork& work, const ArenaOptions& options) {
-  auto group = MakeLocalGroup(world, options);
-  std::vector<absl::Status> statuses(static_cast<size_t>(world));
+std::vector<absl::Status> RunRanks(
+    std::vector<MakeCommunicator> ranks,
+    const std::function<absl::Status(std::unique_ptr<Communicator>)>& body) {
+  std::vector<absl::Status> statuses(ranks.size());
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < world; ++rank) {
-    threads.emplace_back([&, rank] { statuses[rank] = work(*group[rank]); });
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      auto comm = ranks[rank]();
+      statuses[rank] = comm.ok() ? body(*std::move(comm)) : comm.status();
+    });
   }
   for (std::thread& thread : threads) thread.join();
   return statuses;
+}
+
+std::vector<MakeCommunicator> TakeLocalGroup(int world, const ArenaOptions& options) {
+  const auto group =
+      std::make_shared<std::vector<std::unique_ptr<Communicator>>>(MakeLocalGroup(world, options));
+  std::vector<MakeCommunicator> ranks;
+  for (int rank = 0; rank < world; ++rank) {
+    ranks.emplace_back([group, rank] { return std::move((*group)[static_cast<size_t>(rank)]); });
+  }
+  return ranks;
+}
+
+std::vector<absl::Status> RunThreads(int world, const RankWork& work, const ArenaOptions& options) {
+  return RunRanks(TakeLocalGroup(world, options),
+                  [&](std::unique_ptr<Communicator> comm) { return work(*comm); });
 }
 
 std::vector<absl::Status> RunChildren(int world, const std::function<absl::Status(int)>& body) {
@@ -122,61 +141,38 @@ TcpOptions OptionsFrom(const ArenaOptions& arena) {
   return options;
 }
 
-absl::Status RunTcpRank(TcpPorts* ports, int rank, const RankWork& work,
-                        const ArenaOptions& options) {
+absl::StatusOr<std::unique_ptr<Communicator>> JoinTcp(TcpPorts* ports, int rank,
+                                                      const ArenaOptions& options) {
   TcpGroup group = ports->group;
   group.rank = rank;
-  auto comm = JoinTcpGroup(std::move(ports->listeners[rank]), group, OptionsFrom(options));
-  return comm.ok() ? work(**comm) : comm.status();
+  return JoinTcpGroup(std::move(ports->listeners[static_cast<size_t>(rank)]), group,
+                      OptionsFrom(options));
 }
 
 }  // namespace
 
+std::vector<MakeCommunicator> TakeTcpGroup(int world, const ArenaOptions& options) {
+  const auto ports = std::make_shared<TcpPorts>(TakeTcpPorts(world));
+  std::vector<MakeCommunicator> ranks;
+  for (int rank = 0; rank < world; ++rank) {
+    ranks.emplace_back([ports, rank, options] { return JoinTcp(ports.get(), rank, options); });
+  }
+  return ranks;
+}
+
 std::vector<absl::Status> RunTcpThreads(int world, const RankWork& work,
                                         const ArenaOptions& options) {
-  TcpPorts ports = TakeTcpPorts(world);
-  std::vector<absl::Status> statuses(static_cast<size_t>(world));
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < world; ++rank) {
-    threads.emplace_back([&, rank] { statuses[rank] = RunTcpRank(&ports, rank, work, options); });
-  }
-  for (std::thread& thread : threads) thread.join();
-  return statuses;
+  return RunRanks(TakeTcpGroup(world, options),
+                  [&](std::unique_ptr<Communicator> comm) { return work(*comm); });
 }
 
 std::vector<absl::Status> RunTcpProcesses(int world, const RankWork& work,
                                           const ArenaOptions& options) {
   TcpPorts ports = TakeTcpPorts(world);
-  return RunChildren(world, [&](int rank) { return RunTcpRank(&ports, rank, work, options); });
-}
-
-std::string NameOf(Backend backend) {
-  switch (backend) {
-    case Backend::kThreads:
-      return "Threads";
-    case Backend::kProcesses:
-      return "Processes";
-    case Backend::kTcpThreads:
-      return "TcpThreads";
-    case Backend::kTcpProcesses:
-      return "TcpProcesses";
-  }
-  return "";
-}
-
-std::vector<absl::Status> RunGroup(Backend backend, int world, const RankWork& work,
-                                   const ArenaOptions& options) {
-  switch (backend) {
-    case Backend::kThreads:
-      return RunThreads(world, work, options);
-    case Backend::kProcesses:
-      return RunProcesses(world, work, options);
-    case Backend::kTcpThreads:
-      return RunTcpThreads(world, work, options);
-    case Backend::kTcpProcesses:
-      return RunTcpProcesses(world, work, options);
-  }
-  return {};
+  return RunChildren(world, [&](int rank) {
+    auto comm = JoinTcp(&ports, rank, options);
+    return comm.ok() ? work(**comm) : comm.status();
+  });
 }
 
 }  // namespace facet

@@ -3,7 +3,7 @@
 
 // Runs every rank of a group at once: as threads over the local backend, as forked processes over
 // shared memory, and as both over TCP. A rank's work returns a Status; the harness hands back one
-// per rank.
+// per rank. The conformance suite's backends (tested_backends.h) are made of this.
 
 #include <functional>
 #include <memory>
@@ -35,22 +35,22 @@ std::vector<absl::Status> RunTcpThreads(int world, const RankWork& work,
 std::vector<absl::Status> RunTcpProcesses(int world, const RankWork& work,
                                           const ArenaOptions& options = {});
 
-enum class Backend { kThreads, kProcesses, kTcpThreads, kTcpProcesses };
-
-std::string NameOf(Backend backend);
-inline bool IsTcp(Backend backend) {
-  return backend == Backend::kTcpThreads || backend == Backend::kTcpProcesses;
-}
-
-std::vector<absl::Status> RunGroup(Backend backend, int world, const RankWork& work,
-                                   const ArenaOptions& options = {});
-
 // A port of loopback for every rank, and the key of an epoch.
 struct TcpPorts {
   std::vector<TcpListener> listeners;
   TcpGroup group;  // of rank 0
 };
 TcpPorts TakeTcpPorts(int world);
+
+// A rank's communicator, made on the rank's thread: all ranks at once.
+using MakeCommunicator = std::function<absl::StatusOr<std::unique_ptr<Communicator>>()>;
+std::vector<MakeCommunicator> TakeLocalGroup(int world, const ArenaOptions& options);
+std::vector<MakeCommunicator> TakeTcpGroup(int world, const ArenaOptions& options);
+
+// Gives each rank's communicator to `body` on a thread of its own.
+std::vector<absl::Status> RunRanks(
+    std::vector<MakeCommunicator> ranks,
+    const std::function<absl::Status(std::unique_ptr<Communicator>)>& body);
 
 // Runs `body(rank)` in a child process per rank.
 std::vector<absl::Status> RunChildren(int world, const std::function<absl::Status(int)>& body);

@@ -8,7 +8,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
-#include <atomic>
 #include <bit>
 #include <cstring>
 #include <functional>
@@ -277,14 +276,6 @@ class HandMadePeer : public ::testing::Test {
   UniqueFd fd_;
 };
 
-TEST_F(HandMadePeer, ThatIsSilentIsNamedAtTheDeadline) {
-  rank0().SetTimeout(kShort);
-  const absl::Status status = FailureOf(Barrier);
-  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(MessageOf(status),
-            "rank 1 did not arrive at barrier of step 7 within 100 ms (rank 0 waited)");
-}
-
 TEST_F(HandMadePeer, ThatStopsInsideAFrameIsNamedAtTheDeadline) {
   rank0().SetTimeout(kShort);
   Say(fd_, Frame(Operation::kAllGatherBytes, 7, 100, 100));
@@ -342,21 +333,6 @@ TEST_F(HandMadePeer, HearsWhyTheOtherFails) {
     const ssize_t bytes = recv(fd_.get(), heard.data(), heard.size(), 0);
     ASSERT_GT(bytes, 0);
   }
-}
-
-TEST_F(HandMadePeer, CannotHoldUpAnAbort) {
-  std::atomic<bool> in_call = false;
-  absl::Status status;
-  std::thread sleeper([&] {
-    in_call = true;
-    status = rank0().Barrier();
-  });
-  while (!in_call) std::this_thread::yield();
-  const Clock::time_point begin = Clock::now();
-  rank0().Abort();
-  sleeper.join();
-  EXPECT_LT(Clock::now() - begin, kLong / 2);
-  EXPECT_EQ(MessageOf(status), "rank 0 aborted the group");
 }
 
 TEST_F(HandMadePeer, ThatIsSilentCostsNoProcessorTime) {

@@ -95,6 +95,16 @@ int64_t AllocatedBytes() {
   return bytes;
 }
 
+bool InDeviceMemory(const void* from, int64_t bytes) {
+  Memory& memory = TheMemory();
+  std::lock_guard lock(memory.mutex);
+  auto piece = memory.pieces.upper_bound(const_cast<void*>(from));
+  if (piece == memory.pieces.begin()) return false;
+  --piece;
+  const auto* const begin = static_cast<const std::byte*>(piece->first);
+  return static_cast<const std::byte*>(from) + bytes <= begin + piece->second.bytes;
+}
+
 }  // namespace facet::cuda_emulator
 
 namespace facet::cuda {
@@ -107,6 +117,7 @@ absl::StatusOr<DeviceProperties> Properties(int device) {
   if (device < 0 || device >= kDevices) return Internal("there is no emulated device {}", device);
   DeviceProperties properties;
   properties.name = "emulated";
+  properties.uuid = fmt::format("emulated-{}", device);
   properties.major = 8;
   properties.minor = 0;
   properties.multiprocessors = 4;
@@ -225,6 +236,13 @@ absl::Status Record(Event event, Stream stream) {
 absl::Status Wait(Event event) {
   if (event->stream == nullptr) return absl::OkStatus();
   return Explain(event->stream->FinishUntil(event->put), "waiting for an event");
+}
+
+absl::StatusOr<bool> Passed(Event event) {
+  if (event->stream == nullptr) return true;
+  const bool passed = event->stream->TryUntil(event->put);
+  FACET_RETURN_IF_ERROR(Explain(event->stream->error(), "asking for an event"));
+  return passed;
 }
 
 absl::Status LaunchStatus(int code) { return Explain(code, "a launch"); }

@@ -14,6 +14,8 @@ inline constexpr int kDevices = 8;
 void SetDeviceMemory(int64_t bytes);
 // What is allocated now, on all devices.
 int64_t AllocatedBytes();
+// Whether these bytes are a part of one allocation on a device.
+bool InDeviceMemory(const void* from, int64_t bytes);
 // Of streams made from now on: which work they put off.
 void SetStreamSeed(uint64_t seed);
 

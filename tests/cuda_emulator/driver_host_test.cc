@@ -11,6 +11,7 @@
 #include "tests/cuda_emulator/machine.h"
 #include "tests/cuda_emulator/planted.h"
 #include "tests/cuda_emulator/samples.h"
+#include "tests/cuda_emulator/stream.h"
 #include "tests/cuda_emulator/unwritten.h"
 
 namespace facet::cuda {
@@ -102,6 +103,36 @@ TEST_F(DriverHost, MemoryIsFinite) {
   ASSERT_TRUE(UseDevice(0).ok());
   Free(piece);
   EXPECT_FALSE(UseDevice(cuda_emulator::kDevices).ok());
+}
+
+TEST_F(DriverHost, AskingForAnEventDoesWhatIsReadyAndWaitsForNobody) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    cuda_emulator::SetStreamSeed(seed);
+    const Stream stream = *MakeStream();
+    const Event event = *MakeEvent();
+    EXPECT_TRUE(*Passed(event));  // was never recorded
+    bool ready = false;
+    int done = 0;
+    stream->PutWhen([&ready] { return ready; }, [&done] { return ++done, 0; });
+    stream->Put([&done] { return ++done, 0; });
+    ASSERT_TRUE(Record(event, stream).ok());
+    EXPECT_FALSE(*Passed(event));
+    EXPECT_EQ(done, 0);  // what comes after waits, too
+    ready = true;
+    EXPECT_TRUE(*Passed(event));
+    EXPECT_EQ(done, 2);
+    DestroyEvent(event);
+    DestroyStream(stream);
+  }
+}
+
+TEST_F(DriverHost, KnowsItsMemory) {
+  auto* const piece = static_cast<std::byte*>(*Allocate(100));
+  EXPECT_TRUE(cuda_emulator::InDeviceMemory(piece, 100));
+  EXPECT_TRUE(cuda_emulator::InDeviceMemory(piece + 99, 1));
+  EXPECT_FALSE(cuda_emulator::InDeviceMemory(piece + 1, 100));
+  EXPECT_FALSE(cuda_emulator::InDeviceMemory(&piece, 1));
+  Free(piece);
 }
 
 // At the write with the address sanitizer, else when the memory is given back.

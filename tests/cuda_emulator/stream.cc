@@ -1,19 +1,31 @@
 #include "tests/cuda_emulator/stream.h"
 
+#include <thread>
 #include <utility>
 
-void CUstream_st::Put(facet::cuda_emulator::Work work) {
-  queue_.push_back(std::move(work));
+void CUstream_st::PutWhen(facet::cuda_emulator::Ready ready, facet::cuda_emulator::Work work) {
+  queue_.push_back({std::move(ready), std::move(work)});
   ++put_;
-  if (random_() % 2 == 0) Finish();
+  if (random_() % 2 == 0) TryUntil(put_);
 }
 
 int CUstream_st::FinishUntil(uint64_t count) {
-  while (done_ < count) {
-    const facet::cuda_emulator::Work work = std::move(queue_.front());
-    queue_.pop_front();
-    ++done_;
-    if (error_ == 0) error_ = work();
-  }
+  while (!TryUntil(count)) std::this_thread::yield();
   return error_;
+}
+
+bool CUstream_st::TryUntil(uint64_t count) {
+  while (done_ < count) {
+    const facet::cuda_emulator::Ready& ready = queue_.front().ready;
+    if (error_ == 0 && ready && !ready()) return false;
+    DoFirst();
+  }
+  return true;
+}
+
+void CUstream_st::DoFirst() {
+  const facet::cuda_emulator::Work work = std::move(queue_.front().work);
+  queue_.pop_front();
+  ++done_;
+  if (error_ == 0) error_ = work();
 }

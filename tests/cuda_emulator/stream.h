@@ -9,11 +9,14 @@
 #include <deque>
 #include <functional>
 #include <random>
+#include <utility>
 
 namespace facet::cuda_emulator {
 
 // Returns 0 or CUDA's error code.
 using Work = std::function<int()>;
+// Whether work can be done without waiting for anybody; asked again and again.
+using Ready = std::function<bool()>;
 
 }  // namespace facet::cuda_emulator
 
@@ -21,16 +24,27 @@ struct CUstream_st {
  public:
   explicit CUstream_st(uint64_t seed) : random_(seed) {}
 
-  void Put(facet::cuda_emulator::Work work);
+  void Put(facet::cuda_emulator::Work work) { PutWhen({}, std::move(work)); }
+  // Work that needs others, such as other devices. What is put after it waits for it.
+  void PutWhen(facet::cuda_emulator::Ready ready, facet::cuda_emulator::Work work);
   // Does all the work. After the first error the rest is dropped, and it stays the stream's error.
   int Finish() { return FinishUntil(put_); }
   // The same of the first `count` pieces of work ever put.
   int FinishUntil(uint64_t count);
+  // As far as nothing waits for others: whether so much is done.
+  bool TryUntil(uint64_t count);
   uint64_t put() const { return put_; }
+  int error() const { return error_; }
 
  private:
+  struct Piece {
+    facet::cuda_emulator::Ready ready;  // empty: always
+    facet::cuda_emulator::Work work;
+  };
+  void DoFirst();
+
   std::mt19937_64 random_;
-  std::deque<facet::cuda_emulator::Work> queue_;
+  std::deque<Piece> queue_;
   uint64_t put_ = 0;
   uint64_t done_ = 0;
   int error_ = 0;

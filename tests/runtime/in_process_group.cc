@@ -32,9 +32,9 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const Grou
     rank_options.world = options.world;
     rank_options.step_timeout = kIdleMax;
     FACET_ASSIGN_OR_RETURN(std::unique_ptr<Rank> loaded, Rank::Load(rank_options));
-    loaded->Attach(std::move(communicators[rank]));
     group->ranks_.push_back(std::move(loaded));
   }
+  FACET_RETURN_IF_ERROR(group->Attach(std::move(communicators)));
   for (int rank = 1; rank < options.world; ++rank) {
     group->followers_.emplace_back([follower = group->ranks_[rank].get()] {
       const absl::Status status = follower->Follow();
@@ -49,6 +49,24 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const Grou
   group->engine_ = std::make_unique<Engine>(engine);
   group->steps_max_ = options.steps_max;
   return group;
+}
+
+// Devices with collectives of their own join each other, all at once.
+absl::Status InProcessGroup::Attach(std::vector<std::unique_ptr<Communicator>> communicators) {
+  std::vector<absl::Status> statuses(ranks_.size());
+  std::vector<std::thread> joining;
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    joining.emplace_back([&, i] {
+      absl::StatusOr<std::unique_ptr<Communicator>> communicator = std::move(communicators[i]);
+      DeviceCollectives* const device = ranks_[i]->collectives();
+      if (device != nullptr) communicator = device->Join(*std::move(communicator));
+      statuses[i] = communicator.status();
+      if (communicator.ok()) ranks_[i]->Attach(*std::move(communicator));
+    });
+  }
+  for (std::thread& thread : joining) thread.join();
+  for (const absl::Status& status : statuses) FACET_RETURN_IF_ERROR(status);
+  return absl::OkStatus();
 }
 
 InProcessGroup::~InProcessGroup() {

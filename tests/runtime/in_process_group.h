@@ -1,8 +1,9 @@
 #ifndef FACET_TESTS_RUNTIME_IN_PROCESS_GROUP_H_
 #define FACET_TESTS_RUNTIME_IN_PROCESS_GROUP_H_
 
-// A whole group in one process: a rank per thread over the `local` communicator, an engine on
-// rank 0. Runs requests to their end and returns what they produced.
+// A whole group in one process: a rank per thread over the `local` communicator, or that of its
+// devices beside it, an engine on rank 0. Runs requests to their end and returns what they
+// produced.
 
 #include <deque>
 #include <memory>
@@ -50,6 +51,7 @@ class InProcessGroup {
 
  private:
   InProcessGroup() = default;
+  absl::Status Attach(std::vector<std::unique_ptr<Communicator>> communicators);
   // Plans as far as the engine goes, then runs the oldest plan.
   void Step(const std::vector<uint64_t>& seeds, std::vector<Output>* outputs);
 

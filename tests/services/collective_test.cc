@@ -90,6 +90,96 @@ TEST(NewCollective, IsTcpIfOneRankIsElsewhere) {
   }
 }
 
+v1::RankMessage::Hello HelloWithGpu(int nccl_version, const std::string& gpu) {
+  v1::RankMessage::Hello hello = HelloFrom(HostIdentity(), ":1");
+  hello.set_nccl_version(nccl_version);
+  hello.set_gpu(gpu);
+  return hello;
+}
+
+TEST(NewCollective, IsNcclBesideTheHostsWhereAllRanksHaveIt) {
+  const auto leader = HelloWithGpu(22809, "a");
+  const std::vector<RankPlace> others = {{HelloWithGpu(22809, "b"), "ipv4:127.0.0.1:50"}};
+  for (const CollectiveKind kind : {CollectiveKind::kAuto, CollectiveKind::kNccl}) {
+    const auto start = NewCollective(kind, leader, others);
+    ASSERT_TRUE(start.ok()) << start.status();
+    EXPECT_TRUE(start->nccl());
+    EXPECT_THAT(start->collective(), StartsWith("shm:"));
+  }
+  for (const CollectiveKind kind : {CollectiveKind::kShm, CollectiveKind::kTcp}) {
+    EXPECT_FALSE(NewCollective(kind, leader, others)->nccl());
+  }
+}
+
+TEST(NewCollective, IsNcclOnlyWhereNothingIsInTheWay) {
+  const auto leader = HelloWithGpu(22809, "a");
+  auto without = HelloWithGpu(0, "");
+  const auto obstacle = [&](const v1::RankMessage::Hello& other) {
+    const std::vector<RankPlace> others = {{other, "ipv4:127.0.0.1:50"}};
+    const auto start = NewCollective(CollectiveKind::kAuto, leader, others);
+    EXPECT_TRUE(start.ok() && !start->nccl());
+    const auto refused = NewCollective(CollectiveKind::kNccl, leader, others);
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(MessageOf(refused.status()), HasSubstr(NcclObstacle(leader, others)));
+    return MessageOf(refused.status());
+  };
+  EXPECT_THAT(obstacle(without), HasSubstr("rank 1 has no NCCL: its device computes in host"));
+  without.set_nccl_missing("there is no libnccl.so.2");
+  EXPECT_THAT(obstacle(without), HasSubstr("rank 1 has no NCCL: there is no libnccl.so.2"));
+  EXPECT_THAT(obstacle(HelloWithGpu(22809, "a")), HasSubstr("ranks 0 and 1 are on one GPU"));
+  EXPECT_THAT(obstacle(HelloWithGpu(22704, "b")), HasSubstr("rank 1 has NCCL 22704, rank 0 has"));
+}
+
+// Adds nothing to a rank's communicator but that it was asked to.
+class FakeDevice final : public DeviceCollectives {
+ public:
+  explicit FakeDevice(absl::StatusOr<DeviceSeat> seat) : seat_(std::move(seat)) {}
+  absl::StatusOr<DeviceSeat> Seat() override { return seat_; }
+  absl::StatusOr<std::unique_ptr<Communicator>> Join(std::unique_ptr<Communicator> host) override {
+    ++joined;
+    return host;
+  }
+
+  int joined = 0;
+
+ private:
+  const absl::StatusOr<DeviceSeat> seat_;
+};
+
+TEST(DescribeDevice, SaysWhatItHasOrWhatIsMissing) {
+  v1::RankMessage::Hello hello;
+  DescribeDevice(nullptr, &hello);
+  EXPECT_EQ(hello.ByteSizeLong(), 0u);
+  FakeDevice device(DeviceSeat{22809, "GPU-7"});
+  DescribeDevice(&device, &hello);
+  EXPECT_EQ(hello.nccl_version(), 22809);
+  EXPECT_EQ(hello.gpu(), "GPU-7");
+  FakeDevice missing(FailedPrecondition("there is no libnccl.so.2"));
+  v1::RankMessage::Hello other;
+  DescribeDevice(&missing, &other);
+  EXPECT_EQ(other.nccl_version(), 0);
+  EXPECT_EQ(other.nccl_missing(), "there is no libnccl.so.2");
+}
+
+TEST(AttachCollective, LetsTheDevicesJoinWhereTheyAreTo) {
+  const auto joined = [](bool nccl, int world) {
+    FakeDevice device(DeviceSeat{22809, "a"});
+    v1::GroupMessage::Start start;
+    start.set_collective("none");
+    start.set_nccl(nccl);
+    auto seat = CollectiveSeat::Take({}, "unix:/tmp/group.sock");
+    EXPECT_TRUE(AttachCollective(start, *std::move(seat), 0, world, &device).ok() == (world == 1));
+    return device.joined;
+  };
+  EXPECT_EQ(joined(false, 1), 1);  // alone it needs no NCCL, and nobody to find
+  EXPECT_EQ(joined(true, 2), 0);   // the hosts did not find each other
+  v1::GroupMessage::Start start;
+  start.set_nccl(true);
+  auto seat = CollectiveSeat::Take({}, "unix:/tmp/group.sock");
+  EXPECT_THAT(MessageOf(AttachCollective(start, *std::move(seat), 0, 1, nullptr).status()),
+              HasSubstr("has no device that could use nccl"));
+}
+
 TEST(NewCollective, TellsEverybodysAddress) {
   const auto start = NewCollective(
       CollectiveKind::kAuto, HelloFrom("a", ":1"),
@@ -130,7 +220,7 @@ TEST(AttachCollective, OverTcpFindsTheLeaderWhereItsStreamDid) {
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < 3; ++rank) {
     ranks.emplace_back([&, rank] {
-      auto comm = AttachCollective(*start, std::move(seats[rank]), rank, 3);
+      auto comm = AttachCollective(*start, std::move(seats[rank]), rank, 3, nullptr);
       statuses[rank] = comm.ok() ? (*comm)->Barrier() : comm.status();
     });
   }
@@ -143,12 +233,12 @@ TEST(AttachCollective, RefusesWhatItDoesNotKnow) {
   start.set_collective("pigeons");
   auto seat = CollectiveSeat::Take({}, "unix:/tmp/group.sock");
   ASSERT_TRUE(seat.ok()) << seat.status();
-  EXPECT_EQ(AttachCollective(start, *std::move(seat), 1, 2).status().code(),
+  EXPECT_EQ(AttachCollective(start, *std::move(seat), 1, 2, nullptr).status().code(),
             absl::StatusCode::kUnimplemented);
   start.set_collective("tcp");
   start.set_key("short");
   seat = CollectiveSeat::Take({}, "unix:/tmp/group.sock");
-  EXPECT_THAT(MessageOf(AttachCollective(start, *std::move(seat), 1, 2).status()),
+  EXPECT_THAT(MessageOf(AttachCollective(start, *std::move(seat), 1, 2, nullptr).status()),
               HasSubstr("a key of 5 bytes"));
 }
 

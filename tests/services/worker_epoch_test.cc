@@ -36,7 +36,7 @@ class MuteRank {
     while (stream_->Read(&answer) && !answer.has_start()) {
     }
     absl::StatusOr<std::unique_ptr<Communicator>> communicator =
-        AttachCollective(answer.start(), *std::move(seat), rank, world);
+        AttachCollective(answer.start(), *std::move(seat), rank, world, nullptr);
     EXPECT_TRUE(communicator.ok()) << communicator.status();
     communicator_ = *std::move(communicator);
   }

@@ -1,4 +1,4 @@
-// What the collectives compute, on all backends, against the naive definitions.
+// The conformance suite's first half: what every backend computes, against the naive definitions.
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -17,7 +17,7 @@
 #include "base/prng.h"
 #include "base/status.h"
 #include "kernels/sum_tree.h"
-#include "tests/collectives/group_harness.h"
+#include "tests/collectives/tested_backends.h"
 #include "tests/collectives/tree_oracle.h"
 
 namespace facet {
@@ -93,14 +93,22 @@ absl::Status CheckAllReduce(Communicator& comm, const SumTree& tree,
   return absl::OkStatus();
 }
 
-// Every leaf count from the world size on, every size.
-absl::Status ReduceMatrix(Communicator& comm) {
-  for (int leaves = comm.world(); leaves <= kLeavesMax; ++leaves) {
+// Sizes: nothing, one, odd ones, those of steps, and around where ranks begin to add slices (16 KiB
+// of a rank's roots, of which it may have one to five).
+absl::Status ReduceSizes(Communicator& comm, const SumTree& tree, bool slow) {
+  for (const int64_t elements :
+       {0, 1, 3, 16, 640, 1'365, 1'366, 4'095, 4'096, 4'097, 5'120, slow ? 8'193 : 70'001}) {
+    const std::vector<float> roots = Inputs().Roots(tree, comm.rank(), elements);
+    FACET_RETURN_IF_ERROR(CheckAllReduce(comm, tree, roots, elements));
+  }
+  return absl::OkStatus();
+}
+
+// Every leaf count from the world size on; of a slow backend, few.
+absl::Status ReduceMatrix(Communicator& comm, bool slow) {
+  for (int leaves = comm.world(); leaves <= kLeavesMax; leaves += slow ? 5 : 1) {
     const SumTree tree(leaves, EvenRanks(leaves, comm.world()));
-    for (const int64_t elements : {0, 1, 3, 16, 640, 5'120, 70'001}) {
-      const std::vector<float> roots = Inputs().Roots(tree, comm.rank(), elements);
-      FACET_RETURN_IF_ERROR(CheckAllReduce(comm, tree, roots, elements));
-    }
+    FACET_RETURN_IF_ERROR(ReduceSizes(comm, tree, slow));
   }
   return absl::OkStatus();
 }
@@ -114,47 +122,43 @@ std::vector<std::byte> Bytes(int rank, size_t size) {
   return bytes;
 }
 
-class Operations : public ::testing::TestWithParam<std::tuple<Backend, int>> {
+class Operations : public ::testing::TestWithParam<std::tuple<const Backend*, int>> {
  protected:
   Operations() { Inputs(); }  // before threads or processes want it
-  Backend backend() const { return std::get<0>(GetParam()); }
+
+  void SetUp() override {
+    if (world() > backend().ranks_max) {
+      GTEST_SKIP() << backend().name << " has at most " << backend().ranks_max << " ranks here";
+    }
+  }
+
+  const Backend& backend() const { return *std::get<0>(GetParam()); }
   int world() const { return std::get<1>(GetParam()); }
 };
 
-std::string NameOfParam(const ::testing::TestParamInfo<std::tuple<Backend, int>>& info) {
-  return fmt::format("{}{}", NameOf(std::get<0>(info.param)), std::get<1>(info.param));
-}
-
-INSTANTIATE_TEST_SUITE_P(, Operations,
-                         ::testing::Combine(::testing::Values(Backend::kThreads,
-                                                              Backend::kProcesses,
-                                                              Backend::kTcpProcesses),
-                                            ::testing::Values(1, 2, 3, 4, 5, 8)),
-                         NameOfParam);
-// For the thread sanitizer, which sees no more in more of them.
-INSTANTIATE_TEST_SUITE_P(Few, Operations,
-                         ::testing::Combine(::testing::Values(Backend::kTcpThreads),
-                                            ::testing::Values(2, 3)),
-                         NameOfParam);
+INSTANTIATE_TEST_SUITE_P(
+    , Operations,
+    ::testing::Combine(::testing::ValuesIn(BackendsThat([](const Backend&) { return true; })),
+                       ::testing::Range(1, 9)),
+    [](const auto& info) {
+      return fmt::format("{}{}", std::get<0>(info.param)->name, std::get<1>(info.param));
+    });
 
 TEST_P(Operations, AllReduceGivesTheBitsOfTheNaiveTree) {
-  EXPECT_ALL_OK(RunGroup(backend(), world(), ReduceMatrix));
+  const auto reduce = [this](Communicator& comm) { return ReduceMatrix(comm, backend().slow); };
+  EXPECT_ALL_OK(backend().Run(world(), reduce));
 }
 
 TEST_P(Operations, AllReduceInManyPiecesGivesTheSameBits) {
-  EXPECT_ALL_OK(RunGroup(backend(), world(), ReduceMatrix, SmallSlots()));
+  const auto reduce = [this](Communicator& comm) { return ReduceMatrix(comm, backend().slow); };
+  EXPECT_ALL_OK(backend().Run(world(), reduce, SmallSlots()));
 }
 
 TEST_P(Operations, AllReduceTakesRanksWithoutLeaves) {
-  EXPECT_ALL_OK(RunGroup(backend(), world(), [](Communicator& comm) -> absl::Status {
+  EXPECT_ALL_OK(backend().Run(world(), [this](Communicator& comm) {
     std::vector<int> begin(static_cast<size_t>(comm.world()) + 1, 13);
     begin[0] = 0;  // rank 0 owns them all
-    const SumTree tree(13, begin);
-    for (const int64_t elements : {5, 5'120, 70'001}) {
-      const std::vector<float> roots = Inputs().Roots(tree, comm.rank(), elements);
-      FACET_RETURN_IF_ERROR(CheckAllReduce(comm, tree, roots, elements));
-    }
-    return absl::OkStatus();
+    return ReduceSizes(comm, SumTree(13, begin), backend().slow);
   }));
 }
 
@@ -183,8 +187,8 @@ TEST_P(Operations, AllGatherPutsUnevenPartsSideBySide) {
     }
     return absl::OkStatus();
   };
-  EXPECT_ALL_OK(RunGroup(backend(), world(), gather));
-  EXPECT_ALL_OK(RunGroup(backend(), world(), gather, SmallSlots()));
+  EXPECT_ALL_OK(backend().Run(world(), gather));
+  EXPECT_ALL_OK(backend().Run(world(), gather, SmallSlots()));
 }
 
 TEST_P(Operations, AllGatherBytesLearnsTheSizes) {
@@ -200,8 +204,8 @@ TEST_P(Operations, AllGatherBytesLearnsTheSizes) {
     }
     return absl::OkStatus();
   };
-  EXPECT_ALL_OK(RunGroup(backend(), world(), gather));
-  EXPECT_ALL_OK(RunGroup(backend(), world(), gather, SmallSlots()));
+  EXPECT_ALL_OK(backend().Run(world(), gather));
+  EXPECT_ALL_OK(backend().Run(world(), gather, SmallSlots()));
 }
 
 TEST_P(Operations, BroadcastBringsAnySizeToAll) {
@@ -214,8 +218,8 @@ TEST_P(Operations, BroadcastBringsAnySizeToAll) {
     }
     return comm.Barrier();
   };
-  EXPECT_ALL_OK(RunGroup(backend(), world(), broadcast));
-  EXPECT_ALL_OK(RunGroup(backend(), world(), broadcast, SmallSlots()));
+  EXPECT_ALL_OK(backend().Run(world(), broadcast));
+  EXPECT_ALL_OK(backend().Run(world(), broadcast, SmallSlots()));
 }
 
 // One call of a random kind and size, checked; the same on every rank.
@@ -267,47 +271,28 @@ absl::Status RandomCalls(Communicator& comm, uint64_t seed, int calls) {
   return absl::OkStatus();
 }
 
-class Stress : public ::testing::TestWithParam<std::tuple<Backend, int, int>> {
- protected:
-  Stress() { Inputs(); }
-};
-
-INSTANTIATE_TEST_SUITE_P(, Stress,
-                         ::testing::Values(std::tuple(Backend::kThreads, 2, 10'000),
-                                           std::tuple(Backend::kThreads, 8, 2'000),
-                                           std::tuple(Backend::kProcesses, 2, 10'000),
-                                           std::tuple(Backend::kProcesses, 3, 5'000),
-                                           std::tuple(Backend::kProcesses, 8, 2'000),
-                                           std::tuple(Backend::kTcpThreads, 2, 3'000),
-                                           std::tuple(Backend::kTcpThreads, 4, 1'000),
-                                           std::tuple(Backend::kTcpProcesses, 3, 2'000),
-                                           std::tuple(Backend::kTcpProcesses, 8, 500)),
-                         [](const auto& info) {
-                           return fmt::format("{}{}", NameOf(std::get<0>(info.param)),
-                                              std::get<1>(info.param));
-                         });
-
-TEST_P(Stress, RandomCallsStayRight) {
-  const Backend backend = std::get<0>(GetParam());
-  const int world = std::get<1>(GetParam());
-  const int calls = std::get<2>(GetParam());
+// Fewer where ranks outnumber processors: each call is a wait for all of them.
+TEST_P(Operations, RandomCallsStayRight) {
   const char* given = std::getenv("FACET_TEST_SEED");
   const uint64_t seed =
       given != nullptr
           ? std::strtoull(given, nullptr, 10)
           : static_cast<uint64_t>(::testing::UnitTest::GetInstance()->start_timestamp());
   std::printf("FACET_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  const int calls = backend().stress_calls / (world() <= 2 ? 1 : world());
   const auto work = [&](Communicator& comm) { return RandomCalls(comm, seed, calls); };
-  EXPECT_ALL_OK(RunGroup(backend, world, work, SmallSlots()));
+  EXPECT_ALL_OK(backend().Run(world(), work, SmallSlots()));
 }
 
-TEST(Times, WaitingAndWorkingAreToldApart) {
-  EXPECT_ALL_OK(RunThreads(2, [](Communicator& comm) -> absl::Status {
+TEST_P(Operations, WaitingAndWorkingAreToldApart) {
+  EXPECT_ALL_OK(backend().Run(world(), [](Communicator& comm) -> absl::Status {
+    comm.TakeTimes();  // of what formed the group
     const auto begin = std::chrono::steady_clock::now();
-    const SumTree tree(2, {0, 1, 2});
-    const std::vector<float> roots(kElementsMax, 1);
-    std::vector<float> out(kElementsMax);
-    FACET_RETURN_IF_ERROR(comm.AllReduceSum(tree, roots.data(), kElementsMax, out.data()));
+    const SumTree tree(8, EvenRanks(8, comm.world()));
+    constexpr int64_t kElements = 5'000;
+    const std::vector<float> roots = Inputs().Roots(tree, comm.rank(), kElements);
+    std::vector<float> out(kElements);
+    FACET_RETURN_IF_ERROR(comm.AllReduceSum(tree, roots.data(), kElements, out.data()));
     FACET_RETURN_IF_ERROR(comm.Barrier());
     const std::chrono::duration<double> all = std::chrono::steady_clock::now() - begin;
     const Communicator::Times times = comm.TakeTimes();

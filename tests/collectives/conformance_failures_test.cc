@@ -1,23 +1,18 @@
-// How a group fails: everywhere, promptly, with a sentence that says who and where.
+// The conformance suite's second half: how a group of every backend fails: everywhere, promptly,
+// with a sentence that says who and where.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include <atomic>
 #include <chrono>
-#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/status.h"
-#include "kernels/collectives/local.h"
 #include "kernels/sum_tree.h"
-#include "tests/collectives/group_harness.h"
+#include "tests/collectives/tested_backends.h"
 
 namespace facet {
 namespace {
@@ -61,14 +56,17 @@ absl::Status ThenEverythingFails(Communicator& comm, const absl::Status& failure
   return failure;
 }
 
-class Failures : public ::testing::TestWithParam<Backend> {
+class Failures : public ::testing::TestWithParam<const Backend*> {
  protected:
+  const Backend& backend() const { return *GetParam(); }
+
   // Every rank does `work` and then finds everything failed; the first call must come back long
   // before its deadline.
-  std::vector<absl::Status> Run(int world, const RankWork& work, const ArenaOptions& options = {}) {
+  std::vector<absl::Status> Run(int world, const RankWork& work,
+                                const ArenaOptions& options = {}) const {
     const Clock::time_point begin = Clock::now();
-    auto statuses = RunGroup(
-        GetParam(), world,
+    auto statuses = backend().Run(
+        world,
         [&](Communicator& comm) {
           comm.SetTimeout(kLong);
           return ThenEverythingFails(comm, work(comm));
@@ -77,23 +75,41 @@ class Failures : public ::testing::TestWithParam<Backend> {
     EXPECT_LT(Clock::now() - begin, kLong / 2);
     return statuses;
   }
-  // Ranks that share memory share the first failure. Over TCP two that see the same thing may each
-  // tell it their own way.
-  static void ExpectAllFail(const std::vector<absl::Status>& statuses, absl::StatusCode code,
-                            const ::testing::Matcher<std::string>& message) {
+
+  void ExpectAllFail(const std::vector<absl::Status>& statuses, absl::StatusCode code,
+                     const ::testing::Matcher<std::string>& message) const {
     for (size_t rank = 0; rank < statuses.size(); ++rank) {
       EXPECT_EQ(statuses[rank].code(), code) << "rank " << rank;
       EXPECT_THAT(MessageOf(statuses[rank]), message) << "rank " << rank;
-      if (IsTcp(GetParam())) continue;
+      if (!backend().one_story) continue;
       EXPECT_EQ(statuses[rank], statuses[0]) << "ranks tell different stories";
     }
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(, Failures,
-                         ::testing::Values(Backend::kThreads, Backend::kProcesses,
-                                           Backend::kTcpThreads, Backend::kTcpProcesses),
-                         [](const auto& info) { return NameOf(info.param); });
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Failures);
+INSTANTIATE_TEST_SUITE_P(, Failures, ::testing::ValuesIn(BackendsThat([](const Backend& backend) {
+                           return backend.ranks_max >= 8;
+                         })),
+                         [](const auto& info) { return info.param->name; });
+
+// Takes no part in anything until it hears why the group has failed.
+absl::Status StandStill(Communicator& comm) {
+  absl::Status status;
+  while (status.ok() || absl::IsUnavailable(status)) {
+    std::this_thread::yield();
+    status = comm.Look();
+  }
+  return status;
+}
+
+// Comes to the others' all-reduce when they have given up. Over TCP what they sent is still there,
+// and only then the reason.
+absl::Status ReduceTooLate(Communicator& comm, int64_t elements) {
+  while (comm.Look().ok()) std::this_thread::yield();
+  FACET_RETURN_IF_ERROR(Reduce(comm, elements));
+  return comm.Barrier();
+}
 
 TEST_P(Failures, ADifferentOperationAndStepNamesBothSides) {
   const auto statuses = Run(2, [](Communicator& comm) {
@@ -153,9 +169,20 @@ TEST_P(Failures, AFollowerOutOfStepWithABroadcastFailsTheLeadersNextCall) {
                 AllOf(HasSubstr("broadcast of step 8"), HasSubstr("broadcast of step 7")));
 }
 
-// Over TCP a rank that leaves is seen at once; for one that is silent see tcp_test.
-TEST_P(Failures, NobodyWaitsBeyondTheDeadlineForARankThatStaysAway) {
-  const auto statuses = RunGroup(GetParam(), 4, [](Communicator& comm) -> absl::Status {
+TEST_P(Failures, ARankThatStallsFailsAllAtTheDeadline) {
+  const auto statuses = Run(4, [](Communicator& comm) -> absl::Status {
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    comm.SetStep(5);
+    if (comm.rank() == 2) return ReduceTooLate(comm, 640);
+    comm.SetTimeout(kShort);
+    return Reduce(comm, 640);
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kDeadlineExceeded,
+                HasSubstr("rank 2 did not arrive at all-reduce of step 5 within 100 ms"));
+}
+
+TEST_P(Failures, ARankThatLeavesIsNamedByTheDeadline) {
+  const auto statuses = backend().Run(4, [](Communicator& comm) -> absl::Status {
     FACET_RETURN_IF_ERROR(comm.Barrier());
     if (comm.rank() == 2) return absl::OkStatus();  // leaves
     comm.SetStep(5);
@@ -168,7 +195,7 @@ TEST_P(Failures, NobodyWaitsBeyondTheDeadlineForARankThatStaysAway) {
   });
   EXPECT_TRUE(statuses[2].ok());
   for (const int rank : {0, 1, 3}) {
-    if (IsTcp(GetParam())) {
+    if (backend().sees_who_leaves) {
       EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kUnavailable);
       EXPECT_THAT(MessageOf(statuses[rank]), AllOf(HasSubstr("rank 2 is gone: it closed"),
                                                    HasSubstr("was in all-reduce of step 5")));
@@ -178,6 +205,28 @@ TEST_P(Failures, NobodyWaitsBeyondTheDeadlineForARankThatStaysAway) {
     EXPECT_THAT(MessageOf(statuses[rank]),
                 HasSubstr("rank 2 did not arrive at all-reduce of step 5 within 100 ms"));
   }
+}
+
+TEST_P(Failures, AReasonOfOnesOwnIsToldToAll) {
+  const auto statuses = Run(3, [](Communicator& comm) -> absl::Status {
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    if (comm.rank() == 1) return comm.Fail(Internal("rank 1 has doubts"));
+    return comm.rank() == 0 ? comm.Barrier() : StandStill(comm);
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kInternal, HasSubstr("rank 1 has doubts"));
+}
+
+TEST_P(Failures, AbortFromAnotherThreadEndsTheCallsOfAll) {
+  const auto statuses = Run(4, [](Communicator& comm) -> absl::Status {
+    FACET_RETURN_IF_ERROR(comm.Barrier());
+    if (comm.rank() == 3) return ReduceTooLate(comm, 640);
+    std::thread aborter;
+    if (comm.rank() == 0) aborter = std::thread([&comm] { comm.Abort(); });
+    absl::Status status = Reduce(comm, 640);
+    if (aborter.joinable()) aborter.join();
+    return status;
+  });
+  ExpectAllFail(statuses, absl::StatusCode::kAborted, HasSubstr("rank 0 aborted the group"));
 }
 
 TEST_P(Failures, ABroadcastThatIsTooLongFails) {
@@ -225,9 +274,18 @@ TEST_P(Failures, TheFirstFailureIsTheOneThatAllSee) {
   ExpectAllFail(statuses, absl::StatusCode::kAborted, HasSubstr("aborted the group"));
 }
 
-// Killed somewhere inside its all-reduces of many rounds.
-std::vector<absl::Status> KillRankTwo(Backend backend) {
-  return RunGroup(backend, 4, [](Communicator& comm) -> absl::Status {
+// Ranks that can be killed are processes.
+class KilledRanks : public Failures {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(KilledRanks);
+INSTANTIATE_TEST_SUITE_P(, KilledRanks,
+                         ::testing::ValuesIn(BackendsThat([](const Backend& backend) {
+                           return backend.processes;
+                         })),
+                         [](const auto& info) { return info.param->name; });
+
+// Somewhere inside its all-reduces of many rounds.
+TEST_P(KilledRanks, AreNamedByTheOthersWithinTheDeadline) {
+  const auto statuses = backend().Run(4, [](Communicator& comm) -> absl::Status {
     comm.SetStep(1);
     comm.SetTimeout(std::chrono::seconds(5));
     FACET_RETURN_IF_ERROR(comm.Barrier());
@@ -245,75 +303,15 @@ std::vector<absl::Status> KillRankTwo(Backend backend) {
       }
     }
   });
-}
-
-TEST(FailuresOfProcesses, AKilledRankFailsTheOthersWithinTheDeadline) {
-  const auto statuses = KillRankTwo(Backend::kProcesses);
   EXPECT_THAT(MessageOf(statuses[2]), HasSubstr("wait status 0x9"));
   for (const int rank : {0, 1, 3}) {
-    EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kDeadlineExceeded);
-    EXPECT_THAT(MessageOf(statuses[rank]), HasSubstr("rank 2 did not arrive at all-reduce"));
+    EXPECT_EQ(statuses[rank].code(), backend().sees_who_leaves
+                                         ? absl::StatusCode::kUnavailable
+                                         : absl::StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(MessageOf(statuses[rank]),
+                HasSubstr(backend().sees_who_leaves ? "rank 2 is gone: "
+                                                    : "rank 2 did not arrive at all-reduce"));
   }
-}
-
-TEST(FailuresOfProcesses, AKilledRankIsNamedOverTcp) {
-  const auto statuses = KillRankTwo(Backend::kTcpProcesses);
-  EXPECT_THAT(MessageOf(statuses[2]), HasSubstr("wait status 0x9"));
-  for (const int rank : {0, 1, 3}) {
-    EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kUnavailable);
-    EXPECT_THAT(MessageOf(statuses[rank]), HasSubstr("rank 2 is gone: "));
-  }
-}
-
-// The scheduler's letter for a thread of this process: R runs, S sleeps.
-char StateOf(pid_t thread) {
-  std::ifstream file(fmt::format("/proc/self/task/{}/stat", thread));
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  const size_t after_name = text.rfind(')');
-  return after_name == std::string::npos ? '?' : text[after_name + 2];
-}
-
-double CpuSecondsOfThisThread() {
-  rusage usage = {};
-  getrusage(RUSAGE_THREAD, &usage);
-  return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-         static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
-}
-
-TEST(Sleepers, AbortFromAnotherThreadWakesRanksThatSleep) {
-  auto group = MakeLocalGroup(3);
-  std::vector<std::thread> followers;
-  std::vector<std::atomic<pid_t>> threads(3);
-  std::vector<absl::Status> statuses(3);
-  for (int rank = 1; rank < 3; ++rank) {
-    followers.emplace_back([&, rank] {
-      threads[rank] = static_cast<pid_t>(syscall(SYS_gettid));
-      group[rank]->SetTimeout(kLong);
-      std::vector<std::byte> message;
-      statuses[rank] = group[rank]->Broadcast(&message);
-    });
-  }
-  const Clock::time_point begin = Clock::now();
-  for (int rank = 1; rank < 3; ++rank) {
-    while (threads[rank] == 0 || StateOf(threads[rank]) != 'S') std::this_thread::yield();
-  }
-  group[0]->Abort();
-  for (std::thread& follower : followers) follower.join();
-  EXPECT_LT(Clock::now() - begin, kLong / 2);
-  for (int rank = 1; rank < 3; ++rank) {
-    EXPECT_EQ(MessageOf(statuses[rank]), "rank 0 aborted the group");
-  }
-}
-
-TEST(Sleepers, AnIdleFollowerCostsNoProcessorTime) {
-  auto group = MakeLocalGroup(2);
-  group[1]->SetTimeout(milliseconds(300));
-  std::vector<std::byte> message;
-  const double before_s = CpuSecondsOfThisThread();
-  const absl::Status status = group[1]->Broadcast(&message);
-  EXPECT_LT(CpuSecondsOfThisThread() - before_s, 0.03);
-  EXPECT_EQ(MessageOf(status),
-            "rank 0 did not arrive at broadcast of step 0 within 300 ms (rank 1 waited)");
 }
 
 }  // namespace

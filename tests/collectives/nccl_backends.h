@@ -1,0 +1,21 @@
+#ifndef FACET_TESTS_COLLECTIVES_NCCL_BACKENDS_H_
+#define FACET_TESTS_COLLECTIVES_NCCL_BACKENDS_H_
+
+#include <vector>
+
+#include "kernels/cuda/nccl_link.h"
+#include "tests/collectives/tested_backends.h"
+
+namespace facet {
+
+// As the suite's backends have them.
+cuda::NcclOptions OptionsFor(const ArenaOptions& options);
+
+// Runs every rank at once as a thread with an emulated CUDA device, joined by the stand-in for NCCL
+// beside the communicators that `hosts` make.
+std::vector<absl::Status> RunNcclRanks(std::vector<MakeCommunicator> hosts,
+                                       const cuda::NcclOptions& options, const RankWork& work);
+
+}  // namespace facet
+
+#endif  // FACET_TESTS_COLLECTIVES_NCCL_BACKENDS_H_
