@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -212,6 +213,10 @@ class CudaDevice final : public Device {
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
     const int rows = static_cast<int>(search.queries.size());
     const int64_t size = search.head->rows();
+    if (search.agree && rows > 0) {  // all is read: a floor would save nothing
+      std::vector<float> floors(search.queries.size(), -std::numeric_limits<float>::infinity());
+      search.agree(floors);
+    }
     FACET_CHECK(replies.size() == search.queries.size() && search.slices->starts.back() == size);
     Product(std::span(&search.head, 1), search.x, rows, search.scratch);
     if (search.soft_cap > 0) SoftCap(search.scratch, rows * size, search.soft_cap);

@@ -226,7 +226,9 @@ void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slic
   search.slices = &slices;
   search.queries = queries;
   search.scratch = logits_;
-  if (plan_.world() > 1 && rows.size() <= kAgreedRowsMax) {
+  // Floors are in host memory, where the communicator of another device does not look; such a
+  // device reads the whole head anyway.
+  if (plan_.world() > 1 && rows.size() <= kAgreedRowsMax && device_->host_memory()) {
     search.agree = [this](std::span<float> floors) { AgreeOnFloors(floors); };
   }
   device_->SearchHead(search, replies);
