@@ -10,12 +10,34 @@
 namespace facet::cuda {
 namespace {
 
-// More would not fill a device better.
-constexpr int kSplitsPerPass = 256;
-
 int64_t ElementBytes(KvType type) { return type == KvType::kF16 ? 2 : 4; }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void OrderHeads(const AttentionSpec& spec, AttentionLayer* layer) {
+  int16_t next = 0;
+  for (int kv_head = 0; kv_head < spec.kv_heads; ++kv_head) {
+    layer->first_head[kv_head] = next;
+    for (int head = 0; head < spec.heads; ++head) {
+      if (spec.kv_of_head[static_cast<size_t>(head)] != kv_head) continue;
+      layer->head_order[next++] = static_cast<uint8_t>(head);
+    }
+  }
+  layer->first_head[spec.kv_heads] = next;
+}
+
+// Floats for a row's total, or for what one split adds to it.
+int64_t PlaceOf(const AttentionSpec& spec) { return int64_t{spec.heads} * (spec.head_dim + 2); }
+
+// Calls launch() for `step` splits after the other of a pass's rows.
+template <typename Launch>
+void ForPasses(int splits, int step, AttentionPass* pass, const Launch& launch) {
+  for (pass->first_split = 0; pass->first_split < splits; pass->first_split += step) {
+    pass->splits = std::min(step, splits - pass->first_split);
+    pass->last = pass->first_split + pass->splits == splits;
+    launch();
+  }
+}
 
 }  // namespace
 
@@ -48,8 +70,9 @@ int CudaAttention::AddRope(RopeSpec spec) {
 }
 
 int64_t CudaAttention::TableBytes(int64_t rows, int64_t table_entries) const {
-  // Positions; by pool, where a row's block table begins, and all tables, each pool's padded.
-  int64_t bytes = (1 + kKvPools) * UploadRing::Padded(rows * 4);
+  // Positions and tiles of rows; by pool, where a row's block table begins, and all tables, each
+  // pool's padded.
+  int64_t bytes = (3 + kKvPools) * UploadRing::Padded(rows * 4);
   bytes += UploadRing::Padded(table_entries * 4) + UploadRing::Padded(1) * kKvPools;
   for (int i = 0; i < static_cast<int>(ropes_.size()); ++i) {
     bytes += 2 * UploadRing::Padded(rows * PairsOf(i) * 4);
@@ -83,6 +106,7 @@ void CudaAttention::BeginStep(const StepLayout& layout) {
   layout_ = &layout;
   tables_.Reserve(TableBytes(layout.rows, entries));
   PutPositions(layout);
+  PutTiles(layout);
   for (int pool = 0; pool < kKvPools; ++pool) PutBlocks(layout, pool);
   rotations_.resize(ropes_.size());
   for (int i = 0; i < static_cast<int>(ropes_.size()); ++i) PutRotations(layout, i);
@@ -99,6 +123,23 @@ void CudaAttention::PutPositions(const StepLayout& layout) {
     }
   }
   for (RowPlaces& places : places_) places.positions = device;
+}
+
+void CudaAttention::PutTiles(const StepLayout& layout) {
+  tiles_ = RowTiles();
+  for (const SequenceRun& run : layout.runs) {
+    tiles_.count += static_cast<int>(CeilDiv(run.rows, kTileTokens));
+    tiles_.rows_max = std::max(tiles_.rows_max, std::min(run.rows, kTileTokens));
+  }
+  const std::span<int32_t> first_rows = tables_.Make(tiles_.count, &tiles_.first_rows);
+  const std::span<int32_t> rows = tables_.Make(tiles_.count, &tiles_.rows);
+  size_t tile = 0;
+  for (const SequenceRun& run : layout.runs) {
+    for (int done = 0; done < run.rows; done += kTileTokens, ++tile) {
+      first_rows[tile] = run.first_row + done;
+      rows[tile] = std::min(run.rows - done, kTileTokens);
+    }
+  }
 }
 
 void CudaAttention::PutBlocks(const StepLayout& layout, int pool) {
@@ -146,8 +187,9 @@ void CudaAttention::CheckSpec(const AttentionSpec& spec, Floats qkv) const {
               "{} KV heads of {} in a pool of {} of {}", spec.kv_heads, spec.head_dim,
               pool.kv_heads, pool.head_dim);
   FACET_CHECK(spec.pool_layer >= 0 && spec.pool_layer < pool.layers, "layer {}", spec.pool_layer);
-  FACET_CHECK(static_cast<int>(spec.kv_of_head.size()) == spec.heads && spec.heads <= kHeadsMax,
-              "{} heads mapped of {}", spec.kv_of_head.size(), spec.heads);
+  FACET_CHECK(static_cast<int>(spec.kv_of_head.size()) == spec.heads && spec.heads <= kHeadsMax &&
+                  spec.kv_heads <= kHeadsMax,
+              "{} heads mapped of {}, to {}", spec.kv_of_head.size(), spec.heads, spec.kv_heads);
   for (const int kv_head : spec.kv_of_head) {
     FACET_CHECK(kv_head >= 0 && kv_head < spec.kv_heads, "KV head {}", kv_head);
   }
@@ -172,6 +214,7 @@ AttentionLayer CudaAttention::LayerOf(const AttentionSpec& spec) const {
   for (size_t i = 0; i < spec.kv_of_head.size(); ++i) {
     layer.kv_of_head[i] = static_cast<uint8_t>(spec.kv_of_head[i]);
   }
+  OrderHeads(spec, &layer);
   layer.window = spec.window;
   layer.scale = spec.scale;
   layer.soft_cap = spec.soft_cap;
@@ -205,33 +248,61 @@ int CudaAttention::SplitsOf(const AttentionSpec& spec) const {
   return static_cast<int>(most);
 }
 
+bool CudaAttention::OnTensorCores(const AttentionSpec& spec) const {
+  return specs_[static_cast<size_t>(spec.pool)].type == KvType::kF16 &&
+         spec.head_dim % kTensorHeadUnit == 0 && spec.head_dim <= kTensorHeadMax;
+}
+
 void CudaAttention::Attend(const AttentionSpec& spec, Floats qkv, Floats out) {
   CheckSpec(spec, qkv);
   FACET_CHECK(int64_t{layout_->rows} * spec.heads * spec.head_dim <= out.size);
+  if (layout_->rows == 0) return;
+  AttentionPass pass;
+  pass.qkv = qkv.data;
+  pass.out = out.data;
+  pass.totals = context_.workspace_floats();
+  if (OnTensorCores(spec)) {
+    AttendOnTensorCores(spec, pass);
+  } else {
+    AttendInReferenceOrder(spec, pass);
+  }
+}
+
+int64_t CudaAttention::RoomFor(const AttentionSpec& spec) const {
+  const int64_t room = context_.workspace_size() / PlaceOf(spec);
+  FACET_CHECK(room >= 2, "{} heads of {} exceed the work space", spec.heads, spec.head_dim);
+  return room;
+}
+
+void CudaAttention::AttendInReferenceOrder(const AttentionSpec& spec, AttentionPass pass) {
+  const RowPlaces& places = places_[static_cast<size_t>(spec.pool)];
+  const AttentionLayer layer = LayerOf(spec);
+  const int64_t room = RoomFor(spec);
+  const int splits = SplitsOf(spec);
+  const int rows_step = static_cast<int>(std::min<int64_t>(layout_->rows, room / 2));
+  for (pass.first_row = 0; pass.first_row < layout_->rows; pass.first_row += rows_step) {
+    pass.rows = std::min(rows_step, layout_->rows - pass.first_row);
+    pass.partials = pass.totals + pass.rows * PlaceOf(spec);
+    const int step =
+        static_cast<int>(std::min<int64_t>(bounds_.splits_per_pass, room / pass.rows - 1));
+    ForPasses(splits, step, &pass, [&] {
+      CheckLaunch(cuda::Attend(context_.stream, layer, places, pass), "attention");
+    });
+  }
+}
+
+void CudaAttention::AttendOnTensorCores(const AttentionSpec& spec, AttentionPass pass) {
   const RowPlaces& places = places_[static_cast<size_t>(spec.pool)];
   const AttentionLayer layer = LayerOf(spec);
   const int splits = SplitsOf(spec);
-  // A row needs a place for its total and for each split of a pass.
-  const int64_t place = int64_t{spec.heads} * (spec.head_dim + 2);
-  const int64_t room = context_.workspace_size() / place;
-  FACET_CHECK(room >= 2, "{} heads of {} exceed the work space", spec.heads, spec.head_dim);
-  const int rows_step = static_cast<int>(std::min<int64_t>(layout_->rows, room / 2));
-  for (int first = 0; first < layout_->rows; first += rows_step) {
-    AttentionPass pass;
-    pass.first_row = first;
-    pass.rows = std::min(rows_step, layout_->rows - first);
-    pass.qkv = qkv.data;
-    pass.out = out.data;
-    pass.totals = context_.workspace_floats();
-    pass.partials = pass.totals + pass.rows * place;
-    const int step =
-        static_cast<int>(std::min<int64_t>({splits, kSplitsPerPass, room / pass.rows - 1}));
-    for (pass.first_split = 0; pass.first_split < splits; pass.first_split += step) {
-      pass.splits = std::min(step, splits - pass.first_split);
-      pass.last = pass.first_split + pass.splits == splits;
-      CheckLaunch(cuda::Attend(context_.stream, layer, places, pass), "attention");
-    }
-  }
+  pass.rows = layout_->rows;
+  pass.partials = pass.totals + pass.rows * PlaceOf(spec);
+  const int step =
+      static_cast<int>(std::min<int64_t>(bounds_.splits_per_pass, RoomFor(spec) / pass.rows - 1));
+  pass.direct = splits == 1 || step < 1 || TileBlocks(layer, tiles_) >= bounds_.full_blocks;
+  ForPasses(splits, pass.direct ? splits : step, &pass, [&] {
+    CheckLaunch(cuda::AttendTiles(context_.stream, layer, places, tiles_, pass), "attention");
+  });
 }
 
 }  // namespace facet::cuda

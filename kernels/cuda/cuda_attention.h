@@ -17,9 +17,14 @@ struct StepBounds {
   int rows = 512;
   int sequences = 64;
   int64_t context = 16384;  // tokens of one sequence
+  // So many blocks fill the device: from then on one block attends all splits of its rows. Never
+  // shows in a result.
+  int full_blocks = 256;
+  int splits_per_pass = 256;  // that are computed before they are merged
 };
 
-// Keys and values in device memory, the rows of the current step, and attention between them.
+// Keys and values in device memory, the rows of the current step, and attention between them: on
+// tensor cores over half-precision keys, in the reference's order over others (kernels/README.md).
 class CudaAttention {
  public:
   CudaAttention(const CudaContext& context, const StepBounds& bounds)
@@ -49,10 +54,16 @@ class CudaAttention {
   int64_t TableBytes(int64_t rows, int64_t table_entries) const;
   absl::Status AllocateTables();
   void PutPositions(const StepLayout& layout);
+  void PutTiles(const StepLayout& layout);
   void PutBlocks(const StepLayout& layout, int pool);
   void PutRotations(const StepLayout& layout, int rope);
   void CheckSpec(const AttentionSpec& spec, Floats qkv) const;
   AttentionLayer LayerOf(const AttentionSpec& spec) const;
+  // Totals and results of splits that the work space holds, of one row each; 2 at least.
+  int64_t RoomFor(const AttentionSpec& spec) const;
+  bool OnTensorCores(const AttentionSpec& spec) const;
+  void AttendInReferenceOrder(const AttentionSpec& spec, AttentionPass pass);
+  void AttendOnTensorCores(const AttentionSpec& spec, AttentionPass pass);
   // The most splits that a row of the step sees.
   int SplitsOf(const AttentionSpec& spec) const;
 
@@ -65,6 +76,7 @@ class CudaAttention {
   // The current step.
   const StepLayout* layout_ = nullptr;
   std::array<RowPlaces, kKvPools> places_;
+  RowTiles tiles_;
   std::vector<Rotations> rotations_;  // by rope
 };
 

@@ -34,9 +34,10 @@ class CudaDevice final : public Device {
       : index_(options.device),
         name_(fmt::format("cuda:{} ({}, sm_{}{})", options.device, properties.name,
                           properties.major, properties.minor)),
-        architecture_(fmt::format("cuda-sm{}{}", properties.major, properties.minor)),
+        arithmetic_(fmt::format("cuda-sm{}{}-mma", properties.major, properties.minor)),
         memory_(name_),
-        attention_(context_, {options.rows, options.sequences, options.context}),
+        attention_(context_, {options.rows, options.sequences, options.context, options.full_blocks,
+                              options.splits_per_pass}),
         product_(context_),
         vocabulary_(context_) {}
 
@@ -63,7 +64,7 @@ class CudaDevice final : public Device {
 
   std::string name() const override { return name_; }
   bool host_memory() const override { return false; }
-  std::string arithmetic() const override { return architecture_; }
+  std::string arithmetic() const override { return arithmetic_; }
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
                                                      const LeafCut* cut) override {
@@ -241,7 +242,7 @@ class CudaDevice final : public Device {
 
   const int index_;
   const std::string name_;
-  const std::string architecture_;
+  const std::string arithmetic_;
   DeviceMemory memory_;
   UploadRing uploads_;
   CudaContext context_;

@@ -21,6 +21,10 @@ struct CudaDeviceOptions {
   int rows = 512;
   int sequences = 64;
   int64_t context = 16384;  // tokens of one sequence
+  // So many blocks of threads fill the GPU. How work is cut follows it, results do not.
+  int full_blocks = 256;
+  // Splits of keys that attention computes before it merges them, so many at most.
+  int splits_per_pass = 256;
   // Device memory for what lives as long as one operation.
   int64_t workspace_bytes = int64_t{64} << 20;
 };

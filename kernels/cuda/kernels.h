@@ -2,8 +2,8 @@
 #define FACET_KERNELS_CUDA_KERNELS_H_
 
 // What the host code of the CUDA device launches. Every function puts kernels on a stream and
-// returns driver.h's launch code; all pointers are to device memory. Sizes may be 0: nothing is
-// launched then. The order of every operation is that of kernels/README.md.
+// returns driver.h's launch code; all pointers are to device memory. Sizes may be 0 but for widths
+// and counts of heads: nothing is launched then. The order of every operation is that of kernels/README.md.
 
 #include <cstdint>
 
@@ -81,7 +81,7 @@ inline constexpr int kRootLeavesMax = 255;
 int SumLeaves(Stream stream, const float* leaves, int64_t leaf_stride, const int32_t* root_begin,
               int roots, int64_t elements, int64_t root_stride, float* out);
 
-// --- attention_kernels.cu
+// --- attention_kernels.cu, tensor_attention_kernels.cu
 
 // Where the step's rows stand. All arrays are by row.
 struct RowPlaces {
@@ -108,6 +108,9 @@ struct AttentionLayer {
   int kv_heads = 0;
   int head_dim = 0;
   uint8_t kv_of_head[kHeadsMax] = {};
+  // The heads that read KV head k: head_order[first_head[k]] up to head_order[first_head[k + 1]].
+  uint8_t head_order[kHeadsMax] = {};
+  int16_t first_head[kHeadsMax + 1] = {};
   int64_t window = 0;
   float scale = 1;
   float soft_cap = 0;
@@ -131,13 +134,37 @@ struct AttentionPass {
   int first_split = 0;
   int splits = 0;
   bool last = false;
+  bool direct = false;  // AttendTiles() alone: all splits at once, straight to `out`
   const float* qkv = nullptr;  // of row 0
   float* out = nullptr;        // of row 0
   float* partials = nullptr;   // [rows, heads, splits, head_dim + 2]
   float* totals = nullptr;     // [rows, heads, head_dim + 2], kept from pass to pass
 };
+// In the reference's order and float32, over keys of any type.
 int Attend(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
            const AttentionPass& pass);
+// The second half of a pass, which the two others launch: the totals of its partial results.
+int MergeSplits(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
+                const AttentionPass& pass);
+
+// A step's rows, at most kTileTokens neighbours of one run per tile.
+inline constexpr int kTileTokens = 64;
+struct RowTiles {
+  const int32_t* first_rows = nullptr;  // [count]
+  const int32_t* rows = nullptr;        // [count]
+  int count = 0;
+  int rows_max = 0;  // of one tile
+};
+// What AttendTiles() can take: it reads 16 bytes of a key at a time, and keeps a block's results of
+// a head in registers.
+inline constexpr int kTensorHeadUnit = 8;
+inline constexpr int kTensorHeadMax = 256;
+// On tensor cores, over half-precision keys and values. `pass` has all rows of the step.
+// REQUIRES: layer.pool.half, head_dim a multiple of kTensorHeadUnit up to kTensorHeadMax.
+int AttendTiles(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
+                const RowTiles& tiles, const AttentionPass& pass);
+// How much such a launch has to do for each split, in groups of four warps.
+int TileBlocks(const AttentionLayer& layer, const RowTiles& tiles);
 
 // --- vocabulary_kernels.cu
 
