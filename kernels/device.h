@@ -236,7 +236,8 @@ class Device {
   virtual void CopyOut(Floats device, std::span<float> host) = 0;
   virtual void Synchronize() = 0;
 
-  // --- One step.
+  // --- One step. An output has what is asked of it in the rows named; what lies behind them in the
+  // array may be overwritten.
 
   // Names the rows that the following calls are about; `layout` must outlive them.
   virtual void BeginStep(const StepLayout& layout) = 0;

@@ -27,6 +27,11 @@ struct CudaDeviceOptions {
   int splits_per_pass = 256;
   // Device memory for what lives as long as one operation.
   int64_t workspace_bytes = int64_t{64} << 20;
+  // Kernels in all the sequences that a decode step may be replayed from; 0: each is launched.
+  int64_t graph_launches = 32768;
+  // Device memory that is left free for CUDA graphs. Where they need more than there is, the rest
+  // is launched kernel by kernel.
+  int64_t graph_bytes = int64_t{64} << 20;
 };
 
 // What the module's one symbol, `facet_cuda_module`, returns.

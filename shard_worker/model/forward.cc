@@ -77,6 +77,7 @@ absl::Status Forward::Allocate(int rows_max) {
                             int64_t{attention.heads + 2 * attention.kv_heads} * attention.head_dim);
     heads = std::max<int64_t>(heads, int64_t{attention.heads} * attention.head_dim);
     ffn = std::max<int64_t>(ffn, layer.ffn);
+    if (plan_.world() == 1) continue;  // sums need no roots
     roots = std::max<int64_t>(
         {roots, layer.attention_tree.root_count(rank_), layer.ffn_tree.root_count(rank_)});
   }
@@ -173,10 +174,8 @@ absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicat
   device_->Product(l.qkv, normed_, rows, qkv_);
   device_->RopeAndStore(l.attention, qkv_);
   device_->Attend(l.attention, qkv_, attended_);
-  device_->ProductRoots(*weights_.layers[layer].attention_output, attended_, rows, roots_);
-  device_->Synchronize();
-  return communicator->AllReduceSum(l.attention_tree, roots_.data, int64_t{rows} * spec_.width,
-                                    update_.data);
+  return ProductOfAll(*weights_.layers[layer].attention_output, l.attention_tree, attended_, rows,
+                      communicator);
 }
 
 absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
@@ -184,10 +183,18 @@ absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
   const LayerWeights& weights = weights_.layers[layer];
   device_->GatedProduct(spec_.layers[layer].activation, *weights.gate, *weights.up, normed_, rows,
                         gated_);
-  device_->ProductRoots(*weights.down, gated_, rows, roots_);
+  return ProductOfAll(*weights.down, l.ffn_tree, gated_, rows, communicator);
+}
+
+absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
+                                   Communicator* communicator) {
+  if (plan_.world() == 1) {  // the only root is the sum
+    device_->ProductRoots(matrix, x, rows, update_);
+    return absl::OkStatus();
+  }
+  device_->ProductRoots(matrix, x, rows, roots_);
   device_->Synchronize();
-  return communicator->AllReduceSum(l.ffn_tree, roots_.data, int64_t{rows} * spec_.width,
-                                    update_.data);
+  return communicator->AllReduceSum(tree, roots_.data, int64_t{rows} * spec_.width, update_.data);
 }
 
 void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm) {

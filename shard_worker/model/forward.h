@@ -74,6 +74,9 @@ class Forward {
   void PlanGather(int rows, std::span<const TokenId> tokens);
   absl::Status RunAttention(int layer, int rows, Communicator* communicator);
   absl::Status RunFfn(int layer, int rows, Communicator* communicator);
+  // update_ = the product of all ranks' x with the matrix that they share.
+  absl::Status ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
+                            Communicator* communicator);
   // floors[i] = the largest of all ranks' floors[i].
   void AgreeOnFloors(std::span<float> floors);
   // x += update, normed; normed_ = RMS(x; next).

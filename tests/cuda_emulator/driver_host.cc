@@ -7,7 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/prng.h"
@@ -23,6 +26,12 @@
 struct CUevent_st {
   CUstream_st* stream = nullptr;
   uint64_t put = 0;  // of the stream's work, when it was recorded
+};
+
+struct CUgraphExec_st {
+  using Works = std::vector<facet::cuda_emulator::Work>;
+  std::shared_ptr<const Works> works;  // also its launches', which may outlive it
+  void* memory = nullptr;
 };
 
 namespace facet::cuda_emulator {
@@ -51,6 +60,8 @@ Memory& TheMemory() {
 std::atomic<int64_t> device_bytes{int64_t{4} << 30};
 std::atomic<uint64_t> stream_seed{0};
 std::atomic<uint64_t> streams_made{0};
+std::atomic<int64_t> graphs_made{0};
+std::atomic<int64_t> graph_launches{0};
 thread_local int current_device = 0;
 
 // With the address sanitizer a touch of a guard is an error at once.
@@ -87,6 +98,9 @@ void CheckGuards(std::byte* memory, int64_t bytes) {
 
 void SetDeviceMemory(int64_t bytes) { device_bytes = bytes; }
 void SetStreamSeed(uint64_t seed) { stream_seed = seed; }
+
+int64_t GraphsMade() { return graphs_made; }
+int64_t GraphLaunches() { return graph_launches; }
 
 int64_t AllocatedBytes() {
   std::lock_guard lock(TheMemory().mutex);
@@ -180,8 +194,15 @@ absl::Status Explain(int code, const char* what) {
   return Internal("{}: error {} (emulated)", what, code);
 }
 
+// Of what a driver refuses during a capture.
+absl::Status CheckNotCapturing(Stream stream, const char* what) {
+  if (!stream->capturing()) return absl::OkStatus();
+  return Internal("{}: operation not permitted when stream is capturing (emulated)", what);
+}
+
 absl::Status Copy(void* to, const void* from, int64_t bytes, Stream stream) {
   FACET_CHECK(bytes >= 0, "a copy of {} bytes", bytes);
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a copy"));
   stream->Put([to, from, bytes] {
     if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
     return 0;
@@ -191,7 +212,10 @@ absl::Status Copy(void* to, const void* from, int64_t bytes, Stream stream) {
 
 }  // namespace
 
-absl::Status Wait(Stream stream) { return Explain(stream->Finish(), "waiting for a stream"); }
+absl::Status Wait(Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "waiting for a stream"));
+  return Explain(stream->Finish(), "waiting for a stream");
+}
 
 absl::Status CopyToDevice(void* device, const void* host, int64_t bytes, Stream stream) {
   return Copy(device, host, bytes, stream);
@@ -207,6 +231,7 @@ absl::Status CopyOnDevice(void* to, const void* from, int64_t bytes, Stream stre
 
 absl::Status Fill(void* device, uint8_t value, int64_t bytes, Stream stream) {
   FACET_CHECK(bytes >= 0, "a fill of {} bytes", bytes);
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a fill"));
   stream->Put([device, value, bytes] {
     if (bytes > 0) std::memset(device, value, static_cast<size_t>(bytes));
     return 0;
@@ -218,6 +243,7 @@ absl::StatusOr<Event> MakeEvent() { return new CUevent_st; }
 void DestroyEvent(Event event) { delete event; }
 
 absl::Status Record(Event event, Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "an event"));
   *event = {stream, stream->put()};
   return absl::OkStatus();
 }
@@ -225,6 +251,39 @@ absl::Status Record(Event event, Stream stream) {
 absl::Status Wait(Event event) {
   if (event->stream == nullptr) return absl::OkStatus();
   return Explain(event->stream->FinishUntil(event->put), "waiting for an event");
+}
+
+absl::Status BeginCapture(Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a capture"));
+  stream->BeginCapture();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Graph> EndCapture(Stream stream) {
+  FACET_CHECK(stream->capturing(), "EndCapture() without BeginCapture()");
+  auto works = std::make_shared<const CUgraphExec_st::Works>(stream->EndCapture());
+  const auto kernels = static_cast<int64_t>(works->size());
+  FACET_ASSIGN_OR_RETURN(void* const memory,
+                         Allocate(std::max<int64_t>(1, kernels * kGraphBytesPerKernel)));
+  ++graphs_made;
+  return new CUgraphExec_st{std::move(works), memory};
+}
+
+absl::Status LaunchGraph(Graph graph, Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a graph"));
+  ++graph_launches;
+  stream->Put([works = graph->works] {
+    for (const Work& work : *works) {
+      if (const int error = work(); error != 0) return error;
+    }
+    return 0;
+  });
+  return absl::OkStatus();
+}
+
+void DestroyGraph(Graph graph) {
+  Free(graph->memory);
+  delete graph;
 }
 
 absl::Status LaunchStatus(int code) { return Explain(code, "a launch"); }

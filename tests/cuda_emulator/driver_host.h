@@ -14,6 +14,11 @@ inline constexpr int kDevices = 8;
 void SetDeviceMemory(int64_t bytes);
 // What is allocated now, on all devices.
 int64_t AllocatedBytes();
+// Device memory that a graph takes per kernel.
+inline constexpr int64_t kGraphBytesPerKernel = 1024;
+// Graphs made so far, and launches of graphs.
+int64_t GraphsMade();
+int64_t GraphLaunches();
 // Of streams made from now on: which work they put off.
 void SetStreamSeed(uint64_t seed);
 

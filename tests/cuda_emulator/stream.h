@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <random>
+#include <vector>
 
 namespace facet::cuda_emulator {
 
@@ -22,6 +23,10 @@ struct CUstream_st {
   explicit CUstream_st(uint64_t seed) : random_(seed) {}
 
   void Put(facet::cuda_emulator::Work work);
+  // What is put from here to EndCapture() is kept, not done.
+  void BeginCapture() { capturing_ = true; }
+  std::vector<facet::cuda_emulator::Work> EndCapture();
+  bool capturing() const { return capturing_; }
   // Does all the work. After the first error the rest is dropped, and it stays the stream's error.
   int Finish() { return FinishUntil(put_); }
   // The same of the first `count` pieces of work ever put.
@@ -34,6 +39,8 @@ struct CUstream_st {
   uint64_t put_ = 0;
   uint64_t done_ = 0;
   int error_ = 0;
+  bool capturing_ = false;
+  std::vector<facet::cuda_emulator::Work> captured_;
 };
 
 #endif  // FACET_TESTS_CUDA_EMULATOR_STREAM_H_
