@@ -77,6 +77,16 @@ TEST_P(CudaGroupTest, SameBitsAtEveryDegreeChunkAndBatchAndTheReferencesTokens) 
   EXPECT_EQ(RunFirst(reference).ids(), alone.ids());
 }
 
+// Groups of another arithmetic are not taken for this one: no stream migrates between them.
+TEST(CudaGroup, FingerprintNamesTheArithmetic) {
+  auto cuda = InProcessGroup::Start(OnCuda(Options("llama_quantized", 1)));
+  auto cpu = InProcessGroup::Start(Options("llama_quantized", 1));
+  ASSERT_TRUE(cuda.ok() && cpu.ok());
+  EXPECT_EQ((*cuda)->leader().facts().fingerprint,
+            (*cpu)->leader().facts().fingerprint + "-" + MakeEmulated()->arithmetic());
+  EXPECT_TRUE(MakeEmulated()->arithmetic().ends_with("-mma"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaGroupTest, ::testing::Values("gemma3_8h", "llama_quantized"),
                          [](const auto& info) { return std::string(info.param); });
 
