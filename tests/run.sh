@@ -19,7 +19,7 @@ tests/run.sh [options] [REGEX]
   --exclude-label LABEL  leave tests with this label out
   --fuzz SECONDS         run the fuzz targets instead, each for so long
   --bench                run the benchmark instead: tests/bench/run.sh, which has options of its own
-  --gpu                  only the kernels' tests on this machine's GPU, which must be there
+  --gpu                  only the tests on this machine's GPU, which must be there
   --jobs N               tests at a time (default 2)
 
 Models are fetched once (deploy/local/fetch_models.sh says where to); FACET_MODEL_DIR points
@@ -43,7 +43,7 @@ parse_options() {
     case $1 in
       --help | -h) usage && exit 0 ;;
       --bench) bench=1 && shift && continue ;;
-      --gpu) export FACET_GPU=1 && selection+=(-R '^kernels_gpu_test$') && shift && continue ;;
+      --gpu) export FACET_GPU=1 && selection+=(-R '_gpu_test$') && shift && continue ;;
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
       --*) ;;
       *) selection+=(-R "$1") && shift && continue ;;

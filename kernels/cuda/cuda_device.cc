@@ -66,7 +66,8 @@ class CudaDevice final : public Device {
     context_.workspace = static_cast<std::byte*>(workspace);
     context_.workspace_bytes = options.workspace_bytes;
     FACET_RETURN_IF_ERROR(
-        launches_.Init({options.graph_launches, options.graph_bytes}, &memory_, context_.stream));
+        launches_.Init({options.graph_launches, options.graph_bytes, options.graph_fallback},
+                       &memory_, context_.stream));
     FACET_RETURN_IF_ERROR(vocabulary_.Init());
     return attention_.AllocateKv({});
   }

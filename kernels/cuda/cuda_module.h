@@ -29,9 +29,11 @@ struct CudaDeviceOptions {
   int64_t workspace_bytes = int64_t{64} << 20;
   // Kernels in all the sequences that a decode step may be replayed from; 0: each is launched.
   int64_t graph_launches = 32768;
-  // Device memory that is left free for CUDA graphs. Where they need more than there is, the rest
-  // is launched kernel by kernel.
+  // Device memory that is left free for CUDA graphs. Where they need more than there is, what
+  // would be replayed is launched kernel by kernel.
   int64_t graph_bytes = int64_t{64} << 20;
+  // False, for tests: a graph that cannot be made ends the process.
+  bool graph_fallback = true;
 };
 
 // What the module's one symbol, `facet_cuda_module`, returns.

@@ -115,6 +115,7 @@ void LaunchQueue::Capture(Sequence* sequence) {
     if (graph.ok()) sequence->graph = *graph;
   }
   if (status.ok()) return;
+  FACET_CHECK(options_.fallback, "a graph: {}", MessageOf(status));
   // What is wrong with the device, if anything is, the same kernels will show one by one.
   capturing_ = false;
   if (sequence->graph != nullptr) DestroyGraph(std::exchange(sequence->graph, nullptr));

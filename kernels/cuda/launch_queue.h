@@ -49,13 +49,14 @@ struct KernelCall {
 // step lies in memory, at addresses that do not differ (UploadArea). Where an argument does differ,
 // it is another sequence.
 //
-// Where a capture fails, for want of memory or because the driver refuses, sequences are launched
-// kernel by kernel from then on. Used by the device's thread.
+// Where a capture fails, for want of memory or because the driver refuses, sequences that have no
+// graph yet are launched kernel by kernel from then on. Used by the device's thread.
 class LaunchQueue {
  public:
   struct Options {
     int64_t calls_max = 0;  // that all remembered sequences have together; 0: nothing is deferred
     int64_t bytes = 0;      // of device memory, held back during set-up for graphs
+    bool fallback = true;   // false: a capture that fails ends the process
   };
 
   LaunchQueue() = default;

@@ -50,6 +50,8 @@ struct Memory {
     int64_t bytes;
   };
   std::map<void*, Piece> pieces;
+  int64_t pinned = 0;
+  std::map<void*, int64_t> pinned_pieces;
 };
 
 Memory& TheMemory() {
@@ -58,6 +60,7 @@ Memory& TheMemory() {
 }
 
 std::atomic<int64_t> device_bytes{int64_t{4} << 30};
+std::atomic<int64_t> pinned_bytes{int64_t{1} << 30};
 std::atomic<uint64_t> stream_seed{0};
 std::atomic<uint64_t> streams_made{0};
 std::atomic<int64_t> graphs_made{0};
@@ -97,6 +100,7 @@ void CheckGuards(std::byte* memory, int64_t bytes) {
 }  // namespace
 
 void SetDeviceMemory(int64_t bytes) { device_bytes = bytes; }
+void SetPinnedMemory(int64_t bytes) { pinned_bytes = bytes; }
 void SetStreamSeed(uint64_t seed) { stream_seed = seed; }
 
 int64_t GraphsMade() { return graphs_made; }
@@ -166,14 +170,31 @@ void Free(void* piece) {
 }
 
 absl::StatusOr<void*> AllocatePinned(int64_t bytes) {
+  Memory& memory = TheMemory();
+  std::lock_guard lock(memory.mutex);
+  if (memory.pinned + bytes > pinned_bytes) {
+    return ResourceExhausted("cudaHostAlloc: out of memory (emulated)");
+  }
   const int64_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* memory = std::aligned_alloc(kAlignment, whole);
-  FACET_CHECK(memory != nullptr, "the host has no memory for {} bytes", bytes);
-  std::memset(memory, kUndefined, bytes);
-  return memory;
+  void* piece = std::aligned_alloc(kAlignment, whole);
+  FACET_CHECK(piece != nullptr, "the host has no memory for {} bytes", bytes);
+  std::memset(piece, kUndefined, bytes);
+  memory.pinned += bytes;
+  memory.pinned_pieces[piece] = bytes;
+  return piece;
 }
 
-void FreePinned(void* memory) { std::free(memory); }
+void FreePinned(void* piece) {
+  Memory& memory = TheMemory();
+  std::lock_guard lock(memory.mutex);
+  const auto found = memory.pinned_pieces.find(piece);
+  FACET_CHECK(found != memory.pinned_pieces.end(),
+              "FreePinned() of what AllocatePinned() did not "
+              "give");
+  memory.pinned -= found->second;
+  memory.pinned_pieces.erase(found);
+  std::free(piece);
+}
 
 absl::StatusOr<Stream> MakeStream() { return new CUstream_st(Mix64(stream_seed, streams_made++)); }
 

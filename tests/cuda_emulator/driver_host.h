@@ -12,6 +12,8 @@ inline constexpr int kDevices = 8;
 
 // How much each device has in all, for tests of running out of it. 4 GiB at first.
 void SetDeviceMemory(int64_t bytes);
+// How much pinned memory the host gives in all. 1 GiB at first.
+void SetPinnedMemory(int64_t bytes);
 // What is allocated now, on all devices.
 int64_t AllocatedBytes();
 // Device memory that a graph takes per kernel.

@@ -18,7 +18,10 @@ using ::testing::HasSubstr;
 
 class CudaMemory : public testing::Test {
  protected:
-  ~CudaMemory() override { cuda_emulator::SetDeviceMemory(int64_t{4} << 30); }
+  ~CudaMemory() override {
+    cuda_emulator::SetDeviceMemory(int64_t{4} << 30);
+    cuda_emulator::SetPinnedMemory(int64_t{1} << 30);
+  }
 };
 
 TEST_F(CudaMemory, ADeviceWithoutRoomSaysWhatNeedsHowMuch) {
@@ -84,6 +87,14 @@ TEST_F(CudaMemory, StepTablesThatDoNotFitAreRefusedBeforeTheFirstStep) {
   const absl::Status status = (*device)->AllocateKv({});
   ASSERT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(MessageOf(status), HasSubstr("step tables need 0.02 GiB"));
+}
+
+TEST_F(CudaMemory, StagingThatTheHostDoesNotGiveIsRefused) {
+  cuda_emulator::SetPinnedMemory(int64_t{10} << 20);
+  const auto device = MakeCudaDevice({});
+  ASSERT_EQ(device.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(MessageOf(device.status()),
+              HasSubstr("work spaces need 0.02 GiB of pinned host memory"));
 }
 
 TEST_F(CudaMemory, GraphsHaveTheirShareFromTheStart) {

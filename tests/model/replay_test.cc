@@ -1,5 +1,5 @@
-// Decode steps on the CUDA device, whose launches are replayed as graphs, against the reference:
-// the same bits, whatever changes from step to step. The kernels run under the emulator.
+// Decode steps on the CUDA device, whose launches are replayed as graphs, against the same device
+// that launches each kernel: the same bits, whatever changes from step to step.
 
 #include <gtest/gtest.h>
 
@@ -8,15 +8,12 @@
 #include <numeric>
 #include <thread>
 
-#include "base/check.h"
 #include "base/prng.h"
 #include "base/status.h"
 #include "kernels/collectives/local.h"
 #include "kernels/collectives/staged.h"
-#include "kernels/cuda/cuda_device.h"
-#include "kernels/reference/reference_device.h"
 #include "shard_worker/model/forward.h"
-#include "tests/cuda_emulator/driver_host.h"
+#include "tests/model/replay_devices.h"
 
 namespace facet {
 namespace {
@@ -38,7 +35,7 @@ struct TestRank {
   VocabularySlices slices;
 };
 
-void Load(const std::string& name, int rank, std::unique_ptr<Device> device,
+void Load(const std::string& name, int rank, KvType kv_type, std::unique_ptr<Device> device,
           std::unique_ptr<Communicator> communicator, TestRank* to) {
   to->device = std::move(device);
   auto model = GgufModel::Open("tests/golden/tiny/" + name + ".gguf");
@@ -58,6 +55,7 @@ void Load(const std::string& name, int rank, std::unique_ptr<Device> device,
   for (KvPoolSpec& pool : pools) {
     pool.blocks = pool.layers > 0 ? kSequences * kBlocksOfSequence : 0;
     pool.block_tokens = kBlockTokens;
+    pool.type = kv_type;
   }
   ASSERT_TRUE(to->device->AllocateKv(pools).ok());
   to->slices = to->plan->Slices(rank);
@@ -73,11 +71,12 @@ struct Share {
 };
 using Step = std::vector<Share>;
 
-// Two long prompts and short ones, then decoding: batches that grow and shrink within a bucket and
+// A long prompt and short ones, then decoding: batches that grow and shrink within a bucket and
 // across them, contexts that pass the next split and the next number of splits.
 std::vector<Step> Script() {
-  std::vector<Step> steps = {{{0, 125}, {1, 61}}, {{2, 3}, {3, 1}}};
-  for (int i = 0; i < 5; ++i) steps.push_back({{0}, {1}, {2}});
+  std::vector<Step> steps = {{{0, 126}, {1, 2}}, {{2, 3}, {3, 1}}};
+  for (int i = 0; i < 2; ++i) steps.push_back({{1}, {2}, {3}});
+  for (int i = 0; i < 4; ++i) steps.push_back({{0}, {1}, {2}});
   for (int i = 0; i < 3; ++i) steps.push_back({{3}, {0}, {2}, {1}});
   steps.push_back({{4, 2}, {0}});  // as many rows as the steps before, of other sequences
   for (int i = 0; i < 3; ++i) steps.push_back({{4}, {1}, {2}, {0}, {3}});
@@ -153,7 +152,7 @@ Told RunScript(TestRank* rank) {
 }
 
 // What each rank was told.
-std::vector<Told> RunGroup(const std::string& model, int world,
+std::vector<Told> RunGroup(const std::string& model, int world, KvType kv_type,
                            const std::function<std::unique_ptr<Device>(int)>& make_device) {
   auto communicators = MakeLocalGroup(world);
   std::vector<Told> told(static_cast<size_t>(world));
@@ -161,7 +160,7 @@ std::vector<Told> RunGroup(const std::string& model, int world,
   for (int i = 0; i < world; ++i) {
     threads.emplace_back([&, i] {
       TestRank rank;
-      Load(model, i, make_device(i), std::move(communicators[i]), &rank);
+      Load(model, i, kv_type, make_device(i), std::move(communicators[i]), &rank);
       if (rank.communicator != nullptr) told[i] = RunScript(&rank);
     });
   }
@@ -169,42 +168,36 @@ std::vector<Told> RunGroup(const std::string& model, int world,
   return told;
 }
 
-std::unique_ptr<Device> MakeCuda(int index, int64_t graph_launches) {
-  auto device = cuda::MakeCudaDevice({.device = index,
-                                      .workspace_bytes = int64_t{8} << 20,
-                                      .graph_launches = graph_launches,
-                                      .graph_bytes = int64_t{1} << 20});
-  FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
-  return *std::move(device);
-}
+class ReplayTest : public ::testing::TestWithParam<std::tuple<const char*, int, KvType>> {};
 
-class ReplayTest : public ::testing::TestWithParam<std::tuple<const char*, int>> {};
-
-TEST_P(ReplayTest, ReplayedStepsGiveTheReferencesBits) {
-  const auto [model, world] = GetParam();
-  const int64_t made = cuda_emulator::GraphsMade();
-  const int64_t launches = cuda_emulator::GraphLaunches();
-  const std::vector<Told> cuda =
-      RunGroup(model, world, [](int rank) { return MakeCuda(rank, 32768); });
-  RecordProperty("graphs", std::to_string(cuda_emulator::GraphsMade() - made));
-  RecordProperty("replays", std::to_string(cuda_emulator::GraphLaunches() - launches));
-  EXPECT_GE(cuda_emulator::GraphLaunches() - launches, 8 * world);
-  EXPECT_LT(cuda_emulator::GraphsMade() - made, cuda_emulator::GraphLaunches() - launches);
-  const std::vector<Told> reference =
-      RunGroup(model, world, [](int) { return MakeReferenceDevice(); });
+TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
+  const auto [model, world, kv_type] = GetParam();
+  const std::optional<GraphCounts> before = CountGraphs();
+  const std::vector<Told> replayed =
+      RunGroup(model, world, kv_type, [](int rank) { return MakeReplayDevice(rank, true); });
+  if (before.has_value()) {
+    const int64_t made = CountGraphs()->made - before->made;
+    const int64_t launches = CountGraphs()->launches - before->launches;
+    RecordProperty("graphs", std::to_string(made));
+    RecordProperty("replays", std::to_string(launches));
+    EXPECT_GE(launches, 8 * world);
+    EXPECT_LT(made, launches);
+  }
+  const std::vector<Told> launched =
+      RunGroup(model, world, kv_type, [](int rank) { return MakeReplayDevice(rank, false); });
   for (int rank = 0; rank < world; ++rank) {
-    EXPECT_EQ(cuda[rank].ids, reference[rank].ids);
-    ASSERT_EQ(cuda[rank].numbers.size(), reference[rank].numbers.size());
-    EXPECT_EQ(std::memcmp(cuda[rank].numbers.data(), reference[rank].numbers.data(),
-                          cuda[rank].numbers.size() * sizeof(float)),
+    EXPECT_EQ(replayed[rank].ids, launched[rank].ids);
+    ASSERT_EQ(replayed[rank].numbers.size(), launched[rank].numbers.size());
+    EXPECT_EQ(std::memcmp(replayed[rank].numbers.data(), launched[rank].numbers.data(),
+                          replayed[rank].numbers.size() * sizeof(float)),
               0);
   }
 }
 
 // One rank replays whole steps, two what lies between their exchanges.
 INSTANTIATE_TEST_SUITE_P(Models, ReplayTest,
-                         ::testing::Values(std::tuple("gemma3", 1),
-                                           std::tuple("llama_quantized", 2)),
+                         ::testing::Values(std::tuple("gemma3", 1, KvType::kF16),
+                                           std::tuple("llama_quantized", 2, KvType::kF32)),
                          [](const auto& info) { return std::string(std::get<0>(info.param)); });
 
 }  // namespace
