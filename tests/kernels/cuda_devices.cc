@@ -21,6 +21,7 @@ std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
   options.workspace_bytes = kWorkspaceBytes;
   options.full_blocks = kFullBlocks;
   options.splits_per_pass = kSplitsPerPass;
+  options.graph_bytes = int64_t{1} << 20;
   auto device = cuda::MakeCudaDevice(options);
   FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
   std::vector<NamedDevice> devices;

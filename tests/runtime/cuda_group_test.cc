@@ -32,6 +32,7 @@ GroupOptions Options(const std::string& model, int world) {
 std::unique_ptr<Device> MakeEmulated() {
   cuda::CudaDeviceOptions options;
   options.workspace_bytes = int64_t{16} << 20;
+  options.graph_bytes = int64_t{1} << 20;
   options.full_blocks = 16;  // chunks are cut by splits, the whole prompt is not
   auto device = cuda::MakeCudaDevice(options);
   EXPECT_TRUE(device.ok()) << device.status();
