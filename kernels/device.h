@@ -11,6 +11,9 @@
 // device may keep another form of it for the operations to come.
 // Threads: one thread calls a device. Operations run in the order of the calls; Synchronize()
 // waits for them, and the host reads results only after it.
+// Nothing: every count of rows, elements, queries or edits that an operation takes may be 0, and so
+// may an array's size; nothing is read or written then. At least 1: a matrix's rows and columns,
+// widths, heads, the rows of a SequenceRun.
 
 #include <array>
 #include <cstddef>
@@ -190,8 +193,8 @@ struct HeadSearch {
   const VocabularySlices* slices = nullptr;
   std::span<const CandidateQuery> queries;  // one per row of x
   Floats scratch;                           // [queries.size(), head->rows()]; left undefined
-  // Of a head that several ranks share: called exactly once, on the calling thread, whatever the
-  // device leaves unread. floors[i] is an order that queries[i].count candidates of this rank
+  // Of a head that several ranks share: called exactly once (without queries: not at all), on the
+  // calling thread, whatever the device leaves unread. floors[i] is an order that queries[i].count candidates of this rank
   // reach (-infinity: not known); afterwards one that as many candidates of all ranks reach.
   // Candidates below it may be missing from the reply. Null: nobody to agree with.
   std::function<void(std::span<float> floors)> agree;
@@ -239,7 +242,8 @@ class Device {
   virtual void CopyOut(Floats device, std::span<float> host) = 0;
   virtual void Synchronize() = 0;
 
-  // --- One step.
+  // --- One step. An output has what is asked of it in the rows named; what lies behind them in the
+  // array may be overwritten.
 
   // Names the rows that the following calls are about; `layout` must outlive them.
   virtual void BeginStep(const StepLayout& layout) = 0;

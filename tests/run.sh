@@ -19,8 +19,8 @@ tests/run.sh [options] [REGEX]
   --exclude-label LABEL  leave tests with this label out
   --fuzz SECONDS         run the fuzz targets instead, each for so long
   --bench                run the benchmark instead: tests/bench/run.sh, which has options of its own
-  --gpu                  only the tests of kernels and collectives on this machine's GPUs, of which
-                         one must be there
+  --gpu                  only the tests of the CUDA backend on this machine's GPUs, of which one
+                         must be there
   --jobs N               tests at a time (default 2)
 
 Models are fetched once (deploy/local/fetch_models.sh says where to); FACET_MODEL_DIR points

@@ -1,29 +1,14 @@
+#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/row_norm.cuh"
 
-// Rotation, the store of keys and values, and attention in the canonical order: scores by sixteen
-// accumulators, splits of kSplit keys at absolute positions, merged in position order.
+// Rotation, the store of keys and values, the merge of splits, and attention in the reference's
+// order, for keys that tensor cores cannot take: scores by sixteen accumulators.
 
 namespace facet::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kSplit = 64;  // kSplitTokens of device.h
-constexpr int kHalfWarp = 16;
-
-__device__ __forceinline__ float NegativeInfinity() { return BitsFloat(0xff800000u); }
-
-// Where the head_dim elements of one key (which 0) or value (1) begin, counted in elements.
-__device__ __forceinline__ int64_t VectorAt(const AttentionLayer& layer, const RowPlaces& places,
-                                            int64_t row, int which, int kv_head, int position) {
-  const PoolMemory& pool = layer.pool;
-  const int32_t block = places.blocks[places.table_begins[row] + position / pool.block_tokens];
-  const int64_t in_layer = (int64_t{layer.layer} * pool.blocks + block) * 2 + which;
-  const int64_t token =
-      (in_layer * layer.kv_heads + kv_head) * pool.block_tokens + position % pool.block_tokens;
-  return token * layer.head_dim;
-}
-
 __device__ __forceinline__ float LoadElement(const PoolMemory& pool, int64_t at) {
   if (pool.half) return HalfToFloat(reinterpret_cast<const uint16_t*>(pool.data)[at]);
   return reinterpret_cast<const float*>(pool.data)[at];
@@ -85,10 +70,6 @@ struct VisibleSplit {
   int begin;
   int end;
 };
-__device__ __forceinline__ int FirstVisible(const AttentionLayer& layer, int position) {
-  if (layer.window == 0 || position < layer.window) return 0;
-  return static_cast<int>(position - layer.window + 1);
-}
 // Split `index`, counted from the row's first visible one; empty beyond the last.
 __device__ __forceinline__ VisibleSplit SplitOf(const AttentionLayer& layer, int position,
                                                 int index) {
@@ -203,12 +184,10 @@ struct Total {
   float out;
 };
 __device__ __forceinline__ void Merge(float max, float sum, float out, Total* total) {
-  const float larger = total->max < max ? max : total->max;
-  const float a = Exp(SubRn(total->max, larger));
-  const float b = Exp(SubRn(max, larger));
-  total->max = larger;
-  total->sum = FmaRn(total->sum, a, MulRn(sum, b));
-  total->out = FmaRn(total->out, a, MulRn(out, b));
+  const SplitWeights weights = WeightsOf(total->max, max);
+  total->max = weights.max;
+  total->sum = FmaRn(total->sum, weights.kept, MulRn(sum, weights.added));
+  total->out = FmaRn(total->out, weights.kept, MulRn(out, weights.added));
 }
 
 // Merges a pass's splits of one row and head into the total, in position order.
@@ -272,9 +251,14 @@ int Attend(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
                            {kThreads},
                            Rounded(layer.head_dim) + Rounded(kSplit) + Rounded(1)};
   const int code = Launch(stream, splits, AttendSplitKernel, layer, places, pass);
-  if (code != 0) return code;
-  return Launch(stream, LaunchShape{{rows, heads}, {kThreads}, 0}, MergeSplitsKernel, layer, places,
-                pass);
+  return code != 0 ? code : MergeSplits(stream, layer, places, pass);
+}
+
+int MergeSplits(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
+                const AttentionPass& pass) {
+  const LaunchShape shape{
+      {static_cast<unsigned>(pass.rows), static_cast<unsigned>(layer.heads)}, {kThreads}, 0};
+  return Launch(stream, shape, MergeSplitsKernel, layer, places, pass);
 }
 
 }  // namespace facet::cuda

@@ -1,7 +1,9 @@
 #ifndef FACET_KERNELS_CUDA_CUDA_CONTEXT_H_
 #define FACET_KERNELS_CUDA_CUDA_CONTEXT_H_
 
+#include <bit>
 #include <cstdint>
+#include <initializer_list>
 
 #include "base/check.h"
 #include "base/status.h"
@@ -9,6 +11,22 @@
 #include "kernels/cuda/driver.h"
 
 namespace facet::cuda {
+
+class LaunchQueue;
+
+// Steps of so many rows and fewer are decoding: few rows, many launches, and the same again soon.
+inline constexpr int kReplayedRowsMax = 64;
+// What a step or an operation of `rows` is made up to where launches are replayed, so that a few
+// sequences of launches serve all of them.
+inline int BucketOf(int rows) {
+  if (rows < 1 || rows > kReplayedRowsMax) return rows;
+  return static_cast<int>(std::bit_ceil(static_cast<unsigned>(rows)));
+}
+// So many floats for each of its rows does an operation touch in an array of `size`.
+struct RowsOfArray {
+  int64_t size = 0;
+  int64_t width = 0;
+};
 
 // A step's operation that fails means a broken device or a bug of ours: a rank that doubts itself
 // stops, and its group's work moves on.
@@ -24,11 +42,16 @@ inline void CheckLaunch(int code, const char* what) {
 struct CudaContext {
   Stream stream = nullptr;
   DeviceMemory* memory = nullptr;
-  UploadRing* uploads = nullptr;  // small arguments of one operation
+  LaunchQueue* launches = nullptr;
+  UploadArea* uploads = nullptr;  // small arguments of one operation
   std::byte* workspace = nullptr;
   int64_t workspace_bytes = 0;
 
   float* workspace_floats() const { return reinterpret_cast<float*>(workspace); }
+  // The rows that an operation on `rows` launches for: the bucket's where launches are replayed and
+  // every array has room for them. Rows depend on nothing but themselves, so what the rows behind
+  // the last hold, and get, does not matter to any that was asked for.
+  int LaunchedRows(int rows, std::initializer_list<RowsOfArray> arrays) const;
   int64_t workspace_size() const { return workspace_bytes / static_cast<int64_t>(sizeof(float)); }
 };
 

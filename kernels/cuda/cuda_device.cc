@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/launch_queue.h"
 #include "kernels/cuda/nccl_collectives.h"
 
 namespace facet::cuda {
@@ -23,6 +25,8 @@ namespace {
 constexpr int kMajorMin = 8;
 // Arguments of an operation that travel to the device: row numbers, queries, edits of logits.
 constexpr int64_t kUploadBytes = int64_t{8} << 20;
+// Lists of rows that one step may name before their place is used again, without waiting.
+constexpr int64_t kRowListBytes = int64_t{1} << 20;
 
 const CudaMatrix& Own(const Matrix& matrix) { return static_cast<const CudaMatrix&>(matrix); }
 
@@ -34,10 +38,11 @@ class CudaDevice final : public Device {
       : index_(options.device),
         name_(fmt::format("cuda:{} ({}, sm_{}{})", options.device, properties.name,
                           properties.major, properties.minor)),
-        architecture_(fmt::format("cuda-sm{}{}", properties.major, properties.minor)),
+        arithmetic_(fmt::format("cuda-sm{}{}-mma", properties.major, properties.minor)),
         uuid_(properties.uuid),
         memory_(name_),
-        attention_(context_, {options.rows, options.sequences, options.context}),
+        attention_(context_, {options.rows, options.sequences, options.context, options.full_blocks,
+                              options.splits_per_pass}),
         product_(context_),
         vocabulary_(context_) {}
 
@@ -49,15 +54,22 @@ class CudaDevice final : public Device {
     DestroyStream(context_.stream);
   }
 
-  absl::Status Init(int64_t workspace_bytes) {
+  absl::Status Init(const CudaDeviceOptions& options) {
     FACET_RETURN_IF_ERROR(UseDevice(index_));
     FACET_ASSIGN_OR_RETURN(context_.stream, MakeStream());
-    FACET_RETURN_IF_ERROR(uploads_.Create("work spaces", kUploadBytes, &memory_, context_.stream));
-    FACET_ASSIGN_OR_RETURN(void* const workspace, memory_.Allocate("work spaces", workspace_bytes));
     context_.memory = &memory_;
+    context_.launches = &launches_;
     context_.uploads = &uploads_;
+    FACET_RETURN_IF_ERROR(uploads_.Create("work spaces", kUploadBytes, &memory_, context_.stream));
+    FACET_RETURN_IF_ERROR(
+        row_lists_.Create("work spaces", kRowListBytes, &memory_, context_.stream));
+    FACET_ASSIGN_OR_RETURN(void* const workspace,
+                           memory_.Allocate("work spaces", options.workspace_bytes));
     context_.workspace = static_cast<std::byte*>(workspace);
-    context_.workspace_bytes = workspace_bytes;
+    context_.workspace_bytes = options.workspace_bytes;
+    FACET_RETURN_IF_ERROR(
+        launches_.Init({options.graph_launches, options.graph_bytes, options.graph_fallback},
+                       &memory_, context_.stream));
     collectives_.Init({.device = index_, .stream = context_.stream}, uuid_, &memory_);
     FACET_RETURN_IF_ERROR(vocabulary_.Init());
     return attention_.AllocateKv({});
@@ -66,11 +78,12 @@ class CudaDevice final : public Device {
   std::string name() const override { return name_; }
   bool host_memory() const override { return false; }
   DeviceCollectives* collectives() override { return &collectives_; }
-  std::string arithmetic() const override { return architecture_; }
+  std::string arithmetic() const override { return arithmetic_; }
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
                                                      const LeafCut* cut) override {
     FACET_RETURN_IF_ERROR(UseDevice(index_));
+    launches_.Flush();
     FACET_ASSIGN_OR_RETURN(std::unique_ptr<CudaMatrix> matrix,
                            CudaMatrix::Load(source, cut, &memory_, context_.stream));
     FACET_RETURN_IF_ERROR(Annotate(product_.Prepare(*matrix), source.name));
@@ -90,11 +103,13 @@ class CudaDevice final : public Device {
 
   absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
     FACET_RETURN_IF_ERROR(UseDevice(index_));
+    launches_.Flush();
     return attention_.AllocateKv(pools);
   }
 
   int AddRope(RopeSpec spec) override {
     CheckOk(UseDevice(index_), "set-up");
+    launches_.Flush();
     return attention_.AddRope(std::move(spec));
   }
 
@@ -103,6 +118,7 @@ class CudaDevice final : public Device {
                 device.size);
     if (host.empty()) return;
     CheckOk(UseDevice(index_), "a copy");
+    launches_.Flush();
     CheckOk(CopyToDevice(device.data, host.data(), BytesOf(host.size()), context_.stream),
             "a copy");
     Synchronize();  // the caller may change `host` now
@@ -113,14 +129,20 @@ class CudaDevice final : public Device {
                 host.size(), device.size);
     if (host.empty()) return;
     CheckOk(UseDevice(index_), "a copy");
+    launches_.Flush();
     CheckOk(CopyToHost(host.data(), device.data, BytesOf(host.size()), context_.stream), "a copy");
     Synchronize();
   }
 
-  void Synchronize() override { CheckOk(Wait(context_.stream), "the device"); }
+  void Synchronize() override {
+    launches_.Flush();
+    CheckOk(Wait(context_.stream), "the device");
+  }
 
   void BeginStep(const StepLayout& layout) override {
     CheckOk(UseDevice(index_), "a step");
+    launches_.Defer(layout.rows <= kReplayedRowsMax);
+    row_lists_.Restart();
     attention_.BeginStep(layout);
   }
 
@@ -132,10 +154,11 @@ class CudaDevice final : public Device {
     for (const int32_t row : rows) {
       FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
     }
-    CheckLaunch(cuda::EmbedRows(context_.stream, matrix.type(), matrix.data(), matrix.row_bytes(),
-                                PutRows(rows), static_cast<int>(rows.size()),
-                                static_cast<int>(width), scale, out.data),
-                "embedding");
+    if (rows.empty()) return;
+    const int count = context_.LaunchedRows(static_cast<int>(rows.size()), {{out.size, width}});
+    launches_.Put<&cuda::EmbedRows>("embedding", matrix.type(), matrix.data(), matrix.row_bytes(),
+                                    PutRows(rows, count), count, static_cast<int>(width), scale,
+                                    out.data);
   }
 
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
@@ -143,15 +166,16 @@ class CudaDevice final : public Device {
     for (const int32_t row : rows) {
       FACET_CHECK(row >= 0 && (int64_t{row} + 1) * width <= x.size, "row {}", row);
     }
-    CheckLaunch(cuda::GatherRows(context_.stream, x.data, PutRows(rows),
-                                 static_cast<int>(rows.size()), width, out.data),
-                "gathered rows");
+    if (rows.empty()) return;
+    const int count = context_.LaunchedRows(static_cast<int>(rows.size()), {{out.size, width}});
+    launches_.Put<&cuda::GatherRows>("gathered rows", x.data, PutRows(rows, count), count, width,
+                                     out.data);
   }
 
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
     FACET_CHECK(int64_t{rows} * width <= std::min(x.size, out.size) && width <= weight.size);
-    CheckLaunch(cuda::RmsNorm(context_.stream, x.data, rows, width, weight.data, epsilon, out.data),
-                "a norm");
+    const int count = context_.LaunchedRows(rows, {{x.size, width}, {out.size, width}});
+    launches_.Put<&cuda::RmsNorm>("a norm", x.data, count, width, weight.data, epsilon, out.data);
   }
 
   void ResidualNorm(const ResidualNormArgs& args) override {
@@ -159,11 +183,14 @@ class CudaDevice final : public Device {
     FACET_CHECK(size <= std::min({args.residual.size, args.update.size, args.out.size}));
     FACET_CHECK(args.width <= args.next_weight.size);
     FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
-    CheckLaunch(
-        cuda::ResidualNorm(context_.stream, {args.residual.data, args.update.data,
-                                             args.post_weight.data, args.next_weight.data,
-                                             args.out.data, args.rows, args.width, args.epsilon}),
-        "a norm");
+    const int64_t width = args.width;
+    const int rows = context_.LaunchedRows(
+        args.rows,
+        {{args.residual.size, width}, {args.update.size, width}, {args.out.size, width}});
+    launches_.Put<&cuda::ResidualNorm>(
+        "a norm",
+        ResidualNormRows{args.residual.data, args.update.data, args.post_weight.data,
+                         args.next_weight.data, args.out.data, rows, args.width, args.epsilon});
   }
 
   void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override {
@@ -176,7 +203,9 @@ class CudaDevice final : public Device {
       width += part->rows();
     }
     FACET_CHECK(rows * width <= out.size);
-    product_.Product(own, x.data, rows, out.data);
+    const int64_t columns = parts.front()->columns();
+    const int count = context_.LaunchedRows(rows, {{x.size, columns}, {out.size, width}});
+    product_.Product(own, x.data, count, out.data);
   }
 
   void GatedProduct(Activation activation, const Matrix& gate, const Matrix& up, Floats x, int rows,
@@ -185,13 +214,20 @@ class CudaDevice final : public Device {
     FACET_CHECK(up.rows() == gate.rows() && up.columns() == gate.columns());
     FACET_CHECK(gate.root_count() == 1 && up.root_count() == 1 && rows * gate.rows() <= out.size);
     const Gate kind = activation == Activation::kSilu ? Gate::kSilu : Gate::kGeluTanh;
-    product_.GatedProduct(kind, Own(gate), Own(up), x.data, rows, out.data);
+    const int count =
+        context_.LaunchedRows(rows, {{x.size, gate.columns()}, {out.size, gate.rows()}});
+    product_.GatedProduct(kind, Own(gate), Own(up), x.data, count, out.data);
   }
 
   void ProductRoots(const Matrix& matrix, Floats x, int rows, Floats roots) override {
     CheckProduct(matrix, x, rows);
     FACET_CHECK(matrix.root_count() * rows * matrix.rows() <= roots.size);
-    product_.ProductRoots(Own(matrix), x.data, rows, roots.data);
+    // Of several roots the second begins where the rows of the first end.
+    const int count = matrix.root_count() > 1
+                          ? rows
+                          : context_.LaunchedRows(
+                                rows, {{x.size, matrix.columns()}, {roots.size, matrix.rows()}});
+    product_.ProductRoots(Own(matrix), x.data, count, roots.data);
   }
 
   void RopeAndStore(const AttentionSpec& spec, Floats qkv) override {
@@ -204,22 +240,29 @@ class CudaDevice final : public Device {
 
   void SoftCap(Floats x, int64_t size, float cap) override {
     FACET_CHECK(size <= x.size);
-    CheckLaunch(cuda::SoftCap(context_.stream, x.data, size, cap), "a soft cap");
+    launches_.Put<&cuda::SoftCap>("a soft cap", x.data, size, cap);
   }
 
   void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
                       CandidateReply* reply) override {
     FACET_CHECK(slices.starts.size() >= 2 && slices.starts.back() <= logits.size);
-    vocabulary_.Find(logits.data, slices, std::span(&query, 1), std::span(reply, 1));
+    vocabulary_.Find(logits, slices, std::span(&query, 1), std::span(reply, 1));
   }
 
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
     const int rows = static_cast<int>(search.queries.size());
     const int64_t size = search.head->rows();
+    if (search.agree && rows > 0) {  // all is read: a floor would save nothing
+      std::vector<float> floors(search.queries.size(), -std::numeric_limits<float>::infinity());
+      search.agree(floors);
+    }
     FACET_CHECK(replies.size() == search.queries.size() && search.slices->starts.back() == size);
     Product(std::span(&search.head, 1), search.x, rows, search.scratch);
-    if (search.soft_cap > 0) SoftCap(search.scratch, rows * size, search.soft_cap);
-    vocabulary_.Find(search.scratch.data, *search.slices, search.queries, replies);
+    if (search.soft_cap > 0) {
+      const int count = context_.LaunchedRows(rows, {{search.scratch.size, size}});
+      SoftCap(search.scratch, count * size, search.soft_cap);
+    }
+    vocabulary_.Find(search.scratch, *search.slices, search.queries, replies);
     reads_.rows += rows * size;
   }
 
@@ -231,19 +274,27 @@ class CudaDevice final : public Device {
                 matrix.columns(), x.size);
   }
 
-  const int32_t* PutRows(std::span<const int32_t> rows) {
-    uploads_.Reserve(UploadRing::Padded(static_cast<int64_t>(rows.size_bytes())));
-    const int32_t* const device = uploads_.Put(rows);
-    uploads_.Flush();
+  // A list of `count` rows on the device: those named, and the last of them again and again.
+  const int32_t* PutRows(std::span<const int32_t> rows, int count) {
+    if (row_lists_.room() < UploadArea::Padded(int64_t{count} * int64_t{sizeof(int32_t)})) {
+      launches_.Flush();  // of what still has to read the lists before
+      row_lists_.Restart();
+    }
+    const int32_t* device = nullptr;
+    const std::span<int32_t> list = row_lists_.Make(count, &device);
+    std::fill(std::copy(rows.begin(), rows.end(), list.begin()), list.end(), rows.back());
+    row_lists_.Flush();
     return device;
   }
 
   const int index_;
   const std::string name_;
-  const std::string architecture_;
+  const std::string arithmetic_;
   const std::string uuid_;
   DeviceMemory memory_;
-  UploadRing uploads_;
+  UploadArea uploads_;
+  UploadArea row_lists_;
+  LaunchQueue launches_;
   CudaContext context_;
   CudaAttention attention_;
   CudaProduct product_;
@@ -266,7 +317,7 @@ absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions& 
                               kMajorMin);
   }
   auto device = std::make_unique<CudaDevice>(options, properties);
-  FACET_RETURN_IF_ERROR(device->Init(options.workspace_bytes));
+  FACET_RETURN_IF_ERROR(device->Init(options));
   return device;
 }
 

@@ -21,8 +21,19 @@ struct CudaDeviceOptions {
   int rows = 512;
   int sequences = 64;
   int64_t context = 16384;  // tokens of one sequence
+  // So many blocks of threads fill the GPU. How work is cut follows it, results do not.
+  int full_blocks = 256;
+  // Splits of keys that attention computes before it merges them, so many at most.
+  int splits_per_pass = 256;
   // Device memory for what lives as long as one operation.
   int64_t workspace_bytes = int64_t{64} << 20;
+  // Kernels in all the sequences that a decode step may be replayed from; 0: each is launched.
+  int64_t graph_launches = 32768;
+  // Device memory that is left free for CUDA graphs. Where they need more than there is, what
+  // would be replayed is launched kernel by kernel.
+  int64_t graph_bytes = int64_t{64} << 20;
+  // False, for tests: a graph that cannot be made ends the process.
+  bool graph_fallback = true;
 };
 
 // What the module's one symbol, `facet_cuda_module`, returns.

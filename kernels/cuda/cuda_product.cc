@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "kernels/cuda/launch_queue.h"
 
 namespace facet::cuda {
 namespace {
@@ -38,7 +39,7 @@ absl::Status CudaProduct::Prepare(const CudaMatrix& matrix) {
 }
 
 void CudaProduct::Quantize(const float* x, int rows, int64_t columns) {
-  CheckLaunch(QuantizeRows(context_.stream, x, rows, columns, quantized_), "quantised activations");
+  context_.launches->Put<&QuantizeRows>("quantised activations", x, rows, columns, quantized_);
 }
 
 void CudaProduct::Multiply(const CudaMatrix& matrix, const CudaMatrix* up, Gate gate,
@@ -59,9 +60,11 @@ void CudaProduct::Multiply(const CudaMatrix& matrix, const CudaMatrix* up, Gate 
   args.out = target.out;
   args.out_stride = target.out_stride;
   args.leaf_stride = target.leaf_stride;
-  CheckLaunch(matrix.integer_product() ? IntegerProducts(context_.stream, args)
-                                       : FloatProducts(context_.stream, args),
-              "a product");
+  if (matrix.integer_product()) {
+    context_.launches->Put<&IntegerProducts>("a product", args);
+  } else {
+    context_.launches->Put<&FloatProducts>("a product", args);
+  }
 }
 
 void CudaProduct::Product(std::span<const CudaMatrix* const> parts, const float* x, int rows,
@@ -104,7 +107,7 @@ void CudaProduct::GatedProduct(Gate gate, const CudaMatrix& matrix, const CudaMa
     float* const up_values = context_.workspace_floats();
     Multiply(matrix, nullptr, Gate::kNone, group, count, {to, width, 0});
     Multiply(up, nullptr, Gate::kNone, group, count, {up_values, width, 0});
-    CheckLaunch(ApplyGate(context_.stream, gate, up_values, count * width, to), "a gate");
+    context_.launches->Put<&ApplyGate>("a gate", gate, up_values, count * width, to);
   }
 }
 
@@ -126,9 +129,9 @@ void CudaProduct::ProductRoots(const CudaMatrix& matrix, const float* x, int row
     }
     float* const leaves = context_.workspace_floats();
     Multiply(matrix, nullptr, Gate::kNone, group, count, {leaves, width, count * width});
-    CheckLaunch(SumLeaves(context_.stream, leaves, count * width, matrix.root_begin(),
-                          matrix.root_count(), count * width, rows * width, to),
-                "a sum of leaves");
+    context_.launches->Put<&SumLeaves>("a sum of leaves", leaves, count * width,
+                                       matrix.root_begin(), matrix.root_count(), count * width,
+                                       rows * width, to);
   }
 }
 

@@ -1,9 +1,11 @@
 #include "kernels/cuda/cuda_vocabulary.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/status.h"
+#include "kernels/cuda/launch_queue.h"
 #include "kernels/reference/reference_vocabulary.h"
 
 namespace facet::cuda {
@@ -19,6 +21,13 @@ int Clamped(int count, int64_t size) {
   return static_cast<int>(std::clamp<int64_t>(count, 0, size));
 }
 
+// How many edits launches are for, of rows with up to `edits` of them.
+int EditBucket(int edits) {
+  constexpr unsigned kSmallest = 256;  // what a block of threads takes
+  if (edits == 0) return 0;
+  return static_cast<int>(std::max(kSmallest, std::bit_ceil(static_cast<unsigned>(edits))));
+}
+
 bool NeedsHost(const CandidateQuery& query, int64_t size) {
   return std::max(Clamped(query.count, size), Clamped(query.raw_count, size)) > kTopMax;
 }
@@ -30,8 +39,7 @@ CudaVocabulary::~CudaVocabulary() {
 }
 
 absl::Status CudaVocabulary::Init() {
-  FACET_ASSIGN_OR_RETURN(void* const host, AllocatePinned(kHostBytes));
-  host_ = static_cast<std::byte*>(host);
+  FACET_ASSIGN_OR_RETURN(host_, context_.memory->AllocatePinned("candidates", kHostBytes));
   return absl::OkStatus();
 }
 
@@ -53,7 +61,7 @@ absl::Status CudaVocabulary::Prepare(int64_t size) {
   return absl::OkStatus();
 }
 
-void CudaVocabulary::Find(const float* logits, const VocabularySlices& slices,
+void CudaVocabulary::Find(Floats logits, const VocabularySlices& slices,
                           std::span<const CandidateQuery> queries,
                           std::span<CandidateReply> replies) {
   const Call call = {logits, &slices, slices.starts.back(), queries, replies};
@@ -89,14 +97,14 @@ CudaVocabulary::Layout CudaVocabulary::LayoutOf(const Call& call, const Results&
   return layout;
 }
 
-int64_t CudaVocabulary::UploadBytes(const Call& call, size_t begin, size_t end) {
+int64_t CudaVocabulary::UploadBytes(const Call& call, size_t begin, size_t end, int64_t rows) {
   const auto starts = static_cast<int64_t>(call.slices->starts.size() * sizeof(int32_t));
-  const auto rows = static_cast<int64_t>((end - begin) * sizeof(QueryOnDevice));
+  const int64_t row_bytes = rows * static_cast<int64_t>(sizeof(QueryOnDevice));
   int64_t edits = 0;
   for (const CandidateQuery& query : call.queries.subspan(begin, end - begin)) {
     edits += static_cast<int64_t>(query.edits.size() * sizeof(EditOnDevice));
   }
-  return UploadRing::Padded(starts) + UploadRing::Padded(rows) + UploadRing::Padded(edits);
+  return UploadArea::Padded(starts) + UploadArea::Padded(row_bytes) + UploadArea::Padded(edits);
 }
 
 size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
@@ -106,7 +114,7 @@ size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
     const auto rows = static_cast<int64_t>(end + 1 - begin);
     const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
                       results.bytes(rows) <= kHostBytes &&
-                      UploadBytes(call, begin, end + 1) <= context_.uploads->size();
+                      UploadBytes(call, begin, end + 1, rows) <= context_.uploads->size();
     if (!fits) break;
     ++end;
   }
@@ -114,20 +122,32 @@ size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
   return end;
 }
 
-LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end,
+int64_t CudaVocabulary::LaunchedRows(const Call& call, size_t begin, size_t end,
+                                     const Results& results) const {
+  const auto count = static_cast<int>(end - begin);
+  const int64_t logits = call.logits.size - static_cast<int64_t>(begin) * call.size;
+  const int64_t rows = context_.LaunchedRows(count, {{logits, call.size}});
+  const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
+                    results.bytes(rows) <= kHostBytes &&
+                    UploadBytes(call, begin, end, rows) <= context_.uploads->size();
+  return fits ? rows : count;
+}
+
+LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int64_t rows_launched,
                                  const int32_t** starts) {
-  UploadRing& ring = *context_.uploads;
-  ring.Reserve(UploadBytes(call, begin, end));
+  UploadArea& area = *context_.uploads;
+  area.Restart();
   const std::vector<int64_t>& slice_starts = call.slices->starts;
-  const auto from = ring.Make(static_cast<int64_t>(slice_starts.size()), starts);
+  const auto from = area.Make(static_cast<int64_t>(slice_starts.size()), starts);
   std::transform(slice_starts.begin(), slice_starts.end(), from.begin(),
                  [](int64_t start) { return static_cast<int32_t>(start); });
   LogitRows rows;
-  rows.logits = call.logits + static_cast<int64_t>(begin) * call.size;
-  rows.rows = static_cast<int>(end - begin);
+  rows.logits = call.logits.data + static_cast<int64_t>(begin) * call.size;
+  rows.rows = static_cast<int>(rows_launched);
   rows.size = call.size;
   rows.first_id = call.slices->first_id;
-  const auto queries = ring.Make(rows.rows, &rows.queries);
+  const auto queries = area.Make(rows.rows, &rows.queries);
+  std::fill(queries.begin(), queries.end(), QueryOnDevice());  // also behind the last
   int64_t edit_count = 0;
   for (size_t i = begin; i < end; ++i) {
     const CandidateQuery& query = call.queries[i];
@@ -138,7 +158,8 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end,
                           first,         static_cast<int32_t>(edit_count), query.sums,
                           query.raw_sums};
   }
-  const auto edits = ring.Make(edit_count, &rows.edits);
+  if (context_.launches->deferring()) rows.edits_max = EditBucket(rows.edits_max);
+  const auto edits = area.Make(edit_count, &rows.edits);
   auto next = edits.begin();
   for (const CandidateQuery& query : call.queries.subspan(begin, end - begin)) {
     for (const LogitEdit& edit : query.edits) {
@@ -146,40 +167,39 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end,
       *next++ = {edit.row, edit.bias, edit.repetition, edit.subtract};
     }
   }
-  ring.Flush();
+  area.Flush();
   return rows;
 }
 
 void CudaVocabulary::FindGroup(const Call& call, size_t begin, size_t end) {
   const Results results = ResultsOf(call, begin, end);
-  const auto count = static_cast<int64_t>(end - begin);
+  const int64_t count = LaunchedRows(call, begin, end, results);
   const Layout layout = LayoutOf(call, results, count);
   const int32_t* starts = nullptr;
-  LogitRows rows = Upload(call, begin, end, &starts);
+  LogitRows rows = Upload(call, begin, end, count, &starts);
   rows.processed = reinterpret_cast<float*>(context_.workspace + layout.processed);
   auto* const lists = reinterpret_cast<uint64_t*>(context_.workspace + layout.lists);
   std::byte* const device = context_.workspace + layout.results;
-  const Stream stream = context_.stream;
-  CheckLaunch(ProcessLogits(stream, rows), "processed logits");
-  CheckLaunch(
-      SumSlices(stream, rows, starts, results.slices, reinterpret_cast<SliceOnDevice*>(device)),
-      "slice sums");
+  LaunchQueue& launches = *context_.launches;
+  launches.Put<&ProcessLogits>("processed logits", rows);
+  launches.Put<&SumSlices>("slice sums", rows, starts, results.slices,
+                           reinterpret_cast<SliceOnDevice*>(device));
   if (results.best > 0) {
     auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.best_at(count));
-    CheckLaunch(SelectTop(stream, rows, false, results.best, lists, to), "candidates");
+    launches.Put<&SelectTop>("candidates", rows, false, results.best, lists, to);
   }
   if (results.raw_best > 0) {
     auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.raw_at(count));
-    CheckLaunch(SelectTop(stream, rows, true, results.raw_best, lists, to), "candidates");
+    launches.Put<&SelectTop>("candidates", rows, true, results.raw_best, lists, to);
   }
-  CheckOk(CopyToHost(host_, device, results.bytes(count), stream), "candidates");
-  CheckOk(Wait(stream), "candidates");
-  Fill(call, begin, end, results);
+  launches.Flush();
+  CheckOk(CopyToHost(host_, device, results.bytes(count), context_.stream), "candidates");
+  CheckOk(Wait(context_.stream), "candidates");
+  Fill(call, begin, end, count, results);
 }
 
-void CudaVocabulary::Fill(const Call& call, size_t begin, size_t end,
+void CudaVocabulary::Fill(const Call& call, size_t begin, size_t end, int64_t rows,
                           const Results& results) const {
-  const auto rows = static_cast<int64_t>(end - begin);
   const auto* slices = reinterpret_cast<const SliceOnDevice*>(host_);
   const auto* best = reinterpret_cast<const CandidateOnDevice*>(host_ + results.best_at(rows));
   const auto* raw = reinterpret_cast<const CandidateOnDevice*>(host_ + results.raw_at(rows));
@@ -206,7 +226,8 @@ void CudaVocabulary::Fill(const Call& call, size_t begin, size_t end,
 
 void CudaVocabulary::FindOnHost(const Call& call, size_t index) {
   std::vector<float> logits(static_cast<size_t>(call.size));
-  CheckOk(CopyToHost(logits.data(), call.logits + static_cast<int64_t>(index) * call.size,
+  context_.launches->Flush();
+  CheckOk(CopyToHost(logits.data(), call.logits.data + static_cast<int64_t>(index) * call.size,
                      call.size * static_cast<int64_t>(sizeof(float)), context_.stream),
           "logits");
   CheckOk(Wait(context_.stream), "logits");

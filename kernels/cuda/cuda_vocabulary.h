@@ -26,8 +26,8 @@ class CudaVocabulary {
   absl::Status Prepare(int64_t size);
 
   // replies[i] is about row i of `logits`, [queries.size(), slices.starts.back()], on the device.
-  void Find(const float* logits, const VocabularySlices& slices,
-            std::span<const CandidateQuery> queries, std::span<CandidateReply> replies);
+  void Find(Floats logits, const VocabularySlices& slices, std::span<const CandidateQuery> queries,
+            std::span<CandidateReply> replies);
 
  private:
   // Where the work space holds what, for a group of rows.
@@ -53,7 +53,7 @@ class CudaVocabulary {
   };
   // The call in progress.
   struct Call {
-    const float* logits = nullptr;
+    Floats logits;
     const VocabularySlices* slices = nullptr;
     int64_t size = 0;
     std::span<const CandidateQuery> queries;
@@ -62,13 +62,17 @@ class CudaVocabulary {
 
   static Results ResultsOf(const Call& call, size_t begin, size_t end);
   static Layout LayoutOf(const Call& call, const Results& results, int64_t rows);
-  static int64_t UploadBytes(const Call& call, size_t begin, size_t end);
+  // Of the queries [begin, end) and, behind them, of queries for up to `rows` rows.
+  static int64_t UploadBytes(const Call& call, size_t begin, size_t end, int64_t rows);
   // The end of the longest group from `begin` on that all the memory has room for.
   size_t GroupEnd(const Call& call, size_t begin) const;
+  // The rows that a group's kernels look at: those of its bucket, if all the memory has room.
+  int64_t LaunchedRows(const Call& call, size_t begin, size_t end, const Results& results) const;
   void FindGroup(const Call& call, size_t begin, size_t end);
   void FindOnHost(const Call& call, size_t index);
-  LogitRows Upload(const Call& call, size_t begin, size_t end, const int32_t** starts);
-  void Fill(const Call& call, size_t begin, size_t end, const Results& results) const;
+  LogitRows Upload(const Call& call, size_t begin, size_t end, int64_t rows,
+                   const int32_t** starts);
+  void Fill(const Call& call, size_t begin, size_t end, int64_t rows, const Results& results) const;
 
   const CudaContext& context_;
   std::byte* host_ = nullptr;  // pinned, where results arrive

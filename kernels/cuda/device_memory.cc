@@ -32,6 +32,17 @@ absl::StatusOr<void*> DeviceMemory::Allocate(std::string_view what, int64_t byte
   return memory;
 }
 
+absl::StatusOr<std::byte*> DeviceMemory::AllocatePinned(std::string_view what,
+                                                        int64_t bytes) const {
+  const absl::StatusOr<void*> memory = cuda::AllocatePinned(std::max<int64_t>(bytes, 1));
+  if (absl::IsResourceExhausted(memory.status())) {
+    return ResourceExhausted("{}: {} need {} of pinned host memory, which the host does not give{}",
+                             device_, what, GiB(bytes), Describe());
+  }
+  if (!memory.ok()) return Annotate(memory.status(), device_);
+  return static_cast<std::byte*>(*memory);
+}
+
 void DeviceMemory::Release(void* memory) {
   FACET_CHECK(pieces_.erase(memory) == 1, "released memory that is not the device's");
   Free(memory);
@@ -47,61 +58,52 @@ std::string DeviceMemory::Describe() const {
   return text;
 }
 
-UploadRing::~UploadRing() { Destroy(); }
+UploadArea::~UploadArea() { Destroy(); }
 
-void UploadRing::Destroy() {
-  if (copied_ != nullptr) DestroyEvent(copied_);
-  if (host_ != nullptr) FreePinned(host_);
-  if (device_ != nullptr) memory_->Release(device_);
-  copied_ = nullptr;
-  host_ = nullptr;
-  device_ = nullptr;
-  size_ = begin_ = next_ = end_ = 0;
+void UploadArea::Destroy() {
+  for (Event& event : copied_) {
+    if (event != nullptr) DestroyEvent(std::exchange(event, nullptr));
+  }
+  if (host_ != nullptr) FreePinned(std::exchange(host_, nullptr));
+  if (device_ != nullptr) memory_->Release(std::exchange(device_, nullptr));
+  size_ = begin_ = next_ = 0;
 }
 
-absl::Status UploadRing::Create(std::string_view what, int64_t bytes, DeviceMemory* memory,
+absl::Status UploadArea::Create(std::string_view what, int64_t bytes, DeviceMemory* memory,
                                 Stream stream) {
   Destroy();
   memory_ = memory;
   stream_ = stream;
-  const int64_t padded = Padded(bytes);
-  FACET_ASSIGN_OR_RETURN(copied_, MakeEvent());
-  FACET_ASSIGN_OR_RETURN(void* const host, AllocatePinned(std::max<int64_t>(padded, 16)));
-  host_ = static_cast<std::byte*>(host);
+  const int64_t padded = Padded(std::max<int64_t>(bytes, 1));
+  for (Event& event : copied_) {
+    FACET_ASSIGN_OR_RETURN(event, MakeEvent());
+  }
+  FACET_ASSIGN_OR_RETURN(host_, memory->AllocatePinned(what, 2 * padded));
   FACET_ASSIGN_OR_RETURN(void* const device, memory->Allocate(what, padded));
   device_ = static_cast<std::byte*>(device);
   size_ = padded;
   return absl::OkStatus();
 }
 
-void UploadRing::Reserve(int64_t bytes) {
-  FACET_CHECK(bytes <= size_, "{} bytes for kernels in a place of {}", bytes, size_);
+void UploadArea::Restart() {
   FACET_CHECK(next_ == begin_, "what was put before has not been flushed");
-  if (end_ + bytes > size_) {
-    const absl::Status status = Wait(copied_);
-    FACET_CHECK(status.ok(), "{}", MessageOf(status));
-    end_ = 0;
-  }
-  begin_ = next_ = end_;
-  end_ = begin_ + bytes;
+  half_ = 1 - half_;
+  const absl::Status status = Wait(copied_[static_cast<size_t>(half_)]);
+  FACET_CHECK(status.ok(), "{}", MessageOf(status));
+  begin_ = next_ = 0;
 }
 
-void* UploadRing::Take(int64_t bytes) {
-  void* const to = host_ + next_;
+int64_t UploadArea::Take(int64_t bytes) {
+  const int64_t at = next_;
   next_ += Padded(bytes);
-  FACET_CHECK(next_ <= end_, "more was put than reserved");
-  return to;
+  FACET_CHECK(next_ <= size_, "{} bytes for kernels in a place of {}", next_, size_);
+  return at;
 }
 
-const void* UploadRing::PutBytes(std::span<const std::byte> bytes, void* to) {
-  if (!bytes.empty()) std::memcpy(to, bytes.data(), bytes.size());
-  return OnDevice(to);
-}
-
-void UploadRing::Flush() {
+void UploadArea::Flush() {
   if (next_ > begin_) {
-    absl::Status status = CopyToDevice(device_ + begin_, host_ + begin_, next_ - begin_, stream_);
-    if (status.ok()) status = Record(copied_, stream_);
+    absl::Status status = CopyToDevice(device_ + begin_, half() + begin_, next_ - begin_, stream_);
+    if (status.ok()) status = Record(copied_[static_cast<size_t>(half_)], stream_);
     FACET_CHECK(status.ok(), "{}", MessageOf(status));
   }
   begin_ = next_;

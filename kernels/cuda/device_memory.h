@@ -1,6 +1,9 @@
 #ifndef FACET_KERNELS_CUDA_DEVICE_MEMORY_H_
 #define FACET_KERNELS_CUDA_DEVICE_MEMORY_H_
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -27,6 +30,9 @@ class DeviceMemory {
   // ResourceExhausted: "cuda:0 (...): keys and values need 12.00 GiB, of which 3.10 GiB are free;
   // weights take 70.00 GiB". `what` is a plural noun. Never null, also for 0 bytes.
   absl::StatusOr<void*> Allocate(std::string_view what, int64_t bytes);
+  // Host memory that the device copies from and to; the caller frees it (FreePinned).
+  // ResourceExhausted: "cuda:0 (...): step tables need 0.01 GiB of pinned host memory; ...".
+  absl::StatusOr<std::byte*> AllocatePinned(std::string_view what, int64_t bytes) const;
   // Gives back what Allocate() gave. REQUIRES: no kernel uses it any more.
   void Release(void* memory);
 
@@ -41,58 +47,59 @@ class DeviceMemory {
   std::map<void*, Piece> pieces_;
 };
 
-// A place in pinned host memory and its like on the device, through which small arrays reach the
-// kernels of a stream: Reserve(), then Put() each, then Flush(). What was put stays valid for the
-// kernels launched before the next Reserve(), which may reuse the place.
-class UploadRing {
+// A place on the device through which small arrays reach the kernels of a stream: Restart(), then
+// Put() or Make() and Flush(), any number of times. Arrays of the same sizes get the same addresses
+// after every Restart(), so kernels can be replayed on them. Kernels that were put on the stream
+// before a Restart() read what they were meant to; those that come after it no longer do.
+class UploadArea {
  public:
-  UploadRing() = default;
-  UploadRing(const UploadRing&) = delete;
-  UploadRing& operator=(const UploadRing&) = delete;
-  ~UploadRing();
+  UploadArea() = default;
+  UploadArea(const UploadArea&) = delete;
+  UploadArea& operator=(const UploadArea&) = delete;
+  ~UploadArea();
 
   // Again: another size. REQUIRES: the stream is idle.
   absl::Status Create(std::string_view what, int64_t bytes, DeviceMemory* memory, Stream stream);
   int64_t size() const { return size_; }
   // What an array of so many bytes takes.
   static int64_t Padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+  // For further arrays, each padded.
+  int64_t room() const { return size_ - next_; }
 
-  // Makes room for arrays of `bytes`, each padded. Waits only where the ring comes around to
-  // copies that are still on their way. REQUIRES: bytes <= size().
-  void Reserve(int64_t bytes);
-  // Where the array will be on the device.
+  // Waits only for the copies from before the last Restart() but one. REQUIRES: all is flushed.
+  void Restart();
+  // Where the array will be on the device. REQUIRES: there is room, as for Make().
   template <typename T>
   const T* Put(std::span<const T> values) {
-    T* to = static_cast<T*>(Take(static_cast<int64_t>(values.size_bytes())));
-    return static_cast<const T*>(PutBytes(std::as_bytes(values), to));
+    const T* device = nullptr;
+    std::copy(values.begin(), values.end(),
+              Make(static_cast<int64_t>(values.size()), &device).begin());
+    return device;
   }
   // An array of `count` to be filled in by the caller; *device is where it will be.
   template <typename T>
   std::span<T> Make(int64_t count, const T** device) {
-    T* to = static_cast<T*>(Take(count * static_cast<int64_t>(sizeof(T))));
-    *device = reinterpret_cast<const T*>(OnDevice(to));
-    return std::span<T>(to, static_cast<size_t>(count));
+    const int64_t at = Take(count * static_cast<int64_t>(sizeof(T)));
+    *device = reinterpret_cast<const T*>(device_ + at);
+    return std::span<T>(reinterpret_cast<T*>(half() + at), static_cast<size_t>(count));
   }
-  // Copies what was put since Reserve().
+  // Copies what was put since the last Flush().
   void Flush();
 
  private:
-  void* Take(int64_t bytes);
-  const void* PutBytes(std::span<const std::byte> bytes, void* to);
-  const std::byte* OnDevice(const void* host) const {
-    return device_ + (static_cast<const std::byte*>(host) - host_);
-  }
+  int64_t Take(int64_t bytes);
+  std::byte* half() const { return host_ + half_ * size_; }
   void Destroy();
 
   DeviceMemory* memory_ = nullptr;
   Stream stream_ = nullptr;
-  Event copied_ = nullptr;  // after the last Flush()
-  std::byte* host_ = nullptr;
   std::byte* device_ = nullptr;
+  std::byte* host_ = nullptr;         // pinned: two halves, one being filled in, one being copied
+  std::array<Event, 2> copied_ = {};  // by half, after its last Flush()
   int64_t size_ = 0;
-  int64_t begin_ = 0;  // of what is reserved
-  int64_t next_ = 0;   // of what is put
-  int64_t end_ = 0;
+  int half_ = 0;
+  int64_t begin_ = 0;  // of what is put and not flushed
+  int64_t next_ = 0;
 };
 
 }  // namespace facet::cuda

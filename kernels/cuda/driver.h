@@ -1,7 +1,8 @@
 #ifndef FACET_KERNELS_CUDA_DRIVER_H_
 #define FACET_KERNELS_CUDA_DRIVER_H_
 
-// What the CUDA device asks of the CUDA runtime: devices, memory, copies, streams and events.
+// What the CUDA device asks of the CUDA runtime: devices, memory, copies, streams, events
+// and graphs.
 // driver_cuda.cc gives it over the static cudart; tests/cuda_emulator gives it in host memory.
 // Nothing else in kernels/cuda's host code knows the runtime; its device code knows language.cuh.
 //
@@ -18,11 +19,13 @@
 
 struct CUstream_st;
 struct CUevent_st;
+struct CUgraphExec_st;
 
 namespace facet::cuda {
 
-using Stream = ::CUstream_st*;  // cudaStream_t
-using Event = ::CUevent_st*;    // cudaEvent_t
+using Stream = ::CUstream_st*;    // cudaStream_t
+using Event = ::CUevent_st*;      // cudaEvent_t
+using Graph = ::CUgraphExec_st*;  // cudaGraphExec_t
 
 struct DeviceProperties {
   std::string name;  // "NVIDIA H100 80GB HBM3"
@@ -72,6 +75,18 @@ absl::Status Record(Event event, Stream stream);
 absl::Status Wait(Event event);
 // Whether it has, without waiting.
 absl::StatusOr<bool> Passed(Event event);
+
+// From here to EndCapture() the kernels put on the stream are written down, with their arguments,
+// and not run. Nothing else may be asked of the stream meanwhile, and no kernel may run for the
+// first time in the process.
+absl::Status BeginCapture(Stream stream);
+// What was written down, ready to run; it takes device memory. On an error the stream is as before
+// BeginCapture(). ResourceExhausted if there is not as much memory.
+absl::StatusOr<Graph> EndCapture(Stream stream);
+// Puts the kernels of the graph on the stream, with the arguments that they were captured with.
+absl::Status LaunchGraph(Graph graph, Stream stream);
+// May be on its way still.
+void DestroyGraph(Graph graph);
 
 // What the code that language.cuh's Launch() returned means; OK for 0.
 absl::Status LaunchStatus(int code);

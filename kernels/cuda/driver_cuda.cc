@@ -136,6 +136,29 @@ absl::StatusOr<bool> Passed(Event event) {
   return true;
 }
 
+absl::Status BeginCapture(Stream stream) {
+  return Explain(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+                 "cudaStreamBeginCapture");
+}
+
+absl::StatusOr<Graph> EndCapture(Stream stream) {
+  cudaGraph_t captured = nullptr;
+  FACET_RETURN_IF_ERROR(Explain(cudaStreamEndCapture(stream, &captured), "cudaStreamEndCapture"));
+  Graph graph = nullptr;
+  const absl::Status status =
+      Explain(cudaGraphInstantiate(&graph, captured, 0), "cudaGraphInstantiate");
+  cudaGraphDestroy(captured);
+  if (!status.ok()) return status;
+  return graph;
+}
+
+absl::Status LaunchGraph(Graph graph, Stream stream) {
+  return Explain(cudaGraphLaunch(graph, stream), "cudaGraphLaunch");
+}
+
+// One that is on its way is freed when it is done.
+void DestroyGraph(Graph graph) { cudaGraphExecDestroy(graph); }
+
 absl::Status LaunchStatus(int code) {
   return Explain(static_cast<cudaError_t>(code), "a kernel's launch");
 }

@@ -121,7 +121,7 @@ int LaunchProducts(Stream stream, const LeafProducts& args) {
 }  // namespace
 
 int FloatProducts(Stream stream, const LeafProducts& args) {
-  if (args.x_rows == 0) return 0;
+  if (args.rows == 0 || args.x_rows == 0) return 0;
   switch (args.type) {
     case TensorType::kF16:
       return LaunchProducts<F16Element>(stream, args);

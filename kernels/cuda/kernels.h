@@ -2,8 +2,12 @@
 #define FACET_KERNELS_CUDA_KERNELS_H_
 
 // What the host code of the CUDA device launches. Every function puts kernels on a stream and
-// returns driver.h's launch code; all pointers are to device memory. Sizes may be 0: nothing is
-// launched then. The order of every operation is that of kernels/README.md.
+// returns driver.h's launch code; all pointers are to device memory. Sizes may be 0 but for widths
+// and counts of heads: nothing is launched then. The order of every operation is that of
+// kernels/README.md.
+//
+// The host calls them through LaunchQueue, which may call a function once and run its kernels many
+// times. So what they launch follows from their arguments alone, which can be compared.
 
 #include <cstdint>
 
@@ -33,6 +37,7 @@ struct ResidualNormRows {
   int rows = 0;
   int width = 0;
   float epsilon = 0;
+  bool operator==(const ResidualNormRows&) const = default;
 };
 int ResidualNorm(Stream stream, const ResidualNormRows& args);
 int SoftCap(Stream stream, float* x, int64_t size, float cap);
@@ -47,6 +52,7 @@ struct QuantizedActivations {
   int8_t* q = nullptr;           // [rows, columns]
   float* scales = nullptr;       // [rows, columns / 32]
   float* scaled_sums = nullptr;  // [rows, columns / 32]: scale x float(sum of q)
+  bool operator==(const QuantizedActivations&) const = default;
 };
 int QuantizeRows(Stream stream, const float* x, int rows, int64_t columns,
                  const QuantizedActivations& out);
@@ -69,6 +75,7 @@ struct LeafProducts {
   float* out = nullptr;
   int64_t out_stride = 0;
   int64_t leaf_stride = 0;
+  bool operator==(const LeafProducts&) const = default;
 };
 // REQUIRES: HasIntegerProduct(type).
 int IntegerProducts(Stream stream, const LeafProducts& args);
@@ -81,13 +88,14 @@ inline constexpr int kRootLeavesMax = 255;
 int SumLeaves(Stream stream, const float* leaves, int64_t leaf_stride, const int32_t* root_begin,
               int roots, int64_t elements, int64_t root_stride, float* out);
 
-// --- attention_kernels.cu
+// --- attention_kernels.cu, tensor_attention_kernels.cu
 
 // Where the step's rows stand. All arrays are by row.
 struct RowPlaces {
   const int32_t* positions = nullptr;
   const int32_t* table_begins = nullptr;  // where the run's block table begins in `blocks`
   const int32_t* blocks = nullptr;
+  bool operator==(const RowPlaces&) const = default;
 };
 
 // One pool of keys and values: [layer][block][key, value][kv_head][token][head_dim].
@@ -96,6 +104,7 @@ struct PoolMemory {
   int blocks = 0;
   int block_tokens = 0;
   bool half = true;  // f16, else f32
+  bool operator==(const PoolMemory&) const = default;
 };
 
 // Query heads of a rank, at most; the map to KV heads travels with the launch.
@@ -108,6 +117,9 @@ struct AttentionLayer {
   int kv_heads = 0;
   int head_dim = 0;
   uint8_t kv_of_head[kHeadsMax] = {};
+  // The heads that read KV head k: head_order[first_head[k]] up to head_order[first_head[k + 1]].
+  uint8_t head_order[kHeadsMax] = {};
+  int16_t first_head[kHeadsMax + 1] = {};
   int64_t window = 0;
   float scale = 1;
   float soft_cap = 0;
@@ -117,6 +129,7 @@ struct AttentionLayer {
   const float* q_norm = nullptr;  // [head_dim], or null
   const float* k_norm = nullptr;
   float norm_epsilon = 0;
+  bool operator==(const AttentionLayer&) const = default;
 };
 
 int RopeAndStore(Stream stream, const AttentionLayer& layer, const RowPlaces& places, int rows,
@@ -131,13 +144,39 @@ struct AttentionPass {
   int first_split = 0;
   int splits = 0;
   bool last = false;
+  bool direct = false;  // AttendTiles() alone: all splits at once, straight to `out`
   const float* qkv = nullptr;  // of row 0
   float* out = nullptr;        // of row 0
   float* partials = nullptr;   // [rows, heads, splits, head_dim + 2]
   float* totals = nullptr;     // [rows, heads, head_dim + 2], kept from pass to pass
+  bool operator==(const AttentionPass&) const = default;
 };
+// In the reference's order and float32, over keys of any type.
 int Attend(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
            const AttentionPass& pass);
+// The second half of a pass, which the two others launch: the totals of its partial results.
+int MergeSplits(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
+                const AttentionPass& pass);
+
+// A step's rows, at most kTileTokens neighbours of one run per tile.
+inline constexpr int kTileTokens = 64;
+struct RowTiles {
+  const int32_t* first_rows = nullptr;  // [count]
+  const int32_t* rows = nullptr;        // [count]; 0: nothing
+  int count = 0;
+  int rows_max = 0;  // of one tile
+  bool operator==(const RowTiles&) const = default;
+};
+// What AttendTiles() can take: it reads 16 bytes of a key at a time, and keeps a block's results of
+// a head in registers.
+inline constexpr int kTensorHeadUnit = 8;
+inline constexpr int kTensorHeadMax = 256;
+// On tensor cores, over half-precision keys and values. `pass` has all rows of the step.
+// REQUIRES: layer.pool.half, head_dim a multiple of kTensorHeadUnit up to kTensorHeadMax.
+int AttendTiles(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
+                const RowTiles& tiles, const AttentionPass& pass);
+// How much such a launch has to do for each split, in groups of four warps.
+int TileBlocks(const AttentionLayer& layer, const RowTiles& tiles);
 
 // --- vocabulary_kernels.cu
 
@@ -179,6 +218,7 @@ struct LogitRows {
   const QueryOnDevice* queries = nullptr;  // [rows]
   const EditOnDevice* edits = nullptr;
   int edits_max = 0;  // of one row
+  bool operator==(const LogitRows&) const = default;
 };
 // Fills `processed`: edits, then temperature.
 int ProcessLogits(Stream stream, const LogitRows& rows);

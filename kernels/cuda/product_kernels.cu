@@ -233,7 +233,7 @@ int QuantizeRows(Stream stream, const float* x, int rows, int64_t columns,
 }
 
 int IntegerProducts(Stream stream, const LeafProducts& args) {
-  if (args.x_rows == 0) return 0;
+  if (args.rows == 0 || args.x_rows == 0) return 0;
   switch (args.type) {
     case TensorType::kQ4_0:
       return LaunchProducts<ReadQ4_0>(stream, args);

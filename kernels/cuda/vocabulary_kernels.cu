@@ -177,6 +177,7 @@ unsigned Parts(int64_t size, int part) { return static_cast<unsigned>((size + pa
 }  // namespace
 
 int ProcessLogits(Stream stream, const LogitRows& rows) {
+  if (rows.rows == 0 || rows.size == 0) return 0;
   const unsigned count = static_cast<unsigned>(rows.rows);
   const LaunchShape all{{Parts(rows.size, kThreads), count}, {kThreads}, 0};
   const int code = Launch(stream, all, ScaleKernel, rows);
@@ -187,6 +188,7 @@ int ProcessLogits(Stream stream, const LogitRows& rows) {
 
 int SumSlices(Stream stream, const LogitRows& rows, const int32_t* starts, int slices,
               SliceOnDevice* out) {
+  if (rows.rows == 0 || slices == 0) return 0;
   const LaunchShape shape{{static_cast<unsigned>(slices), static_cast<unsigned>(rows.rows)},
                           {kThreads},
                           kThreads / kWarpSize * uint32_t{sizeof(float)}};

@@ -166,7 +166,7 @@ class ReferenceDevice final : public HostDevice {
     const int rows = static_cast<int>(search.queries.size());
     Product(std::span(&search.head, 1), search.x, rows, search.scratch);
     const int64_t size = search.head->rows();
-    if (search.agree) {
+    if (search.agree && !search.queries.empty()) {
       std::vector<float> floors(search.queries.size(), -std::numeric_limits<float>::infinity());
       search.agree(floors);
     }

@@ -33,6 +33,12 @@ LIMITS = {
 REGISTERS_STEP = 256  # of a warp
 SHARED_OF_SYSTEM = 1024  # of a block
 
+
+def tile_bytes(head_dim, pairs):
+    """MemoryBytes() of tensor_attention_kernels.cu."""
+    return 2 * (2 * pairs + 128) * (head_dim + 8) + pairs * (8 * 72 + 24)
+
+
 # Kernel -> threads of a block and dynamic shared bytes, as the launches in kernels/cuda/*.cu have
 # them for heads of 256 and rows of any width.
 SHAPES = {
@@ -49,6 +55,12 @@ SHAPES = {
     "FloatProductKernel<.*, 8>": (128, 4 * (32 * 33 + 32 * 32)),
     "RopeAndStoreKernel": (128, 16 + 4 * 256),
     "AttendSplitKernel": (128, 4 * (256 + 64) + 16),
+    "AttendTilesKernel<1, 1>": (128, tile_bytes(64, 16)),
+    "AttendTilesKernel<1, 4>": (512, tile_bytes(64, 64)),
+    "AttendTilesKernel<2, 1>": (128, tile_bytes(128, 16)),
+    "AttendTilesKernel<2, 4>": (512, tile_bytes(128, 64)),
+    "AttendTilesKernel<4, 1>": (128, tile_bytes(256, 16)),
+    "AttendTilesKernel<4, 2>": (256, tile_bytes(256, 32)),
     "MergeSplitsKernel": (128, 0),
     "ScaleKernel": (256, 0),
     "EditKernel": (256, 0),

@@ -7,7 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/prng.h"
@@ -23,6 +26,12 @@
 struct CUevent_st {
   CUstream_st* stream = nullptr;
   uint64_t put = 0;  // of the stream's work, when it was recorded
+};
+
+struct CUgraphExec_st {
+  using Works = std::vector<facet::cuda_emulator::Work>;
+  std::shared_ptr<const Works> works;  // also its launches', which may outlive it
+  void* memory = nullptr;
 };
 
 namespace facet::cuda_emulator {
@@ -41,6 +50,8 @@ struct Memory {
     int64_t bytes;
   };
   std::map<void*, Piece> pieces;
+  int64_t pinned = 0;
+  std::map<void*, int64_t> pinned_pieces;
 };
 
 Memory& TheMemory() {
@@ -49,8 +60,11 @@ Memory& TheMemory() {
 }
 
 std::atomic<int64_t> device_bytes{int64_t{4} << 30};
+std::atomic<int64_t> pinned_bytes{int64_t{1} << 30};
 std::atomic<uint64_t> stream_seed{0};
 std::atomic<uint64_t> streams_made{0};
+std::atomic<int64_t> graphs_made{0};
+std::atomic<int64_t> graph_launches{0};
 thread_local int current_device = 0;
 
 // With the address sanitizer a touch of a guard is an error at once.
@@ -86,7 +100,11 @@ void CheckGuards(std::byte* memory, int64_t bytes) {
 }  // namespace
 
 void SetDeviceMemory(int64_t bytes) { device_bytes = bytes; }
+void SetPinnedMemory(int64_t bytes) { pinned_bytes = bytes; }
 void SetStreamSeed(uint64_t seed) { stream_seed = seed; }
+
+int64_t GraphsMade() { return graphs_made; }
+int64_t GraphLaunches() { return graph_launches; }
 
 int64_t AllocatedBytes() {
   std::lock_guard lock(TheMemory().mutex);
@@ -163,14 +181,31 @@ void Free(void* piece) {
 }
 
 absl::StatusOr<void*> AllocatePinned(int64_t bytes) {
+  Memory& memory = TheMemory();
+  std::lock_guard lock(memory.mutex);
+  if (memory.pinned + bytes > pinned_bytes) {
+    return ResourceExhausted("cudaHostAlloc: out of memory (emulated)");
+  }
   const int64_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  void* memory = std::aligned_alloc(kAlignment, whole);
-  FACET_CHECK(memory != nullptr, "the host has no memory for {} bytes", bytes);
-  std::memset(memory, kUndefined, bytes);
-  return memory;
+  void* piece = std::aligned_alloc(kAlignment, whole);
+  FACET_CHECK(piece != nullptr, "the host has no memory for {} bytes", bytes);
+  std::memset(piece, kUndefined, bytes);
+  memory.pinned += bytes;
+  memory.pinned_pieces[piece] = bytes;
+  return piece;
 }
 
-void FreePinned(void* memory) { std::free(memory); }
+void FreePinned(void* piece) {
+  Memory& memory = TheMemory();
+  std::lock_guard lock(memory.mutex);
+  const auto found = memory.pinned_pieces.find(piece);
+  FACET_CHECK(found != memory.pinned_pieces.end(),
+              "FreePinned() of what AllocatePinned() did not "
+              "give");
+  memory.pinned -= found->second;
+  memory.pinned_pieces.erase(found);
+  std::free(piece);
+}
 
 absl::StatusOr<Stream> MakeStream() { return new CUstream_st(Mix64(stream_seed, streams_made++)); }
 
@@ -191,8 +226,15 @@ absl::Status Explain(int code, const char* what) {
   return Internal("{}: error {} (emulated)", what, code);
 }
 
+// Of what a driver refuses during a capture.
+absl::Status CheckNotCapturing(Stream stream, const char* what) {
+  if (!stream->capturing()) return absl::OkStatus();
+  return Internal("{}: operation not permitted when stream is capturing (emulated)", what);
+}
+
 absl::Status Copy(void* to, const void* from, int64_t bytes, Stream stream) {
   FACET_CHECK(bytes >= 0, "a copy of {} bytes", bytes);
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a copy"));
   stream->Put([to, from, bytes] {
     if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
     return 0;
@@ -202,7 +244,10 @@ absl::Status Copy(void* to, const void* from, int64_t bytes, Stream stream) {
 
 }  // namespace
 
-absl::Status Wait(Stream stream) { return Explain(stream->Finish(), "waiting for a stream"); }
+absl::Status Wait(Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "waiting for a stream"));
+  return Explain(stream->Finish(), "waiting for a stream");
+}
 
 absl::Status CopyToDevice(void* device, const void* host, int64_t bytes, Stream stream) {
   return Copy(device, host, bytes, stream);
@@ -218,6 +263,7 @@ absl::Status CopyOnDevice(void* to, const void* from, int64_t bytes, Stream stre
 
 absl::Status Fill(void* device, uint8_t value, int64_t bytes, Stream stream) {
   FACET_CHECK(bytes >= 0, "a fill of {} bytes", bytes);
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a fill"));
   stream->Put([device, value, bytes] {
     if (bytes > 0) std::memset(device, value, static_cast<size_t>(bytes));
     return 0;
@@ -229,6 +275,7 @@ absl::StatusOr<Event> MakeEvent() { return new CUevent_st; }
 void DestroyEvent(Event event) { delete event; }
 
 absl::Status Record(Event event, Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "an event"));
   *event = {stream, stream->put()};
   return absl::OkStatus();
 }
@@ -243,6 +290,39 @@ absl::StatusOr<bool> Passed(Event event) {
   const bool passed = event->stream->TryUntil(event->put);
   FACET_RETURN_IF_ERROR(Explain(event->stream->error(), "asking for an event"));
   return passed;
+}
+
+absl::Status BeginCapture(Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a capture"));
+  stream->BeginCapture();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Graph> EndCapture(Stream stream) {
+  FACET_CHECK(stream->capturing(), "EndCapture() without BeginCapture()");
+  auto works = std::make_shared<const CUgraphExec_st::Works>(stream->EndCapture());
+  const auto kernels = static_cast<int64_t>(works->size());
+  FACET_ASSIGN_OR_RETURN(void* const memory,
+                         Allocate(std::max<int64_t>(1, kernels * kGraphBytesPerKernel)));
+  ++graphs_made;
+  return new CUgraphExec_st{std::move(works), memory};
+}
+
+absl::Status LaunchGraph(Graph graph, Stream stream) {
+  FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a graph"));
+  ++graph_launches;
+  stream->Put([works = graph->works] {
+    for (const Work& work : *works) {
+      if (const int error = work(); error != 0) return error;
+    }
+    return 0;
+  });
+  return absl::OkStatus();
+}
+
+void DestroyGraph(Graph graph) {
+  Free(graph->memory);
+  delete graph;
 }
 
 absl::Status LaunchStatus(int code) { return Explain(code, "a launch"); }

@@ -92,6 +92,70 @@ TEST_F(DriverHost, AFailedKernelStaysTheStreamsError) {
   DestroyStream(stream);
 }
 
+// Launches of a graph take their arguments from its capture, and the memory as it is.
+TEST_F(DriverHost, AGraphKeepsItsArgumentsAndReadsTheMemoryAsItIs) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(seed);
+    cuda_emulator::SetStreamSeed(seed);
+    const Stream stream = *MakeStream();
+    std::vector<int32_t> values = {1, 2, 3};
+    int32_t sum = -1;
+    int32_t* out = &sum;
+    ASSERT_TRUE(BeginCapture(stream).ok());
+    ASSERT_EQ(samples::BlockSums(stream, values.data(), 3, 1, 32, out), 0);
+    out = nullptr;
+    const Graph graph = *EndCapture(stream);
+    ASSERT_TRUE(Wait(stream).ok());
+    EXPECT_EQ(sum, -1);  // captured, not run
+    const int64_t before = cuda_emulator::GraphLaunches();
+    for (int round = 0; round < 3; ++round) {
+      values[0] = round;
+      ASSERT_TRUE(LaunchGraph(graph, stream).ok());
+      ASSERT_TRUE(Wait(stream).ok());
+      EXPECT_EQ(sum, round + 5);
+    }
+    EXPECT_EQ(cuda_emulator::GraphLaunches(), before + 3);
+    ASSERT_TRUE(LaunchGraph(graph, stream).ok());
+    sum = -1;
+    DestroyGraph(graph);  // maybe before its last launch
+    ASSERT_TRUE(Wait(stream).ok());
+    DestroyStream(stream);
+  }
+}
+
+TEST_F(DriverHost, ACaptureRefusesWhatIsNoKernel) {
+  const Stream stream = *MakeStream();
+  const Event event = *MakeEvent();
+  int32_t from = 7, to = 0;
+  ASSERT_TRUE(BeginCapture(stream).ok());
+  EXPECT_FALSE(CopyToHost(&to, &from, sizeof(to), stream).ok());
+  EXPECT_FALSE(Fill(&to, 0, sizeof(to), stream).ok());
+  EXPECT_FALSE(Record(event, stream).ok());
+  EXPECT_FALSE(Wait(stream).ok());
+  EXPECT_FALSE(BeginCapture(stream).ok());
+  DestroyGraph(*EndCapture(stream));
+  EXPECT_TRUE(Wait(stream).ok());
+  DestroyEvent(event);
+  DestroyStream(stream);
+}
+
+TEST_F(DriverHost, AGraphTakesMemory) {
+  const Stream stream = *MakeStream();
+  int32_t value = 1, sum = 0;
+  cuda_emulator::SetDeviceMemory(cuda_emulator::kGraphBytesPerKernel);
+  const auto capture = [&](int kernels) {
+    EXPECT_TRUE(BeginCapture(stream).ok());
+    for (int i = 0; i < kernels; ++i) samples::BlockSums(stream, &value, 1, 1, 32, &sum);
+    return EndCapture(stream);
+  };
+  EXPECT_EQ(capture(2).status().code(), absl::StatusCode::kResourceExhausted);
+  const auto graph = capture(1);
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  EXPECT_EQ(*FreeMemory(), 0);
+  DestroyGraph(*graph);
+  DestroyStream(stream);
+}
+
 TEST_F(DriverHost, MemoryIsFinite) {
   cuda_emulator::SetDeviceMemory(1000);
   EXPECT_EQ(*FreeMemory(), 1000);

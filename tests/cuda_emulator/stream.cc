@@ -3,10 +3,26 @@
 #include <thread>
 #include <utility>
 
+#include "base/check.h"
+
+void CUstream_st::Put(facet::cuda_emulator::Work work) {
+  if (capturing_) {
+    captured_.push_back(std::move(work));
+    return;
+  }
+  PutWhen({}, std::move(work));
+}
+
 void CUstream_st::PutWhen(facet::cuda_emulator::Ready ready, facet::cuda_emulator::Work work) {
+  FACET_CHECK(!capturing_, "work that needs others cannot be captured");
   queue_.push_back({std::move(ready), std::move(work)});
   ++put_;
   if (random_() % 2 == 0) TryUntil(put_);
+}
+
+std::vector<facet::cuda_emulator::Work> CUstream_st::EndCapture() {
+  capturing_ = false;
+  return std::exchange(captured_, {});
 }
 
 int CUstream_st::FinishUntil(uint64_t count) {

@@ -10,6 +10,7 @@
 #include <functional>
 #include <random>
 #include <utility>
+#include <vector>
 
 namespace facet::cuda_emulator {
 
@@ -24,9 +25,14 @@ struct CUstream_st {
  public:
   explicit CUstream_st(uint64_t seed) : random_(seed) {}
 
-  void Put(facet::cuda_emulator::Work work) { PutWhen({}, std::move(work)); }
-  // Work that needs others, such as other devices. What is put after it waits for it.
+  void Put(facet::cuda_emulator::Work work);
+  // Work that needs others, such as other devices. What is put after it waits for it. REQUIRES: no
+  // capture.
   void PutWhen(facet::cuda_emulator::Ready ready, facet::cuda_emulator::Work work);
+  // What is put from here to EndCapture() is kept, not done.
+  void BeginCapture() { capturing_ = true; }
+  std::vector<facet::cuda_emulator::Work> EndCapture();
+  bool capturing() const { return capturing_; }
   // Does all the work. After the first error the rest is dropped, and it stays the stream's error.
   int Finish() { return FinishUntil(put_); }
   // The same of the first `count` pieces of work ever put.
@@ -48,6 +54,8 @@ struct CUstream_st {
   uint64_t put_ = 0;
   uint64_t done_ = 0;
   int error_ = 0;
+  bool capturing_ = false;
+  std::vector<facet::cuda_emulator::Work> captured_;
 };
 
 #endif  // FACET_TESTS_CUDA_EMULATOR_STREAM_H_

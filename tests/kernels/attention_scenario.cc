@@ -47,7 +47,7 @@ AttentionSpec MakeSpec(Device& device, const AttentionScenario& scenario) {
   spec.head_dim = scenario.head_dim;
   spec.kv_of_head = scenario.kv_of_head;
   spec.window = scenario.window;
-  spec.scale = 1.3f / std::sqrt(static_cast<float>(scenario.head_dim));
+  spec.scale = ScaleOf(scenario);
   spec.soft_cap = scenario.soft_cap;
   spec.norm_epsilon = 1e-5f;
   if (scenario.rotary > 0) spec.rope = device.AddRope({MakeFrequencies(scenario)});
@@ -78,7 +78,12 @@ std::vector<std::vector<float>> MakeQkv(const AttentionScenario& scenario) {
 
 std::vector<float> MakeNormWeights(const AttentionScenario& scenario, int which) {
   Random random(scenario.seed + 7 + which);
-  return MakeFloats(scenario.head_dim, 1, random);
+  return MakeFloats(scenario.head_dim, which == 0 ? scenario.query_size : 1, random);
+}
+
+float ScaleOf(const AttentionScenario& scenario) {
+  const float scale = 1.3f / std::sqrt(static_cast<float>(scenario.head_dim));
+  return scenario.query_size == 0 ? scale : scale / scenario.query_size;
 }
 
 std::vector<float> MakeFrequencies(const AttentionScenario& scenario) {

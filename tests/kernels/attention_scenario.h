@@ -20,6 +20,7 @@ struct AttentionScenario {
   int64_t window = 0;
   float soft_cap = 0;
   bool norms = false;
+  float query_size = 1;  // with norms: queries are so much larger, and `scale` as much smaller
   int block_tokens = 16;
   KvType type = KvType::kF16;
   std::vector<int> lengths = {100};           // of the sequences
@@ -47,6 +48,8 @@ struct AttentionResult {
 std::vector<std::vector<float>> MakeQkv(const AttentionScenario& scenario);
 // RMS weights of q and k, [head_dim] each.
 std::vector<float> MakeNormWeights(const AttentionScenario& scenario, int which);
+// AttentionSpec::scale.
+float ScaleOf(const AttentionScenario& scenario);
 std::vector<float> MakeFrequencies(const AttentionScenario& scenario);
 
 // Every sequence whole, one after the other in one step.

@@ -9,6 +9,9 @@ namespace {
 
 // So small that larger operations are cut into several.
 constexpr int64_t kWorkspaceBytes = int64_t{8} << 20;
+// So few that attention is cut both ways: chunks of a scenario by splits, the whole not.
+constexpr int kFullBlocks = 16;
+constexpr int kSplitsPerPass = 2;
 
 }  // namespace
 
@@ -16,6 +19,9 @@ constexpr int64_t kWorkspaceBytes = int64_t{8} << 20;
 std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
   cuda::CudaDeviceOptions options;
   options.workspace_bytes = kWorkspaceBytes;
+  options.full_blocks = kFullBlocks;
+  options.splits_per_pass = kSplitsPerPass;
+  options.graph_bytes = int64_t{1} << 20;
   auto device = cuda::MakeCudaDevice(options);
   FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
   std::vector<NamedDevice> devices;
@@ -24,5 +30,7 @@ std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
 }
 
 bool TestedDevicesAreSlow() { return true; }
+
+double TestedDevicesMmaError() { return 0x1p-24; }  // the emulator rounds once, to nearest
 
 }  // namespace facet

@@ -1,8 +1,9 @@
 #ifndef FACET_TESTS_KERNELS_TESTED_DEVICES_H_
 #define FACET_TESTS_KERNELS_TESTED_DEVICES_H_
 
-// Devices that must equal the reference device bit for bit. The tests of operations
-// (device_*_test.cc) are linked once with cpu_devices.cc and once with cuda_devices.cc.
+// Devices that must equal the reference device bit for bit, but for attention on tensor cores. The
+// tests of operations (device_*_test.cc) are linked with each of cpu_devices.cc, cuda_devices.cc
+// and gpu_devices.cc.
 
 #include <algorithm>
 #include <cstring>
@@ -32,6 +33,11 @@ template <typename T>
 std::vector<T> Shapes(std::vector<T> all, std::vector<T> few) {
   return TestedDevicesAreSlow() ? few : all;
 }
+
+// Attention over half-precision keys is not the reference's bit for bit where it runs on tensor
+// cores: how far one of their instructions may be off, relative to the sum of the magnitudes that
+// it adds. 0: it equals the reference.
+double TestedDevicesMmaError();
 
 // The first place where the bits differ, or -1. Unlike ==, it tells -0 from 0.
 inline int64_t FirstDifference(std::span<const float> a, std::span<const float> b) {

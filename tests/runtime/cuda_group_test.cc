@@ -1,6 +1,5 @@
-// A Gemma 3 and a Llama end to end on the CUDA device, alone and sharded, over the `nccl`
-// communicator: the reference's tokens and logits. The emulator runs the kernels and stands in for
-// NCCL.
+// A Gemma 3 and a Llama end to end on CUDA devices, alone and as groups over the `nccl`
+// communicator: the reference's tokens. The emulator runs the kernels and stands in for NCCL.
 
 #include <gtest/gtest.h>
 
@@ -8,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "base/check.h"
 #include "base/prng.h"
@@ -20,50 +20,57 @@
 namespace facet::testing {
 namespace {
 
-constexpr int kVocabulary = 300;  // below every tiny model's
+constexpr int kVocabulary = 300;   // below every tiny model's
+constexpr int kPromptTokens = 70;  // more than one split of keys
+constexpr int kOutputTokens = 4;
 
 GroupOptions Options(const std::string& model, int world) {
   GroupOptions options;
   options.rank.model_path = "tests/golden/tiny/" + model + ".gguf";
-  options.rank.device = "reference";
-  options.rank.context_tokens = 64;
-  options.rank.kv_tokens = 256;
-  options.rank.step_tokens_max = 16;
+  options.rank.kv_tokens = 512;
+  options.rank.step_tokens_max = 128;
   options.rank.sequences_max = 4;
   options.world = world;
   return options;
 }
 
-// The ranks' devices, one after the other.
-GroupOptions CudaOptions(const std::string& model, int world) {
-  GroupOptions options = Options(model, world);
+GroupOptions OnReference(GroupOptions options) {
+  options.rank.device = "reference";
+  return options;
+}
+
+std::unique_ptr<Device> MakeEmulated(int index) {
+  cuda::CudaDeviceOptions options;
+  options.device = index;
+  options.workspace_bytes = int64_t{16} << 20;
+  options.graph_bytes = int64_t{1} << 20;
+  options.full_blocks = 16;  // chunks are cut by splits, the whole prompt is not
+  auto device = cuda::MakeCudaDevice(options);
+  FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
+  return *std::move(device);
+}
+
+// Every rank has a GPU of its own.
+GroupOptions OnCuda(GroupOptions options) {
   options.rank.make_device = [next = std::make_shared<std::atomic<int>>(0)] {
-    auto device = cuda::MakeCudaDevice(
-        {.device = (*next)++ % cuda_emulator::kDevices, .workspace_bytes = int64_t{8} << 20});
-    FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
-    return *std::move(device);
+    return MakeEmulated((*next)++ % cuda_emulator::kDevices);
   };
   return options;
 }
 
-// Two prompts, the longer in several chunks, one of them sampled.
-std::vector<EngineRequest> Requests() {
-  std::vector<EngineRequest> requests;
-  for (const int length : {21, 5}) {
-    std::vector<TokenId> prompt;
-    for (int i = 0; i < length; ++i) {
-      prompt.push_back(static_cast<TokenId>(Mix64(static_cast<uint64_t>(length), i) % kVocabulary));
-    }
-    requests.push_back(GreedyRequest(std::move(prompt), 5));
+EngineRequest Request(int tokens, uint64_t seed, int max_tokens) {
+  std::vector<TokenId> prompt;
+  for (int i = 0; i < tokens; ++i) {
+    prompt.push_back(static_cast<TokenId>(Mix64(seed, i) % kVocabulary));
   }
-  requests[1].sampling.temperature = 1.1f;
-  requests[1].seed = 7;
-  return requests;
+  return GreedyRequest(std::move(prompt), max_tokens);
 }
 
-class CudaGroup : public ::testing::TestWithParam<std::tuple<const char*, int>> {};
+// --- Float32 keys and values: every operation is the reference's, bit for bit.
 
-INSTANTIATE_TEST_SUITE_P(Models, CudaGroup,
+class CudaGroupOfFloatKeys : public ::testing::TestWithParam<std::tuple<const char*, int>> {};
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaGroupOfFloatKeys,
                          ::testing::Combine(::testing::Values("gemma3_8h_quantized",
                                                               "llama_quantized"),
                                             ::testing::Values(1, 2)),
@@ -72,16 +79,26 @@ INSTANTIATE_TEST_SUITE_P(Models, CudaGroup,
                                   std::to_string(std::get<1>(info.param));
                          });
 
-TEST_P(CudaGroup, GivesTheReferencesTokensAndLogits) {
+// Two prompts, the longer in several chunks, one of them sampled.
+TEST_P(CudaGroupOfFloatKeys, GivesTheReferencesTokensAndLogits) {
   const auto [model, world] = GetParam();
-  auto reference = InProcessGroup::Start(Options(model, 1));
-  ASSERT_TRUE(reference.ok()) << reference.status();
-  const std::vector<Output> want = (*reference)->Run(Requests());
+  GroupOptions alone = Options(model, 1);
+  alone.rank.kv_type = KvType::kF32;
+  alone.rank.step_tokens_max = 16;
+  GroupOptions several = alone;
+  several.world = world;
+  std::vector<EngineRequest> requests = {Request(21, 1, 5), Request(5, 2, 5)};
+  requests[1].sampling.temperature = 1.1f;
+  requests[1].seed = 7;
 
-  auto group = InProcessGroup::Start(CudaOptions(model, world));
+  auto reference = InProcessGroup::Start(OnReference(alone));
+  ASSERT_TRUE(reference.ok()) << reference.status();
+  const std::vector<Output> want = (*reference)->Run(requests);
+
+  auto group = InProcessGroup::Start(OnCuda(several));
   ASSERT_TRUE(group.ok()) << group.status();
   EXPECT_EQ(cuda_emulator::LiveNcclComms(), world == 1 ? 0 : world);
-  const std::vector<Output> got = (*group)->Run(Requests());
+  const std::vector<Output> got = (*group)->Run(requests);
   for (size_t i = 0; i < want.size(); ++i) {
     ASSERT_EQ(want[i].tokens.size(), 5u);
     EXPECT_EQ(got[i].ids(), want[i].ids());
@@ -89,6 +106,47 @@ TEST_P(CudaGroup, GivesTheReferencesTokensAndLogits) {
   }
   group->reset();
   EXPECT_EQ(cuda_emulator::LiveNcclComms(), 0);
+}
+
+// --- Half-precision keys and values, the default: attention runs on tensor cores.
+
+Output RunFirst(const GroupOptions& options, int neighbours = 0) {
+  auto group = InProcessGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  std::vector<EngineRequest> requests = {Request(kPromptTokens, 1, kOutputTokens)};
+  for (int i = 0; i < neighbours; ++i) requests.push_back(Request(5 + i, 2 + i, 2));
+  return (*group)->Run(std::move(requests)).front();
+}
+
+class CudaGroupOfHalfKeys : public ::testing::TestWithParam<const char*> {};
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaGroupOfHalfKeys,
+                         ::testing::Values("gemma3_8h", "llama_quantized"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(CudaGroupOfHalfKeys, SameBitsAtEveryDegreeChunkAndBatchAndTheReferencesTokens) {
+  const Output alone = RunFirst(OnCuda(Options(GetParam(), 1)));
+  ASSERT_EQ(alone.ids().size(), size_t{kOutputTokens});
+
+  GroupOptions sharded = OnCuda(Options(GetParam(), 2));
+  sharded.rank.prefill_chunk_max = 33;
+  const Output of_two = RunFirst(sharded, 2);
+  EXPECT_EQ(of_two.logits_sha256, alone.logits_sha256);
+  EXPECT_EQ(of_two.ids(), alone.ids());
+
+  // What these prompts' logits differ by is far below the margins between their best tokens.
+  EXPECT_EQ(RunFirst(OnReference(Options(GetParam(), 1))).ids(), alone.ids());
+}
+
+// Groups of another arithmetic are not taken for this one: no stream migrates between them.
+TEST(CudaGroup, FingerprintNamesTheArithmetic) {
+  auto cuda = InProcessGroup::Start(OnCuda(Options("llama_quantized", 1)));
+  auto cpu = InProcessGroup::Start(OnReference(Options("llama_quantized", 1)));
+  ASSERT_TRUE(cuda.ok() && cpu.ok());
+  const std::string arithmetic = MakeEmulated(1)->arithmetic();
+  EXPECT_EQ((*cuda)->leader().facts().fingerprint,
+            (*cpu)->leader().facts().fingerprint + "-" + arithmetic);
+  EXPECT_TRUE(arithmetic.ends_with("-mma"));
 }
 
 }  // namespace
