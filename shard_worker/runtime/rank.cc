@@ -329,7 +329,9 @@ class RankImpl : public Rank {
     }
     const StepLayout layout{static_cast<int>(tokens.size()), runs};
     FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
-    FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens, communicator_.get()));
+    std::vector<int32_t> wanted;
+    for (const LogitRow& row : logit_rows) wanted.push_back(row.row);
+    FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens, wanted, communicator_.get()));
     std::vector<SegmentResult> results(plan.segments.size());
     for (size_t first = 0; first < logit_rows.size(); first += kLogitRowsMax) {
       const size_t count = std::min<size_t>(kLogitRowsMax, logit_rows.size() - first);
