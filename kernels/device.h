@@ -247,6 +247,8 @@ class Device {
 
   // Names the rows that the following calls are about; `layout` must outlive them.
   virtual void BeginStep(const StepLayout& layout) = 0;
+  // Names some of the step's rows as those that the rest of its calls are about.
+  virtual void NarrowStep(const StepLayout& layout) { BeginStep(layout); }
   // out[i] = scale * row `rows[i]` of the table, dequantised.  [rows.size(), columns]
   virtual void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
                          Floats out) = 0;

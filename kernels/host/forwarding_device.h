@@ -35,6 +35,7 @@ class ForwardingDevice : public Device {
   void CopyOut(Floats device, std::span<float> host) override { inner_->CopyOut(device, host); }
   void Synchronize() override { inner_->Synchronize(); }
   void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
+  void NarrowStep(const StepLayout& layout) override { inner_->NarrowStep(layout); }
   void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
                  Floats out) override {
     inner_->EmbedRows(table, rows, scale, out);

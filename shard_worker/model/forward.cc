@@ -1,6 +1,7 @@
 #include "shard_worker/model/forward.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 #include "base/status.h"
@@ -11,15 +12,6 @@ namespace {
 // Devices leave parts of the output layer unread for a few rows only: with more of them, to agree
 // on floors would be in vain.
 constexpr size_t kAgreedRowsMax = 4;
-
-// So many rows are summed up over the ranks at a time where the sums are the host's work: what one
-// rank has written is then still in its second-level cache when it is copied and added.
-constexpr int kReducedRowsMax = 256;
-
-// Row `row` and what follows, of `width` floats each.
-Floats FromRow(Floats x, int64_t row, int64_t width) {
-  return {x.data + row * width, x.size - row * width};
-}
 
 }  // namespace
 
@@ -75,12 +67,13 @@ void Forward::PlanLayers() {
                             {weights.query.get(), weights.key.get(), weights.value.get()},
                             static_cast<int>(shard.ffn.size())});
   }
+  last_ = {layers_.back().attention, {layers_.back().qkv[1], layers_.back().qkv[2]}};
+  last_.attention.heads = 0;
+  last_.attention.kv_of_head.clear();
 }
 
 absl::Status Forward::Allocate(int rows_max) {
   const int64_t rows = rows_max;
-  reduced_rows_max_ = device_->host_memory() ? std::min(rows_max, kReducedRowsMax) : rows_max;
-  const int64_t reduced = reduced_rows_max_;
   int64_t qkv = 0, heads = 0, ffn = 0, roots = 0;
   for (const Layer& layer : layers_) {
     const AttentionSpec& attention = layer.attention;
@@ -88,6 +81,7 @@ absl::Status Forward::Allocate(int rows_max) {
                             int64_t{attention.heads + 2 * attention.kv_heads} * attention.head_dim);
     heads = std::max<int64_t>(heads, int64_t{attention.heads} * attention.head_dim);
     ffn = std::max<int64_t>(ffn, layer.ffn);
+    if (plan_.world() == 1) continue;  // sums need no roots
     roots = std::max<int64_t>(
         {roots, layer.attention_tree.root_count(rank_), layer.ffn_tree.root_count(rank_)});
   }
@@ -97,11 +91,11 @@ absl::Status Forward::Allocate(int rows_max) {
   } buffers[] = {
       {&residual_, rows * spec_.width},
       {&normed_, rows * spec_.width},
-      {&update_, reduced * spec_.width},
+      {&update_, rows * spec_.width},
       {&qkv_, rows * qkv},
       {&attended_, rows * heads},
       {&gated_, rows * ffn},
-      {&roots_, roots * reduced * spec_.width},
+      {&roots_, roots * rows * spec_.width},
       {&owned_embeddings_, rows * spec_.width},
       {&all_embeddings_, rows * spec_.width},
       {&logit_inputs_, int64_t{kLogitRowsMax} * spec_.width},
@@ -111,6 +105,9 @@ absl::Status Forward::Allocate(int rows_max) {
     FACET_ASSIGN_OR_RETURN(*buffer, device_->AllocateFloats(size));
   }
   for (std::vector<int32_t>* list : {&owned_, &owners_, &places_}) list->reserve(rows);
+  wanted_.reserve(rows);
+  wanted_places_.reserve(kLogitRowsMax);
+  wanted_runs_.reserve(kLogitRowsMax);
   gather_counts_.reserve(plan_.world());
   floor_counts_.reserve(plan_.world());
   all_floors_.resize(plan_.world() * kAgreedRowsMax);
@@ -118,20 +115,86 @@ absl::Status Forward::Allocate(int rows_max) {
 }
 
 absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tokens,
-                          Communicator* communicator) {
+                          std::span<const int32_t> wanted, Communicator* communicator) {
   FACET_CHECK(static_cast<int>(tokens.size()) == layout.rows);
   communicator_ = communicator;
+  wanted_.assign(wanted.begin(), wanted.end());
+  // A device with memory of its own sees the whole of a step at once, and in one shape.
+  narrow_ = device_->host_memory() && wanted.size() <= kLogitRowsMax &&
+            static_cast<int>(wanted.size()) < layout.rows;
   device_->BeginStep(layout);
   FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
   device_->RmsNorm(residual_, layout.rows, spec_.width, weights_.layers[0].attention_norm,
                    spec_.epsilon, normed_);
-  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
-    FACET_RETURN_IF_ERROR(RunAttention(layer, layout.rows, communicator));
-    progress_();
-    FACET_RETURN_IF_ERROR(RunFfn(layer, layout.rows, communicator));
-    progress_();
+  const int last = static_cast<int>(layers_.size()) - 1;
+  for (int layer = 0; layer < last; ++layer) {
+    FACET_RETURN_IF_ERROR(RunLayer(layer, layout.rows, communicator));
   }
+  const int rows = narrow_ ? Narrow(layout) : layout.rows;
+  return rows == 0 ? absl::OkStatus() : RunLayer(last, rows, communicator);
+}
+
+absl::Status Forward::RunLayer(int layer, int rows, Communicator* communicator) {
+  const LayerWeights& weights = weights_.layers[layer];
+  FACET_RETURN_IF_ERROR(RunAttention(layer, rows, communicator));
+  progress_();
+  AddResidual(rows, weights.attention_post_norm, weights.ffn_norm);
+  FACET_RETURN_IF_ERROR(RunFfn(layer, rows, communicator));
+  progress_();
+  const bool last = layer + 1 == static_cast<int>(layers_.size());
+  AddResidual(rows, weights.ffn_post_norm,
+              last ? weights_.output_norm : weights_.layers[layer + 1].attention_norm);
   return absl::OkStatus();
+}
+
+int Forward::Narrow(const StepLayout& layout) {
+  device_->Product(last_.matrices, normed_, layout.rows, qkv_);
+  device_->RopeAndStore(last_.attention, qkv_);
+  if (wanted_.empty()) return 0;
+  KeepWanted(residual_);
+  KeepWanted(normed_);
+  PlanNarrowStep(layout);
+  device_->NarrowStep(wanted_layout_);
+  return wanted_layout_.rows;
+}
+
+void Forward::KeepWanted(Floats rows) {
+  wanted_places_.resize(wanted_.size());
+  std::iota(wanted_places_.begin(), wanted_places_.end(), 0);
+  device_->GatherRows(rows, wanted_, spec_.width, logit_inputs_);
+  device_->GatherRows(logit_inputs_, wanted_places_, spec_.width, rows);
+}
+
+// One run for every wanted row, or for several that follow on each other.
+void Forward::PlanNarrowStep(const StepLayout& layout) {
+  wanted_runs_.clear();
+  size_t next = 0;
+  for (const SequenceRun& run : layout.runs) {
+    int previous = -1;
+    for (; next < wanted_.size() && wanted_[next] < run.first_row + run.rows; ++next) {
+      const int row = wanted_[next];
+      if (previous >= 0 && row == previous + 1) {
+        ++wanted_runs_.back().rows;
+      } else {
+        wanted_runs_.push_back(
+            {static_cast<int>(next), 1, run.first_position + row - run.first_row, run.blocks});
+      }
+      previous = row;
+    }
+  }
+  FACET_CHECK(next == wanted_.size(), "the wanted rows do not ascend within the step");
+  wanted_layout_ = {static_cast<int>(wanted_.size()), wanted_runs_};
+}
+
+std::span<const int32_t> Forward::PlacesOf(std::span<const int32_t> rows) {
+  if (!narrow_) return rows;
+  wanted_places_.clear();
+  for (const int32_t row : rows) {
+    const auto place = std::lower_bound(wanted_.begin(), wanted_.end(), row);
+    FACET_CHECK(place != wanted_.end() && *place == row, "row {} was not wanted", row);
+    wanted_places_.push_back(static_cast<int32_t>(place - wanted_.begin()));
+  }
+  return wanted_places_;
 }
 
 // The owner of a vocabulary row sends it: one exchange per step, copied, never added.
@@ -178,10 +241,8 @@ absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicat
   device_->Product(l.qkv, normed_, rows, qkv_);
   device_->RopeAndStore(l.attention, qkv_);
   device_->Attend(l.attention, qkv_, attended_);
-  const LayerWeights& weights = weights_.layers[layer];
-  return Reduce({weights.attention_output.get(), &l.attention_tree, attended_,
-                 weights.attention_post_norm, weights.ffn_norm},
-                rows, communicator);
+  return ProductOfAll(*weights_.layers[layer].attention_output, l.attention_tree, attended_, rows,
+                      communicator);
 }
 
 absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
@@ -189,35 +250,27 @@ absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
   const LayerWeights& weights = weights_.layers[layer];
   device_->GatedProduct(spec_.layers[layer].activation, *weights.gate, *weights.up, normed_, rows,
                         gated_);
-  const bool last = layer + 1 == static_cast<int>(layers_.size());
-  return Reduce({weights.down.get(), &l.ffn_tree, gated_, weights.ffn_post_norm,
-                 last ? weights_.output_norm : weights_.layers[layer + 1].attention_norm},
-                rows, communicator);
+  return ProductOfAll(*weights.down, l.ffn_tree, gated_, rows, communicator);
 }
 
-absl::Status Forward::Reduce(const Reduction& reduction, int rows, Communicator* communicator) {
-  const int parts = (rows + reduced_rows_max_ - 1) / reduced_rows_max_;
-  int first = 0;
-  for (int part = 0; part < parts; ++part) {
-    const int count = rows / parts + (part < rows % parts ? 1 : 0);
-    device_->ProductRoots(*reduction.matrix,
-                          FromRow(reduction.x, first, reduction.matrix->columns()), count, roots_);
-    device_->Synchronize();
-    FACET_RETURN_IF_ERROR(communicator->AllReduceSum(*reduction.tree, roots_.data,
-                                                     int64_t{count} * spec_.width, update_.data));
-    AddResidual(first, count, reduction.post_norm, reduction.next_norm);
-    first += count;
+absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
+                                   Communicator* communicator) {
+  if (plan_.world() == 1) {  // the only root is the sum
+    device_->ProductRoots(matrix, x, rows, update_);
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  device_->ProductRoots(matrix, x, rows, roots_);
+  device_->Synchronize();
+  return communicator->AllReduceSum(tree, roots_.data, int64_t{rows} * spec_.width, update_.data);
 }
 
-void Forward::AddResidual(int first, int rows, Floats post_norm, Floats next_norm) {
+void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm) {
   ResidualNormArgs args;
-  args.residual = FromRow(residual_, first, spec_.width);
+  args.residual = residual_;
   args.update = update_;
   args.post_weight = post_norm;
   args.next_weight = next_norm;
-  args.out = FromRow(normed_, first, spec_.width);
+  args.out = normed_;
   args.rows = rows;
   args.width = spec_.width;
   args.epsilon = spec_.epsilon;
@@ -228,7 +281,7 @@ Floats Forward::Logits(std::span<const int32_t> rows) {
   FACET_CHECK(rows.size() <= kLogitRowsMax);
   const int count = static_cast<int>(rows.size());
   const Matrix* head = &weights_.head();
-  device_->GatherRows(normed_, rows, spec_.width, logit_inputs_);
+  device_->GatherRows(normed_, PlacesOf(rows), spec_.width, logit_inputs_);
   device_->Product(std::span(&head, 1), logit_inputs_, count, logits_);
   if (spec_.logit_soft_cap > 0) {
     device_->SoftCap(logits_, count * vocabulary_rows_, spec_.logit_soft_cap);
@@ -239,7 +292,7 @@ Floats Forward::Logits(std::span<const int32_t> rows) {
 void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slices,
                      std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
   FACET_CHECK(rows.size() <= kLogitRowsMax && queries.size() == rows.size());
-  device_->GatherRows(normed_, rows, spec_.width, logit_inputs_);
+  device_->GatherRows(normed_, PlacesOf(rows), spec_.width, logit_inputs_);
   HeadSearch search;
   search.head = &weights_.head();
   search.x = logit_inputs_;
@@ -247,7 +300,8 @@ void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slic
   search.slices = &slices;
   search.queries = queries;
   search.scratch = logits_;
-  if (plan_.world() > 1 && rows.size() <= kAgreedRowsMax) {
+  // A device with memory of its own reads all of the head, whatever the floors.
+  if (plan_.world() > 1 && device_->host_memory() && rows.size() <= kAgreedRowsMax) {
     search.agree = [this](std::span<float> floors) { AgreeOnFloors(floors); };
   }
   device_->SearchHead(search, replies);

@@ -41,11 +41,12 @@ class Forward {
   // The KV pools that the attention layers of this rank need, without their block counts.
   std::array<KvPoolSpec, kKvPools> pools() const { return pools_; }
 
-  // Computes the final hidden states of the step's rows. `tokens` has one id per row.
+  // Computes the final hidden states of the step's rows, as far as `wanted` asks for them: rows,
+  // ascending, the same on all ranks. `tokens` has one id per row.
   absl::Status Run(const StepLayout& layout, std::span<const TokenId> tokens,
-                   Communicator* communicator);
+                   std::span<const int32_t> wanted, Communicator* communicator);
   // This rank's logits of up to kLogitRowsMax rows of the step just run, [rows.size(), slice].
-  // Valid until the next call.
+  // Valid until the next call. REQUIRES, as Search(): the rows were wanted.
   Floats Logits(std::span<const int32_t> rows);
   // What Device::SearchHead() says of the same logits, which need not all be computed. All ranks
   // search the same rows at the same time: of a few rows they agree on floors through the
@@ -66,28 +67,35 @@ class Forward {
     std::vector<const Matrix*> qkv;
     int ffn = 0;  // columns of this rank
   };
+  // The last layer with keys and values only: all that rows which nobody asks for are still good
+  // for.
+  struct KeysAndValues {
+    AttentionSpec attention;  // no query heads
+    std::vector<const Matrix*> matrices;
+  };
 
   void PlanLayers();
   absl::Status Allocate(int rows_max);
   absl::Status Embed(const StepLayout& layout, std::span<const TokenId> tokens,
                      Communicator* communicator);
   void PlanGather(int rows, std::span<const TokenId> tokens);
+  absl::Status RunLayer(int layer, int rows, Communicator* communicator);
+  // Stores the last layer's keys and values and goes on with the wanted rows. Returns how many.
+  int Narrow(const StepLayout& layout);
+  // Moves the wanted rows, of the model's width, to the front.
+  void KeepWanted(Floats rows);
+  void PlanNarrowStep(const StepLayout& layout);
+  // The given rows of the step to where they lie in normed_.
+  std::span<const int32_t> PlacesOf(std::span<const int32_t> rows);
   absl::Status RunAttention(int layer, int rows, Communicator* communicator);
   absl::Status RunFfn(int layer, int rows, Communicator* communicator);
-  struct Reduction {
-    const Matrix* matrix;
-    const SumTree* tree;
-    Floats x;  // [rows, matrix->columns()]
-    Floats post_norm;
-    Floats next_norm;
-  };
-  // Adds the row-parallel product of all ranks to the residual, some rows after the others.
-  absl::Status Reduce(const Reduction& reduction, int rows, Communicator* communicator);
+  // update_ = the product of all ranks' x with the matrix that they share.
+  absl::Status ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
+                            Communicator* communicator);
   // floors[i] = the largest of all ranks' floors[i].
   void AgreeOnFloors(std::span<float> floors);
-  // x += update, normed; normed_ = RMS(x; next); of `rows` rows from `first` on, whose updates lie
-  // at the start of update_.
-  void AddResidual(int first, int rows, Floats post_norm, Floats next_norm);
+  // x += update, normed; normed_ = RMS(x; next).
+  void AddResidual(int rows, Floats post_norm, Floats next_norm);
 
   const ModelSpec& spec_;
   const ShardPlan& plan_;
@@ -97,20 +105,24 @@ class Forward {
   std::function<void()> progress_ = [] {};
   Communicator* communicator_ = nullptr;  // of the step just run
   std::vector<Layer> layers_;
+  KeysAndValues last_;
   std::array<KvPoolSpec, kKvPools> pools_;
   int64_t vocabulary_rows_ = 0;
-  int reduced_rows_max_ = 0;
 
-  Floats residual_, normed_;  // [rows, width]
-  Floats update_;             // [rows reduced at a time, width]
+  Floats residual_, normed_, update_;  // [rows, width]
   Floats qkv_, attended_, gated_;
-  Floats roots_;  // [roots, rows reduced at a time, width]
+  Floats roots_;  // [roots, rows, width]
   Floats owned_embeddings_, all_embeddings_;
   Floats logit_inputs_, logits_;  // [kLogitRowsMax, width], [kLogitRowsMax, slice]
   // Of the step's rows, for the exchange of embeddings.
   std::vector<int32_t> owned_, owners_, places_;
   std::vector<int64_t> gather_counts_;  // floats by rank
-  std::vector<float> all_floors_;       // [world, rows]
+  // The rows asked for, and whether only they go through the last layer.
+  std::vector<int32_t> wanted_, wanted_places_;
+  std::vector<SequenceRun> wanted_runs_;
+  StepLayout wanted_layout_;
+  bool narrow_ = false;
+  std::vector<float> all_floors_;  // [world, rows]
   std::vector<int64_t> floor_counts_;
 };
 

@@ -30,6 +30,7 @@ void ProfiledDevice::Label(const Weights& weights) {
   labels_[&weights.head()] = StepOperation::kHead;
   for (const LayerWeights& layer : weights.layers) {
     labels_[layer.query.get()] = StepOperation::kQkv;
+    labels_[layer.key.get()] = StepOperation::kQkv;  // of rows without queries
     labels_[layer.attention_output.get()] = StepOperation::kAttentionOutput;
     labels_[layer.down.get()] = StepOperation::kDown;
   }
@@ -50,6 +51,11 @@ void ProfiledDevice::BeginStep(const StepLayout& layout) {
   layout_ = &layout;
   if (on_) profile_.rows += layout.rows;
   Count(StepOperation::kOther, [&] { ForwardingDevice::BeginStep(layout); });
+}
+
+void ProfiledDevice::NarrowStep(const StepLayout& layout) {
+  layout_ = &layout;
+  Count(StepOperation::kOther, [&] { ForwardingDevice::NarrowStep(layout); });
 }
 
 void ProfiledDevice::EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,

@@ -38,6 +38,7 @@ class ProfiledDevice final : public ForwardingDevice {
 
   absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override;
   void BeginStep(const StepLayout& layout) override;
+  void NarrowStep(const StepLayout& layout) override;
   void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
                  Floats out) override;
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override;

@@ -40,7 +40,7 @@ absl::StatusOr<StepResult> StepRunner::Run(const StepPlan& plan, Communicator* c
   LayOut(plan);
   const StepLayout layout{static_cast<int>(tokens_.size()), runs_};
   FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
-  FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens_, communicator));
+  FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens_, wanted_, communicator));
   result.segments.resize(plan.segments.size());
   const std::span<const LogitRow> rows = logit_rows_;
   for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
@@ -58,6 +58,7 @@ void StepRunner::LayOut(const StepPlan& plan) {
   tokens_.clear();
   runs_.clear();
   logit_rows_.clear();
+  wanted_.clear();
   for (size_t i = 0; i < plan.segments.size(); ++i) {
     const Segment& segment = plan.segments[i];
     SequenceRun& run = runs_.emplace_back();
@@ -91,6 +92,7 @@ void StepRunner::AddLogitRows(const Segment& segment, size_t index, int first_ro
     }
     if (sample.sample || sample.score || state.logits_digest()) {
       logit_rows_.push_back({first_row + i, index, sample});
+      wanted_.push_back(first_row + i);
     }
   }
 }

@@ -66,6 +66,7 @@ class StepRunner {
   std::vector<TokenId> tokens_;
   std::vector<SequenceRun> runs_;
   std::vector<LogitRow> logit_rows_;
+  std::vector<int32_t> wanted_;  // their rows
   // Of the tile of logits that is looked at:
   std::vector<int32_t> step_rows_;
   std::vector<SampleRow> samples_;

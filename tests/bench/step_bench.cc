@@ -160,7 +160,7 @@ class BenchRank {
       last_rows.push_back((i + 1) * kind.rows - 1);
     }
     const StepLayout layout{kind.rows * kind.sequences, runs};
-    const absl::Status status = forward_->Run(layout, tokens, communicator);
+    const absl::Status status = forward_->Run(layout, tokens, last_rows, communicator);
     FACET_CHECK(status.ok(), "{}", status.ToString());
     LookAtLogits(last_rows);
   }

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -68,45 +69,65 @@ std::unique_ptr<Device> MakeDevice(const std::string& name) {
   return *std::move(device);
 }
 
+// One rank that computes one sequence.
+class Runner {
+ public:
+  Runner(const std::string& model_name, const std::string& device_name)
+      : model_(*GgufModel::Open(Path(model_name + ".gguf"))),
+        spec_(*ReadModelSpec(model_)),
+        plan_(*ShardPlan::Make(model_, spec_, 1)),
+        device_(MakeDevice(device_name)),
+        weights_(*LoadWeights(model_, spec_, plan_, 0, device_.get(), false, {})),
+        forward_(*Forward::Create(spec_, plan_, 0, weights_, device_.get(), 512)),
+        communicators_(MakeLocalGroup(1)),
+        blocks_(16) {
+    auto pools = forward_->pools();
+    for (KvPoolSpec& pool : pools) {
+      pool.blocks = pool.layers > 0 ? 16 : 0;
+      pool.block_tokens = kBlockTokens;
+      pool.type = KvType::kF32;
+    }
+    EXPECT_TRUE(device_->AllocateKv(pools).ok());
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+  }
+
+  void Step(std::span<const TokenId> tokens, int64_t first_position,
+            std::span<const int32_t> wanted) {
+    SequenceRun run;
+    run.rows = static_cast<int>(tokens.size());
+    run.first_position = first_position;
+    run.blocks = {blocks_, blocks_};
+    const StepLayout layout{run.rows, std::span(&run, 1)};
+    const absl::Status status = forward_->Run(layout, tokens, wanted, communicators_[0].get());
+    EXPECT_TRUE(status.ok()) << status;
+  }
+
+  void AppendLogits(int32_t row, std::vector<float>* all) {
+    const Floats logits = forward_->Logits(std::span(&row, 1));
+    const size_t before = all->size();
+    all->resize(before + static_cast<size_t>(spec_.vocabulary));
+    device_->CopyOut(Floats{logits.data, spec_.vocabulary}, std::span(*all).subspan(before));
+  }
+
+ private:
+  const GgufModel model_;
+  const ModelSpec spec_;
+  const ShardPlan plan_;
+  const std::unique_ptr<Device> device_;
+  const Weights weights_;
+  const std::unique_ptr<Forward> forward_;
+  const std::vector<std::unique_ptr<Communicator>> communicators_;
+  std::vector<int32_t> blocks_;
+};
+
 // Facet's logits at the recorded positions, in the order of the recording.
 std::vector<float> RunFacet(const std::string& model_name, const std::string& device_name,
                             const Recorded& recorded) {
-  auto model = GgufModel::Open(Path(model_name + ".gguf"));
-  EXPECT_TRUE(model.ok()) << model.status();
-  auto spec = ReadModelSpec(*model);
-  EXPECT_TRUE(spec.ok()) << spec.status();
-  auto plan = ShardPlan::Make(*model, *spec, 1);
-  EXPECT_TRUE(plan.ok()) << plan.status();
-  std::unique_ptr<Device> device = MakeDevice(device_name);
-  auto weights = LoadWeights(*model, *spec, *plan, 0, device.get(), false, {});
-  EXPECT_TRUE(weights.ok()) << weights.status();
-  auto forward = Forward::Create(*spec, *plan, 0, *weights, device.get(), 512);
-  EXPECT_TRUE(forward.ok()) << forward.status();
-  auto pools = (*forward)->pools();
-  for (KvPoolSpec& pool : pools) {
-    pool.blocks = pool.layers > 0 ? 16 : 0;
-    pool.block_tokens = kBlockTokens;
-    pool.type = KvType::kF32;
-  }
-  EXPECT_TRUE(device->AllocateKv(pools).ok());
-  auto communicators = MakeLocalGroup(1);
-  std::vector<int32_t> blocks(16);
-  std::iota(blocks.begin(), blocks.end(), 0);
-
+  Runner runner(model_name, device_name);
   std::vector<float> all;
   for (const Case& c : recorded.cases) {
-    SequenceRun run;
-    run.rows = static_cast<int>(c.prompt.size());
-    run.blocks = {blocks, blocks};
-    const StepLayout layout{run.rows, std::span(&run, 1)};
-    const absl::Status status = (*forward)->Run(layout, c.prompt, communicators[0].get());
-    EXPECT_TRUE(status.ok()) << status;
-    for (const int32_t position : c.positions) {
-      const Floats logits = (*forward)->Logits(std::span(&position, 1));
-      const size_t before = all.size();
-      all.resize(before + static_cast<size_t>(spec->vocabulary));
-      device->CopyOut(Floats{logits.data, spec->vocabulary}, std::span(all).subspan(before));
-    }
+    runner.Step(c.prompt, 0, c.positions);
+    for (const int32_t position : c.positions) runner.AppendLogits(position, &all);
   }
   return all;
 }

@@ -92,7 +92,7 @@ class Stepper {
 
   void Run(Communicator* communicator) {
     const StepLayout layout{static_cast<int>(tokens_.size()), runs_};
-    if (!forward_->Run(layout, tokens_, communicator).ok()) std::abort();
+    if (!forward_->Run(layout, tokens_, last_rows_, communicator).ok()) std::abort();
     forward_->Search(last_rows_, slices_, queries_, replies_);
   }
 
