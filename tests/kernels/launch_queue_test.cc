@@ -123,6 +123,28 @@ TEST_F(LaunchQueueTest, ASequenceWithAnotherArgumentIsAnother) {
   EXPECT_EQ(replayed(), 3);
 }
 
+// Two sequences of the same hash take turns; a graph of the other epsilon would give its numbers.
+TEST_F(LaunchQueueTest, ArgumentsThatTheHashLeavesOutCount) {
+  Start({.calls_max = 100});
+  const auto norm = [&](float epsilon, float* out) {
+    for (int i = 0; i < kCalls; ++i) {
+      queue_->Put<&RmsNorm>("a norm", table_, 1, kWidth, table_, epsilon, out + i * kWidth);
+    }
+    queue_->Flush();
+    ASSERT_TRUE(Wait(stream_).ok());
+  };
+  const std::array<float, 2> epsilons = {1e-6f, 1.0f};
+  queue_->Defer(false);
+  for (int i = 0; i < 2; ++i) norm(epsilons[i], outs_[1 + i]);
+  queue_->Defer(true);
+  ASSERT_NE(outs_[1][1], outs_[2][1]);
+  for (const int turn : {0, 0, 0, 1, 1, 0, 1, 0, 0}) {
+    norm(epsilons[turn], outs_[0]);
+    for (int i = 0; i < kCalls * kWidth; ++i) EXPECT_EQ(outs_[0][i], outs_[1 + turn][i]);
+  }
+  EXPECT_EQ(replayed(), 4);
+}
+
 // Every field of an argument is compared, also those that the queue's hash leaves out.
 TEST_F(LaunchQueueTest, EveryFieldCounts) {
   AttentionPass pass;
