@@ -160,6 +160,42 @@ TEST_P(ForwardTest, LogitsAgreeWithOthers) {
   RecordProperty("difference_transformers", std::to_string(Difference(facet, transformers)));
 }
 
+// Rows whose logits nobody wants do not go through the last layer.
+TEST_P(ForwardTest, LogitsDoNotDependOnWhatElseIsWanted) {
+  const auto& [model, device] = GetParam();
+  const Recorded recorded = ReadCases(model);
+  const auto longest = std::max_element(
+      recorded.cases.begin(), recorded.cases.end(),
+      [](const Case& a, const Case& b) { return a.prompt.size() < b.prompt.size(); });
+  // Leaves room for a token more.
+  const auto prompt = std::span<const TokenId>(longest->prompt).first(longest->prompt.size() - 1);
+  const auto last = static_cast<int32_t>(prompt.size()) - 1;
+  ASSERT_GE(last, 3);
+  std::vector<int32_t> all(prompt.size());
+  std::iota(all.begin(), all.end(), 0);
+  // The logits of rows last - 2 and last, and of the token after them.
+  const auto run = [&](std::span<const int32_t> wanted, int32_t first_chunk) {
+    Runner runner(model, device);
+    std::vector<float> logits;
+    const auto chunk = static_cast<size_t>(first_chunk);
+    if (chunk > 0) runner.Step(prompt.first(chunk), 0, {});
+    std::vector<int32_t> rows;
+    for (const int32_t row : wanted) rows.push_back(row - first_chunk);
+    runner.Step(prompt.subspan(chunk), first_chunk, rows);
+    runner.AppendLogits(last - 2 - first_chunk, &logits);
+    runner.AppendLogits(last - first_chunk, &logits);
+    runner.Step(prompt.first(1), last + 1, std::vector<int32_t>{0});
+    runner.AppendLogits(0, &logits);
+    return logits;
+  };
+  const std::vector<float> expected = run(all, 0);
+  const std::vector<int32_t> apart = {last - 2, last};
+  const std::vector<int32_t> together = {last - 2, last - 1, last};
+  EXPECT_EQ(run(apart, 0), expected);
+  EXPECT_EQ(run(together, 0), expected);
+  EXPECT_EQ(run(apart, last - 2), expected);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Models, ForwardTest,
     ::testing::Combine(::testing::Values("gemma", "gemma2", "gemma3", "gemma3_8h", "llama",
