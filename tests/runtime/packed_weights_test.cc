@@ -141,6 +141,34 @@ TEST_P(PackedWeights, ScreenedAndWholeHeadsHaveFilesOfTheirOwn) {
   EXPECT_THAT(warnings_, IsEmpty());
 }
 
+// Of a start: the bytes that are packed, by what is said of them; each stretch of work is told from
+// its beginning to its end.
+int64_t BytesPacked(GroupOptions options) {
+  int64_t packed = 0, done = 0, total = 0;
+  options.rank.progress = [&](int64_t now, int64_t of) {
+    if (now == 0) {
+      EXPECT_EQ(done, total) << "the work before has not ended";
+      packed += of;
+    }
+    EXPECT_TRUE(now == 0 || (now >= done && of == total)) << now << " of " << of;
+    EXPECT_LE(now, of);
+    done = now;
+    total = of;
+  };
+  const auto group = InProcessGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  EXPECT_EQ(done, total);
+  return packed;
+}
+
+TEST_P(PackedWeights, ProgressIsSaidOfWhatIsPacked) {
+  const int64_t first = BytesPacked(Cached(1));
+  EXPECT_GT(first, 0);
+  const int64_t second = BytesPacked(Cached(1));  // what the file cannot hold
+  EXPECT_LT(second, first);
+  EXPECT_GT(BytesPacked(Options(model_, 1)), second);
+}
+
 TEST_P(PackedWeights, MemoryIsCountedAsWithoutAFile) {
   const auto without = InProcessGroup::Start(Options(model_, 2));
   const auto with = InProcessGroup::Start(Cached(2));
