@@ -1,6 +1,6 @@
 """The overlays of deploy/kubernetes: ranks on GPUs, and groups whose ranks are pods of their own.
 
-    overlays_test.py Gpu|Pods|PodsOnGpus|Schemas
+    overlays_test.py OnePodOnGpus|Pods|PodsOnGpus|Schemas
 
 Needs kubectl, for Schemas also FACET_MANIFEST_PYTHON (see tests/run.sh); a part that lacks its tool
 is skipped, with exit status 77. Run in the root of the source tree; FACET_BIN_DIR has the binaries.
@@ -139,7 +139,7 @@ class OnGpus(Overlay):
             self.assertTrue(any(path.startswith(f"{m}/") for m in writable), path)
 
 
-class Gpu(OnGpus, unittest.TestCase):
+class OnePodOnGpus(OnGpus, unittest.TestCase):
     folder = "gpu"
     interface = "lo"  # containers of one pod
 
