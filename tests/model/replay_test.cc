@@ -73,8 +73,8 @@ using Step = std::vector<Share>;
 
 // A long prompt and short ones, then decoding: batches that grow and shrink within a bucket and
 // across them, contexts that pass the next split and the next number of splits.
-std::vector<Step> Script() {
-  std::vector<Step> steps = {{{0, 126}, {1, 2}}, {{2, 3}, {3, 1}}};
+std::vector<Step> Script(int long_prompt) {
+  std::vector<Step> steps = {{{0, long_prompt}, {1, 2}}, {{2, 3}, {3, 1}}};
   for (int i = 0; i < 2; ++i) steps.push_back({{1}, {2}, {3}});
   for (int i = 0; i < 4; ++i) steps.push_back({{0}, {1}, {2}});
   for (int i = 0; i < 3; ++i) steps.push_back({{3}, {0}, {2}, {1}});
@@ -90,91 +90,123 @@ struct Told {
   std::vector<int32_t> ids;
 };
 
-Told RunScript(TestRank* rank) {
+// A step as a device and a forward pass are told it.
+struct PlannedStep {
+  std::vector<SequenceRun> runs;
+  std::vector<TokenId> tokens;
+  std::vector<int32_t> last_rows;  // by share
+};
+
+// Block tables of all sequences, spread over the pools.
+using BlockTables = std::array<std::array<int32_t, kBlocksOfSequence>, kSequences>;
+BlockTables MakeBlockTables() {
+  BlockTables tables;
+  for (int sequence = 0; sequence < kSequences; ++sequence) {
+    for (int i = 0; i < kBlocksOfSequence; ++i) tables[sequence][i] = i * kSequences + sequence;
+  }
+  return tables;
+}
+
+// `lengths` are those of the sequences before the step, then after it.
+PlannedStep Plan(const Step& step, const BlockTables& tables, int64_t vocabulary,
+                 std::array<int64_t, kSequences>* lengths) {
+  PlannedStep plan;
+  for (const Share& share : step) {
+    int64_t& length = (*lengths)[share.sequence];
+    SequenceRun& run = plan.runs.emplace_back();
+    run.first_row = static_cast<int>(plan.tokens.size());
+    run.rows = share.rows;
+    run.first_position = length;
+    run.blocks = {tables[share.sequence], tables[share.sequence]};
+    for (int i = 0; i < share.rows; ++i) {
+      const uint64_t random =
+          Mix64(static_cast<uint64_t>(share.sequence), static_cast<uint64_t>(length++));
+      plan.tokens.push_back(static_cast<TokenId>(random % static_cast<uint64_t>(vocabulary)));
+    }
+    plan.last_rows.push_back(static_cast<int32_t>(plan.tokens.size()) - 1);
+  }
+  return plan;
+}
+
+// Greedy, sampled and edited rows in turn.
+void Search(TestRank* rank, int index, std::span<const int32_t> rows, Told* told) {
+  const LogitEdit edit = {3, 0.5f, 1.5f, 0.25f};
+  std::vector<CandidateQuery> queries(rows.size());
+  for (size_t i = 0; i < queries.size(); ++i) {
+    queries[i].gumbel = i % 2 == 1;
+    queries[i].key = Mix64(i, static_cast<uint64_t>(index));
+    queries[i].sums = true;
+    queries[i].count = 2;
+    if ((i + static_cast<size_t>(index)) % 3 == 0) queries[i].edits = std::span(&edit, 1);
+  }
+  std::vector<CandidateReply> replies(queries.size());
+  rank->forward->Search(rows, rank->slices, queries, replies);
+  for (const CandidateReply& reply : replies) {
+    EXPECT_TRUE(reply.finite);
+    for (const Candidate& c : reply.best) {
+      told->ids.push_back(c.id);
+      told->numbers.insert(told->numbers.end(), {c.order, c.processed, c.raw});
+    }
+    for (const SliceSum& s : reply.sums) told->numbers.insert(told->numbers.end(), {s.max, s.sum});
+  }
+}
+
+void ReadLogits(TestRank* rank, std::span<const int32_t> rows, Told* told) {
+  const Floats logits = rank->forward->Logits(rows);
+  const size_t before = told->numbers.size();
+  told->numbers.resize(before + rows.size() * rank->forward->vocabulary_rows());
+  rank->device->CopyOut(logits, std::span(told->numbers).subspan(before));
+}
+
+Told RunScript(int long_prompt, TestRank* rank) {
   Told told;
+  const BlockTables tables = MakeBlockTables();
   std::array<int64_t, kSequences> lengths{};
   int index = 0;
-  for (const Step& step : Script()) {
-    std::vector<SequenceRun> runs;
-    std::vector<TokenId> tokens;
-    std::vector<int32_t> last_rows;
-    std::array<std::array<int32_t, kBlocksOfSequence>, kSequences> blocks;
-    for (const Share& share : step) {
-      SequenceRun run;
-      run.first_row = static_cast<int>(tokens.size());
-      run.rows = share.rows;
-      run.first_position = lengths[share.sequence];
-      auto& table = blocks[share.sequence];
-      for (int i = 0; i < kBlocksOfSequence; ++i) table[i] = i * kSequences + share.sequence;
-      run.blocks = {table, table};
-      runs.push_back(run);
-      for (int i = 0; i < share.rows; ++i) {
-        const uint64_t place = static_cast<uint64_t>(lengths[share.sequence]++);
-        tokens.push_back(static_cast<TokenId>(Mix64(static_cast<uint64_t>(share.sequence), place) %
-                                              rank->spec.vocabulary));
-      }
-      last_rows.push_back(static_cast<int32_t>(tokens.size()) - 1);
-    }
-    const StepLayout layout{static_cast<int>(tokens.size()), runs};
+  for (const Step& step : Script(long_prompt)) {
+    const PlannedStep plan = Plan(step, tables, rank->spec.vocabulary, &lengths);
+    const StepLayout layout{static_cast<int>(plan.tokens.size()), plan.runs};
     rank->communicator->SetStep(static_cast<uint64_t>(++index));
-    const absl::Status status = rank->forward->Run(layout, tokens, rank->communicator.get());
+    const absl::Status status = rank->forward->Run(layout, plan.tokens, rank->communicator.get());
     EXPECT_TRUE(status.ok()) << status;
-    std::vector<CandidateQuery> queries(last_rows.size());
-    const LogitEdit edit = {3, 0.5f, 1.5f, 0.25f};
-    for (size_t i = 0; i < queries.size(); ++i) {
-      queries[i].gumbel = i % 2 == 1;
-      queries[i].key = Mix64(i, static_cast<uint64_t>(index));
-      queries[i].sums = true;
-      queries[i].count = 2;
-      if ((i + static_cast<size_t>(index)) % 3 == 0) queries[i].edits = std::span(&edit, 1);
-    }
-    std::vector<CandidateReply> replies(queries.size());
-    rank->forward->Search(last_rows, rank->slices, queries, replies);
-    for (const CandidateReply& reply : replies) {
-      EXPECT_TRUE(reply.finite);
-      for (const Candidate& candidate : reply.best) {
-        told.ids.push_back(candidate.id);
-        told.numbers.insert(told.numbers.end(),
-                            {candidate.order, candidate.processed, candidate.raw});
-      }
-      for (const SliceSum& sum : reply.sums) {
-        told.numbers.insert(told.numbers.end(), {sum.max, sum.sum});
-      }
-    }
-    if (index % 4 == 0) {
-      const Floats logits = rank->forward->Logits(last_rows);
-      const size_t before = told.numbers.size();
-      told.numbers.resize(before + last_rows.size() * rank->forward->vocabulary_rows());
-      rank->device->CopyOut(logits, std::span(told.numbers).subspan(before));
-    }
+    Search(rank, index, plan.last_rows, &told);
+    if (index % 4 == 0) ReadLogits(rank, plan.last_rows, &told);
   }
   return told;
 }
 
+struct GroupOfRanks {
+  std::string model;
+  int world = 1;
+  KvType kv_type = KvType::kF16;
+  int long_prompt = 0;
+};
+
 // What each rank was told.
-std::vector<Told> RunGroup(const std::string& model, int world, KvType kv_type,
+std::vector<Told> RunGroup(const GroupOfRanks& group,
                            const std::function<std::unique_ptr<Device>(int)>& make_device) {
+  const int world = group.world;
   auto communicators = MakeLocalGroup(world);
   std::vector<Told> told(static_cast<size_t>(world));
   std::vector<std::thread> threads;
   for (int i = 0; i < world; ++i) {
     threads.emplace_back([&, i] {
       TestRank rank;
-      Load(model, i, kv_type, make_device(i), std::move(communicators[i]), &rank);
-      if (rank.communicator != nullptr) told[i] = RunScript(&rank);
+      Load(group.model, i, group.kv_type, make_device(i), std::move(communicators[i]), &rank);
+      if (rank.communicator != nullptr) told[i] = RunScript(group.long_prompt, &rank);
     });
   }
   for (std::thread& thread : threads) thread.join();
   return told;
 }
 
-class ReplayTest : public ::testing::TestWithParam<std::tuple<const char*, int, KvType>> {};
+class ReplayTest : public ::testing::TestWithParam<GroupOfRanks> {};
 
 TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
-  const auto [model, world, kv_type] = GetParam();
+  const int world = GetParam().world;
   const std::optional<GraphCounts> before = CountGraphs();
   const std::vector<Told> replayed =
-      RunGroup(model, world, kv_type, [](int rank) { return MakeReplayDevice(rank, true); });
+      RunGroup(GetParam(), [](int rank) { return MakeReplayDevice(rank, true); });
   if (before.has_value()) {
     const int64_t made = CountGraphs()->made - before->made;
     const int64_t launches = CountGraphs()->launches - before->launches;
@@ -184,7 +216,7 @@ TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
     EXPECT_LT(made, launches);
   }
   const std::vector<Told> launched =
-      RunGroup(model, world, kv_type, [](int rank) { return MakeReplayDevice(rank, false); });
+      RunGroup(GetParam(), [](int rank) { return MakeReplayDevice(rank, false); });
   for (int rank = 0; rank < world; ++rank) {
     EXPECT_EQ(replayed[rank].ids, launched[rank].ids);
     ASSERT_EQ(replayed[rank].numbers.size(), launched[rank].numbers.size());
@@ -196,9 +228,9 @@ TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
 
 // One rank replays whole steps, two what lies between their exchanges.
 INSTANTIATE_TEST_SUITE_P(Models, ReplayTest,
-                         ::testing::Values(std::tuple("gemma3", 1, KvType::kF16),
-                                           std::tuple("llama_quantized", 2, KvType::kF32)),
-                         [](const auto& info) { return std::string(std::get<0>(info.param)); });
+                         ::testing::Values(GroupOfRanks{"gemma3", 1, KvType::kF16, 126},
+                                           GroupOfRanks{"llama_quantized", 2, KvType::kF32, 62}),
+                         [](const auto& info) { return info.param.model; });
 
 }  // namespace
 }  // namespace facet
