@@ -167,7 +167,8 @@ Told RunScript(int long_prompt, TestRank* rank) {
     const PlannedStep plan = Plan(step, tables, rank->spec.vocabulary, &lengths);
     const StepLayout layout{static_cast<int>(plan.tokens.size()), plan.runs};
     rank->communicator->SetStep(static_cast<uint64_t>(++index));
-    const absl::Status status = rank->forward->Run(layout, plan.tokens, rank->communicator.get());
+    const absl::Status status =
+        rank->forward->Run(layout, plan.tokens, plan.last_rows, rank->communicator.get());
     EXPECT_TRUE(status.ok()) << status;
     Search(rank, index, plan.last_rows, &told);
     if (index % 4 == 0) ReadLogits(rank, plan.last_rows, &told);
