@@ -135,8 +135,8 @@ class Load {
       const int fresh = answer.tokens() - seen;
       if (fresh == 0) return;
       const ClientClock::time_point now = answer.last_token_at();
-      // Tokens of one message came at the same time; each is given its share.
-      if (seen > 0) samples.itl.insert(samples.itl.end(), fresh, Seconds(now - previous) / fresh);
+      // Tokens of one message come at the same time: the reader waited for them once.
+      if (seen > 0) samples.itl.push_back(Seconds(now - previous));
       tokens_ += fresh;
       seen = answer.tokens();
       previous = now;

@@ -276,7 +276,7 @@ std::span<const CommandHelp> Commands() {
       {"bench", "load the cluster and measure rates and latencies", "facet bench [flags]",
        "Loads the router with concurrent requests of random tokens and reports rates and latencies:"
        "\nTTFT is the time to the first token, TPOT a request's mean time per further token, ITL "
-       "the time between\ntwo tokens of one request.\n\n"
+       "the time between\ntwo messages of one request that bring tokens.\n\n"
        "  facet bench --streams 8 --requests 64 --prompt-tokens 256 --max-tokens 128\n"
        "  facet bench --rate 2.5 --seconds 60\n"
        "  facet bench --streams 8 --profile",
