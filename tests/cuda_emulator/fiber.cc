@@ -8,6 +8,7 @@
 #include "base/check.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -31,9 +32,14 @@ void BeforeSwitch(void** fake_stack, const void* to, size_t bytes) {
 void AfterSwitch(void* fake_stack, const void** from, size_t* bytes) {
   __sanitizer_finish_switch_fiber(fake_stack, from, bytes);
 }
+// What is mapped there next has no red zones of ours.
+void ForgetRedZones(const void* stack, size_t bytes) {
+  __asan_unpoison_memory_region(stack, bytes);
+}
 #else
 void BeforeSwitch(void**, const void*, size_t) {}
 void AfterSwitch(void*, const void**, size_t*) {}
+void ForgetRedZones(const void*, size_t) {}
 #endif
 
 }  // namespace
@@ -55,6 +61,7 @@ Fiber::Fiber() {
 Fiber::~Fiber() {
   FACET_CHECK(done(), "a fiber goes while its body is on the way");
   Resume();  // without a body, Loop() returns
+  ForgetRedZones(stack_, kStackBytes);
   munmap(stack_ - kGuardBytes, kGuardBytes + kStackBytes);
 }
 

@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
+#include <bit>
 #include <limits>
 #include <vector>
 
@@ -51,7 +51,10 @@ void ExpectTheTreesSums(const SumTree& tree, int64_t elements, int64_t gap = 0) 
       fmt::format("{} leaves, {} ranks, {} elements", tree.leaves(), tree.world(), elements));
   const std::vector<float> want = NaiveTreeSums(tree.leaves(), elements);
   const std::vector<float> got = AddOnDevice(tree, elements, gap);
-  EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0);
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_EQ(std::bit_cast<uint32_t>(got[i]), std::bit_cast<uint32_t>(want[i])) << i;
+  }
 }
 
 TEST(CudaTree, EveryDegreeGivesTheBitsOfTheNaiveTree) {
