@@ -119,7 +119,7 @@ ABSL_FLAG(
     int, steps_max, 1,
     "Steps under way at a time: 2 prepares a step while the one before runs, which pays where "
     "a processor is left for it; 1 does not.");
-ABSL_FLAG(double, news_period_ms, 10,
+ABSL_FLAG(double, news_period_ms, 5,
           "How far apart routers are told of tokens: those that several steps sample within it go "
           "in one message. A sequence's first token and its end never wait; 0: no token does.");
 ABSL_FLAG(std::string, speculation, "auto",
