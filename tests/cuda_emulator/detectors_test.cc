@@ -61,6 +61,26 @@ TEST_P(Detectors, FindNothingWithoutTheFault) {
 INSTANTIATE_TEST_SUITE_P(Planted, Detectors, testing::ValuesIn(cuda::samples::PlantedKernels()),
                          [](const auto& info) { return std::string(info.param.name); });
 
+// What no detector watches shows in the result, in some of the orders.
+TEST(HiddenOrders, ChangeResultsAndNothingElseDoes) {
+  using cuda::samples::HiddenOrder;
+  std::vector<uint32_t> in(kPlantedWords + 1), out(kPlantedWords);
+  std::iota(in.begin(), in.end(), 3);
+  const std::vector<uint32_t> expected(in.begin() + 1, in.end());
+  for (const HiddenOrder order : {HiddenOrder::kOfThreads, HiddenOrder::kOfBlocks}) {
+    for (const bool right : {true, false}) {
+      uint64_t wrong = 0;
+      for (uint64_t seed = 0; seed < kSeeds; ++seed) {
+        Machine::OfThisThread().SetSeed(seed);
+        std::vector<uint32_t> between(kPlantedWords);
+        ASSERT_EQ(RunInHiddenOrder(order, right, in.data(), between.data(), out.data()), 0);
+        wrong += out != expected;
+      }
+      EXPECT_EQ(wrong > 0, !right) << wrong << " of " << kSeeds << " orders";
+    }
+  }
+}
+
 TEST(BadLaunch, ShapesThatNoDeviceTakesAreRefused) {
   struct Shape {
     unsigned grid, block;

@@ -298,6 +298,29 @@ __global__ void CopiesOfOthers(bool right, const uint32_t* in, uint32_t* out) {
   out[thread] = tile[4 * (thread ^ kWarpSize)];
 }
 
+// --- Orders that nobody has promised.
+
+// Reads what another thread of the block has written to global memory.
+__global__ void TakesThreadsInTurn(bool right, const uint32_t* in, uint32_t* between,
+                                   uint32_t* out) {
+  const int thread = BlockIndex().x * kPlantedThreads + ThreadIndex().x;
+  const int last = (BlockIndex().x + 1) * kPlantedThreads - 1;
+  between[thread] = in[thread + 1];
+  if (right) Barrier();
+  if (thread < last) out[thread + 1] = between[thread + 1];
+  if (thread == last) out[last - kPlantedThreads + 1] = between[last - kPlantedThreads + 1];
+}
+
+// Reads what another block has written.
+__global__ void TakesBlocksInTurn(bool right, const uint32_t* in, uint32_t* between,
+                                  uint32_t* out) {
+  const int thread = BlockIndex().x * kPlantedThreads + ThreadIndex().x;
+  const int before = thread - kPlantedThreads;
+  between[thread] = in[thread + 1];
+  const bool taken = right || before < 0 || between[before] == in[before + 1];
+  out[thread] = taken ? between[thread] : 0;
+}
+
 constexpr PlantedKernel kPlanted[] = {
     {"UnwrittenTail", Fault::kUninitialized, Fault::kUninitialized, UnwrittenTail},
     {"HalfWrittenVector", Fault::kUninitialized, Fault::kUninitialized, HalfWrittenVector},
@@ -343,6 +366,13 @@ int RunPlanted(const PlantedKernel& kernel, bool right, const uint32_t* in, uint
   const LaunchShape shape = {
       .grid = {1}, .block = {kPlantedThreads}, .shared_bytes = kPlantedWords * sizeof(uint32_t)};
   return Launch(nullptr, shape, kernel.kernel, right, in, out);
+}
+
+int RunInHiddenOrder(HiddenOrder order, bool right, const uint32_t* in, uint32_t* between,
+                     uint32_t* out) {
+  const LaunchShape shape = {.grid = {kPlantedWords / kPlantedThreads}, .block = {kPlantedThreads}};
+  const auto kernel = order == HiddenOrder::kOfThreads ? TakesThreadsInTurn : TakesBlocksInTurn;
+  return Launch(nullptr, shape, kernel, right, in, between, out);
 }
 
 int RunShape(unsigned grid, unsigned block, uint32_t shared_bytes) {

@@ -35,6 +35,15 @@ void ExpectSameSums(const std::vector<SliceSum>& got, const std::vector<SliceSum
   }
 }
 
+void ExpectSame(const CandidateReply& got, const CandidateReply& expected,
+                const std::string& what) {
+  ASSERT_EQ(got.finite, expected.finite) << what;
+  ASSERT_NO_FATAL_FAILURE(ExpectSameCandidates(got.best, expected.best, what));
+  ASSERT_NO_FATAL_FAILURE(ExpectSameCandidates(got.raw_best, expected.raw_best, what));
+  ASSERT_NO_FATAL_FAILURE(ExpectSameSums(got.sums, expected.sums, what));
+  ASSERT_NO_FATAL_FAILURE(ExpectSameSums(got.raw_sums, expected.raw_sums, what));
+}
+
 class DeviceCandidates : public testing::Test {
  protected:
   void ExpectEqual(const std::vector<float>& logits, const VocabularySlices& slices,
@@ -47,11 +56,7 @@ class DeviceCandidates : public testing::Test {
       const Floats row = Upload(*named.device, logits);
       CandidateReply reply;
       named.device->FindCandidates(row, slices, query, &reply);
-      ASSERT_EQ(reply.finite, expected.finite) << where;
-      ASSERT_NO_FATAL_FAILURE(ExpectSameCandidates(reply.best, expected.best, where));
-      ASSERT_NO_FATAL_FAILURE(ExpectSameCandidates(reply.raw_best, expected.raw_best, where));
-      ASSERT_NO_FATAL_FAILURE(ExpectSameSums(reply.sums, expected.sums, where));
-      ASSERT_NO_FATAL_FAILURE(ExpectSameSums(reply.raw_sums, expected.raw_sums, where));
+      ASSERT_NO_FATAL_FAILURE(ExpectSame(reply, expected, where));
       const std::vector<float> after = Download(*named.device, row);
       ASSERT_EQ(FirstDifference(after, logits), -1) << where;
     }
@@ -93,6 +98,56 @@ TEST_F(DeviceCandidates, EqualTheReferenceForEveryQuestion) {
         ASSERT_NO_FATAL_FAILURE(
             ExpectEqual(logits, slices, query,
                         fmt::format("{} rows, {} wanted, gumbel {}", rows, count, gumbel)));
+      }
+    }
+  }
+}
+
+// Rows of one search that are asked different things, each with edits of its own.
+TEST_F(DeviceCandidates, OfABatchAreTheReferences) {
+  Random random(2);
+  const int64_t rows = 1100;  // more than are sorted together
+  const TestMatrix head = MakeMatrix(TensorType::kQ8_0, rows, 64, 0.1f, random);
+  const VocabularySlices slices{1000, {0, rows / 3, rows / 3, rows / 2, rows}};
+  for (const int batch : Shapes<int>({2, 7, 40}, {7})) {
+    const std::vector<float> x = MakeActivations(batch, 64, random);
+    std::vector<std::vector<LogitEdit>> edits;
+    std::vector<CandidateQuery> queries;
+    for (int i = 0; i < batch; ++i) {
+      edits.push_back(i % 3 == 1 ? std::vector<LogitEdit>() : MakeEdits(rows, random));
+      CandidateQuery query;
+      query.count = i % 5 * 4;
+      query.gumbel = i % 2 == 1;
+      query.key = random();
+      query.inverse_temperature = 1 / (0.5f + static_cast<float>(i));
+      query.sums = i % 3 == 0;
+      query.raw_count = i % 4 * 3;
+      query.raw_sums = i % 4 == 2;
+      queries.push_back(query);
+    }
+    for (int i = 0; i < batch; ++i) queries[i].edits = edits[i];
+    for (const float soft_cap : {0.0f, 3.0f}) {
+      const auto search = [&](Device& device) {
+        const auto loaded = *device.LoadMatrix(head.source(), nullptr);
+        HeadSearch search;
+        search.head = loaded.get();
+        search.x = Upload(device, x);
+        search.soft_cap = soft_cap;
+        search.slices = &slices;
+        search.queries = queries;
+        search.scratch = *device.AllocateFloats(batch * rows);
+        std::vector<CandidateReply> replies(queries.size());
+        device.SearchHead(search, replies);
+        return replies;
+      };
+      const std::vector<CandidateReply> expected = search(*MakeReferenceDevice());
+      for (const NamedDevice& named : devices_) {
+        const std::vector<CandidateReply> replies = search(*named.device);
+        for (size_t i = 0; i < replies.size(); ++i) {
+          const std::string where =
+              fmt::format("{}, {} rows, cap {}, row {}", named.name, batch, soft_cap, i);
+          ASSERT_NO_FATAL_FAILURE(ExpectSame(replies[i], expected[i], where));
+        }
       }
     }
   }
