@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
+#include <utility>
 #include <vector>
 
+#include "base/prng.h"
 #include "tests/engine/engine_group.h"
 
 namespace facet::testing {
@@ -169,6 +173,103 @@ TEST(Speculation, UnlikelyProposalsAreNotWorthARow) {
   group.Submit(Request(1, 8, 80));
   group.RunAll();
   EXPECT_EQ(group.engine.stats().proposed_tokens, 0);
+}
+
+// --- How many guesses a sequence gets, with the options that a leader has.
+
+// What a sequence says at a position, whatever the model.
+using Text = std::function<TokenId(int64_t position)>;
+
+// Sequences in one batch that say given texts.
+class Talkers {
+ public:
+  explicit Talkers(std::vector<Text> texts) : texts_(std::move(texts)), engine_(Options()) {
+    for (size_t i = 0; i < texts_.size(); ++i) {
+      EngineRequest request = Request(i + 1, {texts_[i](0), texts_[i](1)}, 2000);
+      request.seed = i;
+      EXPECT_TRUE(engine_.Submit(request, 0).ok());
+    }
+  }
+
+  // Of each sequence, the guesses in the next `steps` steps.
+  std::vector<int64_t> Proposals(int steps) {
+    std::vector<int64_t> proposals(texts_.size());
+    for (int i = 0; i < steps; ++i) {
+      const std::optional<StepPlan> plan = engine_.Plan(0);
+      EXPECT_TRUE(plan.has_value());
+      for (const SequenceStart& start : plan->starts) talker_[start.slot] = start.seed;
+      StepResult result{.step = plan->step};
+      for (const Segment& segment : plan->segments) {
+        const size_t talker = talker_.at(segment.slot);
+        proposals[talker] += segment.proposals;
+        result.segments.push_back(Answer(segment, texts_[talker]));
+      }
+      engine_.Complete(result, 0);
+      engine_.TakeDeltas();
+    }
+    return proposals;
+  }
+
+ private:
+  static EngineOptions Options() {
+    EngineOptions options = SmallOptions();
+    options.blocks = {2000, 0};
+    options.context_tokens = 2002;
+    options.steps_max = 1;
+    options.speculation.proposals_max = 8;
+    return options;
+  }
+
+  static SegmentResult Answer(const Segment& segment, const Text& text) {
+    SegmentResult result;
+    if (!segment.sample) return result;
+    const auto count = static_cast<int64_t>(segment.tokens.size());
+    for (int64_t i = count - segment.proposals - 1; i < count; ++i) {
+      result.sampled.push_back({.id = text(segment.first_position + i + 1)});
+      const bool right =
+          i + 1 < count && segment.tokens[static_cast<size_t>(i) + 1] == result.sampled.back().id;
+      if (!right) break;
+    }
+    return result;
+  }
+
+  const std::vector<Text> texts_;
+  Engine engine_;
+  std::map<SlotId, size_t> talker_;
+};
+
+// Each gets what its own text is worth, in the same steps.
+TEST(Speculation, EverySequenceGetsWhatItsTextIsWorth) {
+  const Text loops = [](int64_t i) { return static_cast<TokenId>(i % 11); };
+  // What follows two tokens is never what followed them before, and they come again and again.
+  const Text misleads = [](int64_t i) {
+    return static_cast<TokenId>(i % 3 == 2 ? 10 + i / 3 % 90 : i % 3);
+  };
+  const Text is_new = [](int64_t i) { return static_cast<TokenId>(Mix64(1, i) % 100); };
+  constexpr int kSteps = 100;
+  Talkers talkers({loops, misleads, is_new});
+  talkers.Proposals(kSteps / 2);  // to learn
+  const std::vector<int64_t> proposals = talkers.Proposals(kSteps);
+  EXPECT_GE(proposals[0], 7 * kSteps);
+  EXPECT_LE(proposals[1], kSteps / 10);
+  EXPECT_LE(proposals[2], kSteps / 10);
+}
+
+// A sequence that begins to repeat itself is noticed, and one that no longer does costs little.
+TEST(Speculation, FollowsATextThatChanges) {
+  const Text text = [](int64_t i) {
+    if (i >= 300 && i < 700) return static_cast<TokenId>(i % 7);
+    return static_cast<TokenId>(Mix64(5, i) % 100);
+  };
+  Talkers talkers({text});
+  const int64_t at_first = talkers.Proposals(290)[0];
+  talkers.Proposals(30);
+  const int64_t in_the_loop = talkers.Proposals(30)[0];
+  talkers.Proposals(60);  // beyond its end
+  const int64_t afterwards = talkers.Proposals(200)[0];
+  EXPECT_LE(at_first, 29);
+  EXPECT_GE(in_the_loop, 7 * 30);
+  EXPECT_LE(afterwards, 20);
 }
 
 }  // namespace
