@@ -210,8 +210,21 @@ TEST_F(CpuHead, TellsRowsApartThatDifferInTheLowBitsOnly) {
           shared == 2000 || same ? (x[k] > 0 ? 96 : -96) : 16 * (int(random() % 8) - 4);
       return high + static_cast<int>(random() % 16);
     });
-    for (const CandidateQuery& query : EveryQuestion(random)) {
+    // Negative biases, bans and penalties, also of those that are told apart by their low bits.
+    std::vector<LogitEdit> edits = MakeEdits(2000, random);
+    std::erase_if(edits, [](const LogitEdit& edit) { return edit.row >= 900 && edit.row < 950; });
+    const auto at = std::find_if(edits.begin(), edits.end(),
+                                 [](const LogitEdit& edit) { return edit.row >= 950; });
+    std::vector<LogitEdit> among;
+    for (int32_t row = 900; row < 950; row += 3) {
+      among.push_back({row, row % 2 == 0 ? -0.25f : 0, row % 4 < 2 ? 1.1f : 1, 0.125f});
+    }
+    edits.insert(at, among.begin(), among.end());
+    for (CandidateQuery query : EveryQuestion(random)) {
       ExpectEqual(matrix, x, std::span(&query, 1), fmt::format("{} share high bits", shared));
+      query.edits = edits;
+      ExpectEqual(matrix, x, std::span(&query, 1),
+                  fmt::format("{} share high bits, with edits", shared));
     }
   }
 }
