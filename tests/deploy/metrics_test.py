@@ -84,6 +84,16 @@ class Metrics(unittest.TestCase):
         self.assertGreaterEqual(float(right.group(1)), 1)
         self.assertEqual(total(leader, "facet_worker_epoch_breaks_total"), 0)
 
+    def test_a_rank_tells_how_much_of_the_output_layer_it_read(self):
+        for rank in range(2):
+            text = self.texts[f"worker-0-{rank}"]
+            rows = {reads: float(count) for reads, count in re.findall(
+                r'^facet_worker_head_rows_total{reads="(\w+)"} (\S+)$', text, re.MULTILINE)}
+            asked, screened, completed = rows["asked"], rows["screened"], rows["completed"]
+            self.assertGreater(asked, 0)
+            self.assertLessEqual(screened, asked)
+            self.assertLessEqual(completed, screened)
+
     def test_every_rank_tells_its_steps_and_its_weights(self):
         for rank in range(2):
             text = self.texts[f"worker-0-{rank}"]

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include <fmt/format.h>
+
 #include "tests/golden/golden.h"
 #include "tests/runtime/in_process_group.h"
 
@@ -16,6 +18,10 @@ namespace {
 struct RealModel {
   std::string recording;
   std::string file;
+  // What Facet itself says of the recorded text, to the last bit and on every device: the sum of
+  // its tokens' log-probabilities. It changes where the arithmetic does, which is then a new
+  // kArithmeticVersion (runtime/rank.cc).
+  double log_likelihood;
 };
 
 std::unique_ptr<InProcessGroup> Start(const RealModel& model, bool screened_head = true) {
@@ -83,6 +89,7 @@ TEST_P(RealModelTest, PerplexityOfATextAgrees) {
   std::printf("%s: perplexity %.4f, llama.cpp %.4f\n", GetParam().recording.c_str(), perplexity,
               text.perplexity);
   EXPECT_NEAR(perplexity / text.perplexity, 1, 0.005);
+  EXPECT_EQ(sum, GetParam().log_likelihood) << fmt::format("{:.17g}", sum);
 }
 
 // A step reads every packed byte once: no format of these files widens in memory.
@@ -143,8 +150,9 @@ TEST_P(RealModelTest, ScreeningTheHeadChangesNoToken) {
 
 INSTANTIATE_TEST_SUITE_P(
     Models, RealModelTest,
-    ::testing::Values(RealModel{"gemma3_270m", "gemma-3-270m-q4_k_m.gguf"},
-                      RealModel{"smollm2_135m", "SmolLM2-135M-Instruct.Q4_1.gguf"}),
+    ::testing::Values(RealModel{"gemma3_270m", "gemma-3-270m-q4_k_m.gguf", -11851.067363262177},
+                      RealModel{"smollm2_135m", "SmolLM2-135M-Instruct.Q4_1.gguf",
+                                -6175.1074380874634}),
     [](const auto& info) { return info.param.recording; });
 
 }  // namespace
