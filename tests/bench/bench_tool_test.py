@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The parts of the benchmark that decide and compute: medians, ratios, limits, the refusal rule,
-aims, tables, parsers, the load that peers get, the order of a run and what it keeps when a part fails,
-and the conversation with a peer's process."""
+aims, tables, parsers, the load that peers get, the order of a run and what it keeps when a part
+fails, and the conversation with a peer's process."""
 
 import contextlib
 import io
@@ -108,8 +108,9 @@ class Aims(unittest.TestCase):
         self.assertIsNone(NO_AIMS.reached(r, FACET))
 
     def test_of_two_series_of_facets(self):
-        for work, least in (("decode 1", 0.95), ("decode 32", 0.97), ("decode 8", None)):
-            r = Row("270m q8_0", work, samples={FACET: [96], ONE_PROCESS: [100]})
+        for streams, least in ((1, 0.95), (32, 0.97), (8, None)):
+            r = Row("270m q8_0", figures.cost_work(streams),
+                    samples={FACET: [96], ONE_PROCESS: [100]})
             self.assertEqual(aims.own_aim(r, FACET, ONE_PROCESS), least)
         self.assertIsNone(aims.own_reached(r, FACET, ONE_PROCESS))
         for text, rate, reached in ((texts.STORY, 97, False), (texts.STORY, 99, True),
@@ -140,10 +141,12 @@ class Tables(unittest.TestCase):
         table = tables.peer_table([r, row(facet=[1])], known).splitlines()
         self.assertEqual(len(table), 3, "a row without the peer has no place here")
         self.assertEqual({line.count("|") for line in table}, {13})
-        self.assertIn("| 100 | 150 | 1.50 | ≥ 1.40 | 120 | 1.20 | ≥ 1.10 | 200 | 75 % |", table[2])
+        cells = "| 100 | 150 | 1.50 | ≥ 1.40 (280) | 120 | 1.20 | ≥ 1.10 (220) | 200 | 75 % |"
+        self.assertIn(cells, table[2])
+        r.work = figures.cost_work(1)
         costs = tables.cost_table([r]).splitlines()
         self.assertEqual({line.count("|") for line in costs}, {10})
-        self.assertIn("| 150 | 160 | 0.938 | **≥ 0.950 missed** | – | – | – |", costs[2])
+        self.assertIn("| decode 1 | 150 | 160 | 0.938 | **≥ 0.950 missed** | – | – | – |", costs[2])
         self.assertEqual(tables.cost_table([row(peer=[1])]), "")
         spoken = Row("270m q8_0", texts.STORY.work, samples={FACET: [100], SPECULATION: [99]})
         self.assertIn("| 100 | 99.0 | 0.990 | ≥ 0.980 |", tables.speculation_table([spoken, r]))
@@ -152,7 +155,8 @@ class Tables(unittest.TestCase):
     def test_a_missed_aim_is_marked(self):
         known = aims.Aims({"collectives": {"all-reduce": {FACET: 1}}}, {})
         r = Row("collectives", "all-reduce", "µs", samples={FACET: [1.5]})
-        self.assertIn("| all-reduce | 1.50 | **≤ 1.00 missed** |", tables.collectives_table([r], known))
+        self.assertIn("| all-reduce | 1.50 | **≤ 1.00 missed** |",
+                      tables.collectives_table([r], known))
         self.assertIn("| all-reduce | 1.50 | – |", tables.collectives_table([r], NO_AIMS))
 
     def test_a_step_by_operation(self):
@@ -165,7 +169,8 @@ class Tables(unittest.TestCase):
                                   operation("gated_up", 0.002, 0.001, "int8")]}
         lines = tables.profile_table([profile]).splitlines()[2:]
         self.assertEqual(len(lines), tables.OPERATIONS_SHOWN)
-        self.assertEqual(lines[0], "| m | decode 1 | 2.00 | head | 1.00 | 50 % | 8.00 GB/s | 50 % |")
+        self.assertEqual(lines[0],
+                         "| m | decode 1 | 2.00 | head | 1.00 | 50 % | 8.00 GB/s | 50 % |")
         self.assertEqual(lines[1], "|  |  |  | wait | 0.400 | 20 % | – | – |")
         self.assertEqual(lines[2],
                          "|  |  |  | gated up | 0.200 | 10 % | 6,000 int8 GOP/s | 50 % |")
@@ -181,7 +186,8 @@ class Tables(unittest.TestCase):
         self.assertIn("**Not measured: load sweep: no**", text)
         self.assertNotIn("aims are reached", text)
         whole = report.markdown({**results, "finished": True, "failures": []},
-                                [row(facet=[96], engine=[100])], NO_AIMS)
+                                [Row("m", figures.cost_work(1),
+                                     samples={FACET: [96], ONE_PROCESS: [100]})], NO_AIMS)
         self.assertIn("1 of 1 aims are reached", whole)
         self.assertNotIn("**", whole)
 
@@ -221,8 +227,9 @@ class Parsers(unittest.TestCase):
         self.assertEqual(facet.parse_collectives("nothing"), {})
 
     def test_rates(self):
-        self.assertEqual(facet.parse_rate("31 tokens, 95.2 tokens/s, first after 0.042 s (prompt 12 "
-                                          "tokens, 0 cached); stop; seed 7\n"), 95.2)
+        text = ("31 tokens, 95.2 tokens/s, first after 0.042 s (prompt 12 tokens, 0 cached); stop; "
+                "seed 7\n")
+        self.assertEqual(facet.parse_rate(text), 95.2)
         self.assertIsNone(facet.parse_rate("1 token, first after 0.042 s"))
 
     def test_machine_type(self):
@@ -367,7 +374,7 @@ class Rounds(unittest.TestCase):
         self.assertEqual(self.run_rounds(5, refuse), ["open", "answers", "peer", "refused"])
 
     def fail_at(self, run, failing):
-        """Lets the models that `failing` names fail in their second round, and runs."""
+        """Lets the rounds in `failing`, (model, number), fail halfway, and runs."""
         run._model = lambda size, kind: measure.Model(size, kind, "x.gguf")
         run._compare_answers = lambda model: None
         run._set_limits = lambda: None
@@ -375,23 +382,34 @@ class Rounds(unittest.TestCase):
         run._profile = run._sweep = lambda *_: None
 
         def one_round(model, work, main, number):
-            if model.name in failing and number == 1:
+            run.row(model.name, "decode 1").add(PEER, 10 + number)
+            if (model.name, number) in failing:
                 raise facet.CommandError("it broke")
-            run.row(model.name, "decode 1").add(FACET, 1 + number)
+            run.row(model.name, "decode 1").add(FACET, number)
         run._round = one_round
         with contextlib.redirect_stderr(io.StringIO()):
             run.everything()
 
-    def test_a_model_that_fails_leaves_its_rounds_and_the_other_models(self):
-        run = run_of(3, kinds=("q8_0", "q4_0"),
-                     process=types.SimpleNamespace(ask=lambda what, **_: {}))
+    def test_a_round_that_fails_leaves_the_others(self):
+        asked = []
+        run = run_of(3, process=types.SimpleNamespace(
+            ask=lambda what, **_: asked.append(what) or {}))
         kept = []
-        run.after_part = lambda: kept.append(sum(len(r.samples[FACET]) for r in run.rows))
-        self.fail_at(run, {"1b q8_0"})
-        self.assertEqual([r.samples[FACET] for r in run.rows], [[1], [1, 2, 3]])
-        self.assertEqual(run.failures, ["1b q8_0: it broke"])
+        run.after_part = lambda: kept.append([len(r.samples[FACET]) for r in run.rows])
+        self.fail_at(run, {("1b q4_0", 1)})
+        self.assertEqual([r.samples for r in run.rows], [{PEER: [10, 12], FACET: [0, 2]}])
+        self.assertEqual(run.failures, ["1b q4_0: round 2 of 3: it broke"])
+        self.assertTrue(run.whole)
+        self.assertEqual(asked, ["open", "open", "close"])
+        self.assertEqual(kept[0], [1], "kept after every round")
+
+    def test_a_model_that_fails_leaves_the_others(self):
+        run = run_of(2, kinds=("q8_0", "q4_0"),
+                     process=types.SimpleNamespace(ask=lambda what, **_: {}))
+        self.fail_at(run, {("1b q8_0", 0), ("1b q8_0", 1)})
+        self.assertEqual([(r.model, r.samples[FACET]) for r in run.rows], [("1b q4_0", [0, 1])])
+        self.assertEqual(run.failures[-1], "1b q8_0: no round came to its end")
         self.assertFalse(run.whole)
-        self.assertEqual(sorted(set(kept)), [1, 2, 3, 4], "kept after every round")
 
     def test_what_the_table_can_do_without_fails_once(self):
         run = run_of()
@@ -417,6 +435,26 @@ class Rounds(unittest.TestCase):
         self.assertEqual(run.rows[0].ratio(SPECULATION, FACET), 1.2)
         with self.assertRaises(measure.Refused):
             run._compare_writing(model, work, plain, {texts.STORY: ([1, 3], 60.0)})
+
+    def test_costs_are_measured_forth_and_back(self):
+        work = plan.Work(decode_tokens={1: 2, 32: 3}, peer_tokens={1: 2, 32: 3}, prefill_repeats=1,
+                         peer_prefill_repeats=1, cost_streams=(32,), cost_repeats=2)
+        self.addCleanup(setattr, facet, "running", facet.running)
+        self.addCleanup(setattr, facet, "engine_decode", facet.engine_decode)
+        order = []
+
+        def decode(ranks, count, tokens):
+            order.append((ranks, count, tokens))
+            return 10.0
+        facet.running = lambda model, ranks, threads: contextlib.nullcontext(types.SimpleNamespace(
+            decode=lambda count, tokens: decode(ranks, count, tokens)))
+        facet.engine_decode = lambda model, ranks, threads, count, tokens: decode(0, count, tokens)
+        run = run_of()
+        run._costs(measure.Model("270m", "q8_0", "x.gguf"), work)
+        self.assertEqual([ranks for ranks, _, _ in order], [2, 0, 1, 1, 0, 2])
+        self.assertEqual({(count, tokens) for _, count, tokens in order}, {(32, 3)})
+        self.assertEqual(run.rows[0].ratio(FACET, ONE_PROCESS), 1)
+        self.assertEqual(len(run.rows[0].samples[FACET]), 2)
 
     def test_the_sweep_offers_both_the_same_up_to_what_each_can_do(self):
         work = plan.Work(decode_tokens={1: 2}, peer_tokens={1: 2}, prefill_repeats=1,

@@ -8,11 +8,11 @@
 run.sh builds Facet first. llama.cpp is built from source once, unless --peer-python names a Python
 that has it. README.md in this folder says what is measured and how.
 
-Results are written after every round. What the table can do without (plots, the load sweep, steps by
-operation, speculation, the long context) may fail; the table says so.
+Results are written after every round. What the table can do without (plots, the load sweep, steps
+by operation, speculation, the long context) may fail; the table says so.
 
-Exit codes: 0; 1 a row is missing; 3 the run was refused: the peer fell too far below what is known of it on
-this machine type (expected_peers.json), or the answers did not agree.
+Exit codes: 0; 1 a model is missing; 3 the run was refused: the peer fell too far below what is known
+of it on this machine type (expected_peers.json), or the answers did not agree.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse_arguments():
                         help="finish a run that would be refused; the table says so")
     parser.add_argument("--out", type=pathlib.Path, default=machine.ROOT / "build" / "bench")
     parser.add_argument("--update-readme", action="store_true",
-                        help="put the table into the README, unless a row is missing")
+                        help="put the table into the README, unless a model is missing")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""What issue 4 aims at. Its figures are those of one machine, and machines of one type differ by more
-than what is measured here; so an aim is the ratio that it makes with the peer's figure of that machine
-(aims.json over expected_peers.json), and is reached where the run's own ratio is as good."""
+"""What is aimed at. The figures are those of one machine, and machines of one type differ by more
+than what is measured here; so an aim is the ratio that it makes with the peer's figure of that
+machine (aims.json over expected_peers.json), and is reached where a run's own ratio is as good."""
 
 from facet_bench import texts
-from facet_bench.figures import FACET, ONE_PROCESS, ONE_RANK, PEER, SPECULATION
+from facet_bench.figures import (FACET, ONE_PROCESS, ONE_RANK, PEER, SPECULATION, cost_work)
 
 # Ratios between two of Facet's own series, the same on any machine.
-CLUSTER_COST = {"decode 1": 0.95, "decode 32": 0.97}
+CLUSTER_COST = {cost_work(1): 0.95, cost_work(32): 0.97}
 DEGREE_COST = 0.95
 SPECULATION_COST = 0.98  # where nothing repeats, it must switch itself off
 SPECULATION_GAIN = 1     # where much does

@@ -1,5 +1,5 @@
-"""Facet's side of every figure: through router and gRPC with `facet bench` and `facet generate`, and
-the same engine in one process."""
+"""Facet's side of every figure: through router and gRPC with `facet bench` and `facet generate`,
+and the same engine in one process."""
 
 import contextlib
 import json

@@ -56,6 +56,11 @@ class Row:
         return value / self.limit if self.more_is_better else self.limit / value
 
 
+def cost_work(streams):
+    """The work of a row that compares Facet with itself."""
+    return f"decode {streams}, beside itself"
+
+
 def decode_limit(streams, weight_bytes, parameters, limits):
     """Tokens per second if every weight is read once a step and the int8 units never wait."""
     seconds = max(weight_bytes / (limits["read_gb_s"] * 1e9),

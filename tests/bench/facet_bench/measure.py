@@ -126,19 +126,39 @@ class Run:
     # --- One model.
 
     def _measure(self, model, work, main):
-        self.peer.ask("open", model=str(model.path), threads=self.all_threads)
+        self._open(model)
         self._compare_answers(model)
-        for number in range(self.plan.rounds):
-            self.log(f"{model.name}: round {number + 1} of {self.plan.rounds}")
-            self._round(model, work, main, number)
-            self._set_limits()
-            self.after_part()
+        done = sum(self._whole_round(model, work, main, number)
+                   for number in range(self.plan.rounds))
+        if not done:
+            raise RuntimeError("no round came to its end")
         if main:
+            self.log(f"{model.name}: steps by operation")
             with self._part(f"{model.name}: steps by operation"):
                 self._profile(model, work)
             with self._part(f"{model.name}: load sweep"):
                 self._sweep(model, work)
         self.peer.ask("close")
+
+    def _open(self, model):
+        self.peer.ask("open", model=str(model.path), threads=self.all_threads)
+
+    def _whole_round(self, model, work, main, number):
+        """False if it failed. Then it leaves no samples: those of one index are of one round."""
+        name = f"{model.name}: round {number + 1} of {self.plan.rounds}"
+        self.log(name)
+        before = [(row, {series: len(values) for series, values in row.samples.items()})
+                  for row in self.rows]
+        done = False
+        with self._part(name):
+            self._round(model, work, main, number)
+            done = True
+        if not done:
+            self.rows = [row for row, _ in before]
+            for row, lengths in before:
+                row.samples = {series: row.samples[series][:n] for series, n in lengths.items()}
+            self._open(model)  # a peer that has died is another process now
+        return done
 
     def _round(self, model, work, main, number):
         streams = work.streams if main else (1,)
@@ -216,16 +236,29 @@ class Run:
             self.row(model.name, f"decode {count}").add(series, rate)
 
     def _costs(self, model, work):
+        """The same decoding through the cluster, in one process and on one rank, forth and back."""
+        def through_cluster():
+            with self._cluster(model) as cluster:
+                self._cost(model, work, FACET, cluster.decode)
+
+        def in_one_process():
+            self._cost(model, work, ONE_PROCESS, lambda count, tokens: facet.engine_decode(
+                model.path, self.ranks, self.threads, count, tokens))
+
+        def on_one_rank():
+            with facet.running(model.path, 1, self.all_threads) as cluster:
+                self._cost(model, work, ONE_RANK, cluster.decode)
+
+        order = [through_cluster, in_one_process, on_one_rank]
+        for _ in range(work.cost_repeats if work.cost_streams else 0):
+            for each in order:
+                each()
+            order.reverse()
+
+    def _cost(self, model, work, series, decode):
         for count in work.cost_streams:
-            rate = facet.engine_decode(model.path, self.ranks, self.threads, count,
-                                       work.decode_tokens[count])
-            self.row(model.name, f"decode {count}").add(ONE_PROCESS, rate)
-        if not work.cost_streams:
-            return
-        with facet.running(model.path, 1, self.all_threads) as cluster:
-            for count in work.cost_streams:
-                rate = cluster.decode(count, work.decode_tokens[count])
-                self.row(model.name, f"decode {count}").add(ONE_RANK, rate)
+            rate = decode(count, work.decode_tokens[count])
+            self.row(model.name, figures.cost_work(count)).add(series, rate)
 
     def _write(self, model, work):
         """{text: (ids, tokens/s)} with speculation."""

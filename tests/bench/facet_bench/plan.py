@@ -1,5 +1,5 @@
-"""How much of each kind of work a run does. A row is the median of `rounds` alternating rounds; what is
-saved is saved in the samples of a round."""
+"""How much of each kind of work a run does. Every row is the median of `rounds` alternating rounds;
+time is saved in the samples, not in the rounds."""
 
 import dataclasses
 
@@ -18,7 +18,8 @@ class Work:
     peer_prefill_repeats: int
     serve_streams: tuple = ()
     serve_tokens: tuple = (256, 128)
-    cost_streams: tuple = ()      # decode rows whose cost of cluster and degree is measured
+    cost_streams: tuple = ()      # of which the cost of cluster and degree is measured ...
+    cost_repeats: int = 2         # ... so often in a round: a few percent are looked for
     long_prompt: int = 0          # of the decode row with a long context; 0: there is none
     long_tokens: int = 32
     speculation_tokens: int = 0   # of each text, with and without speculation; 0: none

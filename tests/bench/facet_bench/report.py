@@ -35,9 +35,10 @@ def aim_line(rows, aims):
     reached, told = own.counts(rows, aims)
     if not told:
         return ""
-    return (f"{reached} of {told} aims are reached. An aim is the ratio that the figure aimed at makes "
-            "with the peer's on the machine where both were named (`tests/bench/aims.json`); "
-            "latencies are better by as much.")
+    return (f"{reached} of {told} aims are reached. An aim is the ratio to the peer that the "
+            "figure aimed at, in brackets, makes on the machine where both were named "
+            "(`tests/bench/aims.json`, `expected_peers.json`); of latencies, how many times "
+            "shorter.")
 
 
 def answer_lines(results):
@@ -56,8 +57,8 @@ def markdown(results, rows, aims):
     parts = [
         *machine_lines(results), warning_lines(results), aim_line(rows, aims),
         tables.peer_table(rows, aims),
-        titled("What the cluster costs beside the same engine and ranks in one process, and two ranks "
-               "beside one:", tables.cost_table(rows)),
+        titled("What the cluster costs beside the same engine and ranks in one process, and two "
+               "ranks beside one:", tables.cost_table(rows)),
         titled("Speculation, through the cluster, one stream; the tokens are the same:",
                tables.speculation_table(rows)),
         titled("All-reduce of two processes:", tables.collectives_table(rows, aims)),

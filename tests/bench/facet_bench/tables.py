@@ -22,11 +22,12 @@ def percent(share):
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
-def aim(least, reached, sign="≥ "):
-    """A cell that says what a ratio should be, and shows where it is not."""
+def aim(least, reached, sign="≥", value=None):
+    """A cell that says what a ratio should be, and shows where it is not; in brackets the figure
+    that the ratio was made of."""
     if least is None:
         return "–"
-    text = sign + number(least)
+    text = f"{sign} {number(least)}" + (f" ({value:,})" if value else "")
     return f"**{text} missed**" if reached is False else text
 
 
@@ -54,7 +55,8 @@ def peer_table(rows, goals):
         cells = [row.model, row.work, row.unit, number(row.median(PEER))]
         for series in (FACET, WHOLE_HEAD):
             cells += [number(row.median(series)), number(row.ratio(series, PEER)),
-                      aim(goals.ratio(row, series), goals.reached(row, series))]
+                      aim(goals.ratio(row, series), goals.reached(row, series),
+                          value=goals.value(row, series))]
         body.append(cells + [number(row.limit), percent(row.limit_share(FACET))])
     return markdown_table(header, body, left=3)
 
@@ -67,7 +69,7 @@ def cost_table(rows):
     for row in rows:
         if row.median(ONE_PROCESS) is None and row.median(ONE_RANK) is None:
             continue
-        cells = [row.model, row.work, number(row.median(FACET))]
+        cells = [row.model, row.work.split(",")[0], number(row.median(FACET))]
         for base in (ONE_PROCESS, ONE_RANK):
             cells += [number(row.median(base)), number(row.ratio(FACET, base)),
                       own_aim(row, FACET, base)]
@@ -87,7 +89,7 @@ def speculation_table(rows):
 def collectives_table(rows, goals):
     header = ["work", "µs", "aim"]
     body = [[row.work, number(row.median(FACET)),
-             aim(goals.value(row, FACET), goals.reached(row, FACET), sign="≤ ")]
+             aim(goals.value(row, FACET), goals.reached(row, FACET), sign="≤")]
             for row in rows if row.model == "collectives"]
     return markdown_table(header, body, left=1) if body else ""
 

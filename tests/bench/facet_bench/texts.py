@@ -1,5 +1,5 @@
-"""What is written to see what speculation gains and costs: a text that repeats what its prompt has, as
-edited code and filled lists do, and one that hardly repeats anything."""
+"""What is written to see what speculation gains and costs: a text that repeats what its prompt has,
+as edited code and filled lists do, and one that hardly repeats anything."""
 
 import dataclasses
 
