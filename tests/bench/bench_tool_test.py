@@ -490,6 +490,100 @@ class Rounds(unittest.TestCase):
                 self.assertEqual(run.answers[-1]["same_tokens"], 48)
 
 
+class WholeRun(unittest.TestCase):
+    """The plan of a real run, with a peer and clusters that answer at once."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        for module, name, fake in (
+                (facet, "running", lambda *_, **__: FakeCluster([-1.0] * 80)),
+                (facet, "engine_decode", lambda *_: 100.0),
+                (facet, "all_reduce_us", lambda: {("shm", 640): 0.5, ("shm", 1): 0.3}),
+                (measure.models, "get", lambda python, size, kind: f"{size}-{kind}.gguf"),
+                (measure.models, "describe", lambda python, path: {
+                    "weight_bytes": 3e8, "parameters": 3e8, "layer_parameters": 1e8})):
+            self.addCleanup(setattr, module, name, getattr(module, name))
+            setattr(module, name, fake)
+
+    def start(self, process):
+        limits = {"read_gb_s": 40, "int8_gop_s": 2000, "f32_gop_s": 600}
+        looks = types.SimpleNamespace(measure=lambda: None, medians=lambda: limits, looks=[limits])
+        run = measure.Run(plan.WHOLE, process, peer.Flash(process), looks, "python", 2, 1,
+                          log=lambda text: None)
+        facts = {"machine": machine.describe(2), "peer": "llama.cpp", "others_share": 0.5}
+        keeper = command.Keeper(run, self.folder, facts, {"270m q8_0": {"decode 1": 100}},
+                                json.loads((HERE / "aims.json").read_text()))
+        run.after_part = keeper.keep
+        return run, keeper
+
+    def results(self):
+        return json.loads((self.folder / "results.json").read_text())
+
+    def test_every_row_has_its_rounds(self):
+        run, keeper = self.start(FakePeer())
+        run.everything()
+        table = keeper.keep(finished=True)
+        self.assertEqual((run.failures, run.whole), ([], True))
+        for row in run.rows:
+            repeats = 2 if row.work.endswith("beside itself") else 1
+            for series, values in row.samples.items():
+                self.assertEqual(len(values), 5 * repeats, f"{row.model} {row.work} {series}")
+        works = {(row.model, row.work) for row in run.rows}
+        self.assertLessEqual({("270m q8_0", "decode 1 at 8k"), ("270m q8_0", "serve 32, ITL p99"),
+                              ("1b q4_k_m", "prefill 512"), ("1b q8_0", "decode 32"),
+                              ("270m q8_0", texts.STORY.work)}, works)
+        for row in run.rows:
+            if row.work in ("decode 1", "decode 32", "decode 1 at 8k"):
+                self.assertLessEqual({PEER, FACET, WHOLE_HEAD}, set(row.samples))
+        self.assertEqual(len(run.load), 4)
+        self.assertEqual(len(run.profiles), 10)
+        self.assertNotIn("Unfinished", table)
+        self.assertIn("| 270m q8_0 | prefill 512 | 10.0 | head |", table)
+        self.assertIn("Not a fair run: 270m q8_0, decode 1", table)
+        self.assertEqual(self.results()["finished"], True)
+
+    def test_it_is_kept_up_to_where_it_ended(self):
+        run, _ = self.start(FakePeer(asked_max=35))
+        with self.assertRaises(KeyboardInterrupt):
+            run.everything()
+        results = self.results()
+        self.assertFalse(results["finished"])
+        self.assertEqual([len(row["samples"][FACET]) for row in results["rows"]
+                          if row["work"] == "decode 1"], [2])
+        self.assertIn("Unfinished", (self.folder / "table.md").read_text())
+
+    def test_without_plots_there_is_still_a_table(self):
+        def fail():
+            raise OSError("no network")
+        self.addCleanup(setattr, peer, "find_plots_python", peer.find_plots_python)
+        peer.find_plots_python = fail
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            command.draw(self.folder)
+        self.assertEqual(said.getvalue(), "no plots: no network\n")
+
+
+class FakePeer:
+    """Answers as a peer does; somebody interrupts it after `asked_max` questions."""
+
+    def __init__(self, asked_max=10**6):
+        self.left = asked_max
+
+    def ask(self, what, **_):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        if what == "answer":
+            return {"ids": list(range(48)), "logprobs": [-1.0] * 48}
+        if what == "serve":
+            return {"output_tokens_per_s": 150.0, "ttft_p50_ms": 300.0, "itl_p99_ms": 20.0}
+        if what == "open_loop":
+            return {"ttft_p50_s": 0.3, "ttft_p99_s": 0.5, "tpot_p50_s": 0.02}
+        return {"value": 50.0}
+
+
 class FakeCluster:
     def __init__(self, logprobs):
         self.logprobs = logprobs
@@ -499,6 +593,29 @@ class FakeCluster:
 
     def __exit__(self, *_):
         pass
+
+    def decode(self, streams, tokens):
+        return 100.0 * streams
+
+    def decode_after(self, ids, tokens):
+        return 80.0
+
+    def prefill(self, repeats):
+        return 3000.0
+
+    def write(self, text, tokens, temperature):
+        return list(range(tokens)), 120.0
+
+    def serve(self, streams, requests, prompt, output):
+        return {"output_tokens_per_s": 600.0, "ttft_p50_ms": 90.0, "itl_p99_ms": 10.0}
+
+    def open_loop(self, **_):
+        return {"ttft_p50_s": 0.1, "ttft_p99_s": 0.2, "tpot_p50_s": 0.01, "late": 0}
+
+    def profile(self, streams, requests, tokens, prompt, limits):
+        head = {"name": "head", "seconds": 0.01, "bytes": 3e8, "operations": 1e9, "bound_s": 0.005,
+                "bound": "memory"}
+        return {"steps": 1, "seconds": 0.01, "ranks": 2, "operations": [head]}
 
     def greedy(self, ids, tokens):
         return list(range(tokens))
