@@ -11,8 +11,8 @@ that has it. README.md in this folder says what is measured and how.
 Results are written after every round. What the table can do without (plots, the load sweep, steps
 by operation, speculation, the long context) may fail; the table says so.
 
-Exit codes: 0; 1 a model is missing; 3 the run was refused: the peer fell too far below what is known
-of it on this machine type (expected_peers.json), or the answers did not agree.
+Exit codes: 0; 1 a model is missing; 3 the run was refused: the peer fell too far below what is
+known of it on this machine type (expected_peers.json), or the answers did not agree.
 """
 
 import argparse
