@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The parts of the benchmark that decide and compute: medians, ratios, limits, the refusal rule,
-tables, parsers, the load that peers get, and the conversation with a peer's process."""
+aims, tables, parsers, the load that peers get, and the conversation with a peer's process."""
 
 import json
 import pathlib
@@ -11,8 +11,13 @@ import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from facet_bench import facet, figures, load, machine, measure, peer, report  # noqa: E402
-from facet_bench.figures import FACET, ONE_PROCESS, PEER, WHOLE_HEAD, Row  # noqa: E402
+import run as command  # noqa: E402
+from facet_bench import (aims, facet, figures, load, machine, measure, peer, plan,  # noqa: E402
+                         report, tables, texts)
+from facet_bench.figures import (FACET, ONE_PROCESS, PEER, SPECULATION, WHOLE_HEAD,  # noqa: E402
+                                 Row)
+
+NO_AIMS = aims.Aims({}, {})
 
 
 def row(**samples):
@@ -53,23 +58,12 @@ class Figures(unittest.TestCase):
         self.assertEqual(figures.shortfalls([row(peer=[1])], {}), [], "nothing is known")
         slow = Row("270m q8_0", "serve 1, TTFT p50", "ms", samples={PEER: [130]})
         known["270m q8_0"]["serve 1, TTFT p50"] = 100
-        self.assertEqual(len(figures.shortfalls([slow], known)), 1)
+        self.assertEqual(figures.shortfalls([slow], known), [], "rates only")
 
     def test_numbers_have_three_digits(self):
         for value, text in ((None, "–"), (0, "0"), (0.2449, "0.245"), (1.4567, "1.46"),
                             (98.76, "98.8"), (154.4, "154"), (10249.3, "10,249")):
-            self.assertEqual(figures.number(value), text)
-
-    def test_tables_have_a_cell_per_column(self):
-        r = row(peer=[100], facet=[150], whole=[120], engine=[160])
-        r.limit = 200
-        table = figures.peer_table([r, row(facet=[1])]).splitlines()
-        self.assertEqual(len(table), 3, "a row without the peer has no place here")
-        self.assertEqual({line.count("|") for line in table}, {11})
-        self.assertIn("| 100 | 150 | 1.50 | 120 | 1.20 | 200 | 75 % |", table[2])
-        costs = figures.cost_table([r]).splitlines()
-        self.assertIn("| 150 | 160 | 0.938 | – | – |", costs[2])
-        self.assertEqual(figures.cost_table([row(peer=[1])]), "")
+            self.assertEqual(tables.number(value), text)
 
     def test_csv_has_every_sample(self):
         lines = figures.csv_text([row(peer=[1, 2], facet=[3])]).splitlines()
@@ -77,6 +71,122 @@ class Figures(unittest.TestCase):
         self.assertEqual(lines[1:], ["270m q8_0,decode 1,tokens/s,,llama.cpp,0,1",
                                      "270m q8_0,decode 1,tokens/s,,llama.cpp,1,2",
                                      "270m q8_0,decode 1,tokens/s,,Facet,0,3"])
+
+
+class Aims(unittest.TestCase):
+    def setUp(self):
+        self.aims = aims.Aims(
+            {"270m q8_0": {"decode 1": {FACET: 200, WHOLE_HEAD: 138},
+                           "serve 1, TTFT p50": {FACET: 90}},
+             "collectives": {"all-reduce": {FACET: 1}}},
+            {"270m q8_0": {"decode 1": 100, "serve 1, TTFT p50": 270}})
+
+    def test_an_aim_is_the_ratio_that_it_makes_with_the_known_peer(self):
+        r = row(peer=[50, 50], facet=[99, 101], whole=[68, 68])
+        self.assertEqual(self.aims.ratio(r, FACET), 2)
+        self.assertTrue(self.aims.reached(r, FACET), "on a machine half as fast")
+        self.assertFalse(self.aims.reached(r, WHOLE_HEAD), "1.36 of 1.38")
+        self.assertIsNone(self.aims.reached(r, PEER))
+        self.assertIsNone(self.aims.reached(row(facet=[1000]), FACET), "no peer in the run")
+        self.assertEqual(aims.counts([r], self.aims), (1, 2))
+
+    def test_latencies_are_to_be_less(self):
+        r = Row("270m q8_0", "serve 1, TTFT p50", "ms", samples={PEER: [600], FACET: [201]})
+        self.assertEqual(self.aims.ratio(r, FACET), 3)
+        self.assertFalse(self.aims.reached(r, FACET))
+        r.samples[FACET] = [199]
+        self.assertTrue(self.aims.reached(r, FACET))
+
+    def test_where_nobody_knows_a_peer_the_value_counts(self):
+        r = Row("collectives", "all-reduce", "µs", samples={FACET: [0.9, 1.1, 0.8]})
+        self.assertTrue(self.aims.reached(r, FACET))
+        r.samples[FACET] = [1.1]
+        self.assertFalse(self.aims.reached(r, FACET))
+        self.assertIsNone(NO_AIMS.reached(r, FACET))
+
+    def test_of_two_series_of_facets(self):
+        for streams, least in ((1, 0.95), (32, 0.97), (8, None)):
+            r = Row("270m q8_0", figures.cost_work(streams),
+                    samples={FACET: [96], ONE_PROCESS: [100]})
+            self.assertEqual(aims.own_aim(r, FACET, ONE_PROCESS), least)
+        self.assertIsNone(aims.own_reached(r, FACET, ONE_PROCESS))
+        for text, rate, reached in ((texts.STORY, 97, False), (texts.STORY, 99, True),
+                                    (texts.REPEATING, 99, False), (texts.REPEATING, 120, True)):
+            r = Row("270m q8_0", text.work, samples={FACET: [100], SPECULATION: [rate]})
+            self.assertEqual(aims.own_reached(r, SPECULATION, FACET), reached)
+            self.assertEqual(aims.counts([r], NO_AIMS), (int(reached), 1))
+
+    def test_those_of_the_issue(self):
+        known = json.loads((HERE / "expected_peers.json").read_text())
+        for machine_type, models in json.loads((HERE / "aims.json").read_text()).items():
+            issue = aims.Aims(models, known[machine_type])
+            for model, works in models.items():
+                for work, series in works.items():
+                    unit = "ms" if "TTFT" in work or "ITL" in work else "tokens/s"
+                    for name in series:
+                        ratio = issue.ratio(Row(model, work, unit), name)
+                        if model != "collectives":
+                            self.assertGreater(ratio, 1, f"{model} {work}")
+
+
+class Tables(unittest.TestCase):
+    def test_they_have_a_cell_per_column(self):
+        r = row(peer=[100], facet=[150], whole=[120], engine=[160])
+        r.limit = 200
+        known = aims.Aims({"270m q8_0": {"decode 1": {FACET: 280, WHOLE_HEAD: 220}}},
+                          {"270m q8_0": {"decode 1": 200}})
+        table = tables.peer_table([r, row(facet=[1])], known).splitlines()
+        self.assertEqual(len(table), 3, "a row without the peer has no place here")
+        self.assertEqual({line.count("|") for line in table}, {13})
+        cells = "| 100 | 150 | 1.50 | ≥ 1.40 (280) | 120 | 1.20 | ≥ 1.10 (220) | 200 | 75 % |"
+        self.assertIn(cells, table[2])
+        r.work = figures.cost_work(1)
+        costs = tables.cost_table([r]).splitlines()
+        self.assertEqual({line.count("|") for line in costs}, {10})
+        self.assertIn("| decode 1 | 150 | 160 | 0.938 | **≥ 0.950 missed** | – | – | – |", costs[2])
+        self.assertEqual(tables.cost_table([row(peer=[1])]), "")
+        spoken = Row("270m q8_0", texts.STORY.work, samples={FACET: [100], SPECULATION: [99]})
+        self.assertIn("| 100 | 99.0 | 0.990 | ≥ 0.980 |", tables.speculation_table([spoken, r]))
+        self.assertEqual(tables.speculation_table([r]), "")
+
+    def test_a_missed_aim_is_marked(self):
+        known = aims.Aims({"collectives": {"all-reduce": {FACET: 1}}}, {})
+        r = Row("collectives", "all-reduce", "µs", samples={FACET: [1.5]})
+        self.assertIn("| all-reduce | 1.50 | **≤ 1.00 missed** |",
+                      tables.collectives_table([r], known))
+        self.assertIn("| all-reduce | 1.50 | – |", tables.collectives_table([r], NO_AIMS))
+
+    def test_a_step_by_operation(self):
+        def operation(name, seconds, bound_s=0.0, bound="memory"):
+            return {"name": name, "seconds": seconds, "bytes": 4e7, "operations": 6e9,
+                    "bound_s": bound_s, "bound": bound}
+        small = [operation(f"small {i}", 0.0001) for i in range(9)]
+        profile = {"model": "m", "work": "decode 1", "steps": 10, "seconds": 0.02, "ranks": 2,
+                   "operations": [*small, operation("wait", 0.004), operation("head", 0.01, 0.005),
+                                  operation("gated_up", 0.002, 0.001, "int8")]}
+        lines = tables.profile_table([profile]).splitlines()[2:]
+        self.assertEqual(len(lines), tables.OPERATIONS_SHOWN)
+        self.assertEqual(lines[0],
+                         "| m | decode 1 | 2.00 | head | 1.00 | 50 % | 8.00 GB/s | 50 % |")
+        self.assertEqual(lines[1], "|  |  |  | wait | 0.400 | 20 % | – | – |")
+        self.assertEqual(lines[2],
+                         "|  |  |  | gated up | 0.200 | 10 % | 6,000 int8 GOP/s | 50 % |")
+
+    def test_a_report_says_what_is_missing(self):
+        results = {"machine": {"processor": "p", "type": "t", "threads": 2, "memory_gb": 1,
+                               "kernel": "k"},
+                   "limits": {"read_gb_s": 40, "int8_gop_s": 2000, "f32_gop_s": 600}, "rounds": 5,
+                   "ranks": 2, "threads_per_rank": 1, "peer": "llama.cpp", "finished": False,
+                   "failures": ["load sweep: no"], "warnings": [], "answers": [], "profiles": []}
+        text = report.markdown(results, [row(peer=[1], facet=[2])], NO_AIMS)
+        self.assertIn("**Unfinished: these are the rows measured so far.**", text)
+        self.assertIn("**Not measured: load sweep: no**", text)
+        self.assertNotIn("aims are reached", text)
+        whole = report.markdown({**results, "finished": True, "failures": []},
+                                [Row("m", figures.cost_work(1),
+                                     samples={FACET: [96], ONE_PROCESS: [100]})], NO_AIMS)
+        self.assertIn("1 of 1 aims are reached", whole)
+        self.assertNotIn("**", whole)
 
 
 class Load(unittest.TestCase):
@@ -113,6 +223,12 @@ class Parsers(unittest.TestCase):
                          {("shm", 1): 0.31, ("shm", 640): 0.52, ("tcp", 640): 6.3})
         self.assertEqual(facet.parse_collectives("nothing"), {})
 
+    def test_rates(self):
+        text = ("31 tokens, 95.2 tokens/s, first after 0.042 s (prompt 12 tokens, 0 cached); stop; "
+                "seed 7\n")
+        self.assertEqual(facet.parse_rate(text), 95.2)
+        self.assertIsNone(facet.parse_rate("1 token, first after 0.042 s"))
+
     def test_machine_type(self):
         text = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n" \
                "model name\t: AMD EPYC\n"
@@ -122,15 +238,33 @@ class Parsers(unittest.TestCase):
         self.assertEqual(machine.machine_type(machine.cpu_facts(""), 1), "? ?/?, 1 processors")
 
     def test_what_is_known_of_peers_is_about_rows_that_exist(self):
-        plan = measure.Plan(sizes=("270m", "1b"))
-        works = {f"decode {n}" for n in plan.streams} | {f"serve {n}" for n in plan.serve_streams}
-        works.add("prefill 512")
-        names = {f"{size} {kind}" for size in plan.sizes for kind in plan.kinds}
-        for known in json.loads((HERE / "expected_peers.json").read_text()).values():
-            self.assertLessEqual(set(known), names)
-            for figures_of_model in known.values():
-                self.assertLessEqual(set(figures_of_model), works)
-                self.assertTrue(all(value > 0 for value in figures_of_model.values()))
+        whole = plan.WHOLE
+        rows = {"collectives": {"all-reduce 640 floats, shm"}}
+        for size, work in whole.works.items():
+            for kind in whole.kinds:
+                rows[f"{size} {kind}"] = {f"decode {n}" for n in work.streams} | {"prefill 512"}
+                rows[f"{size} {kind}"] |= {f"serve {n}{part}" for n in work.serve_streams
+                                           for part, _ in measure.SERVE_PARTS.values()}
+        for file in ("expected_peers.json", "aims.json"):
+            for models in json.loads((HERE / file).read_text()).values():
+                for model, works in models.items():
+                    self.assertLessEqual(set(works), rows[model], f"{file}: {model}")
+
+    def test_the_first_kind_is_measured_as_the_others_are(self):
+        for chosen in (plan.WHOLE, plan.QUICK):
+            for work in chosen.works.values():
+                self.assertIn(1, work.streams)
+                self.assertEqual(set(work.peer_tokens), set(work.streams))
+                self.assertLessEqual(set(work.cost_streams), set(work.streams))
+                self.assertTrue(work.serve_streams or not work.load_shares)
+
+    def test_a_size_narrows_the_plan(self):
+        arguments = types.SimpleNamespace(quick=False, size=["1b", "1b"], rounds=2)
+        chosen = command.plan_of(arguments)
+        self.assertEqual(list(chosen.works), ["1b"])
+        self.assertEqual(chosen.rounds, 2)
+        arguments = types.SimpleNamespace(quick=True, size=None, rounds=None)
+        self.assertEqual(command.plan_of(arguments), plan.QUICK)
 
     def test_the_table_goes_between_its_marks(self):
         text = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
@@ -169,9 +303,11 @@ class PeerProcess(unittest.TestCase):
                 process.ask("fail")
             self.assertEqual(process.ask("again"), {"do": "again"})
 
-    def test_a_death_is_told(self):
-        with self.peer as process, self.assertRaisesRegex(peer.PeerError, "died at die"):
-            process.ask("die")
+    def test_a_death_is_told_once(self):
+        with self.peer as process:
+            with self.assertRaisesRegex(peer.PeerError, "died at die"):
+                process.ask("die")
+            self.assertEqual(process.ask("again"), {"do": "again"})
 
     def test_the_better_flash_attention_is_found_once(self):
         asked = []
@@ -184,67 +320,15 @@ class PeerProcess(unittest.TestCase):
                 self.assertEqual((result["value"], result["flash"]), (20, False))
         self.assertEqual([words["flash"] for words in asked], [True, False, False, False])
 
-
-class Rounds(unittest.TestCase):
-    """The order of a run, with everything that runs replaced."""
-
-    def run_rounds(self, rounds, refuse=lambda: None):
-        order = []
-        run = measure.Run(measure.Plan(rounds=rounds), types.SimpleNamespace(
-            ask=lambda what, **_: order.append(what) or {}), None, None, "python", 2, 1,
-            log=lambda text: None)
-        run.after_first_peer_round = refuse
-        run._compare_answers = lambda model: order.append("answers")
-        run._peer_round = lambda model, streams, serve: order.append("peer")
-        run._facet_round = lambda model, streams, main, serve: order.append("facet")
-        run._set_limits = lambda: None
-        model = measure.Model("1b", "q4_0", "x.gguf")
-        try:
-            run._measure(model, main=False, real=False)
-        except measure.Refused:
-            order.append("refused")
-        return order
-
-    def test_the_peer_and_facet_take_turns(self):
-        self.assertEqual(self.run_rounds(2),
-                         ["open", "answers", "peer", "facet", "peer", "facet", "close"])
-
-    def test_a_weak_peer_ends_the_run_before_it_has_cost_much(self):
-        def refuse():
-            raise measure.Refused("weak")
-        self.assertEqual(self.run_rounds(5, refuse), ["open", "answers", "peer", "refused"])
-
-    def test_answers_that_differ_refuse_the_run(self):
-        run = measure.Run(measure.Plan(), types.SimpleNamespace(
-            ask=lambda what, **_: {"ids": list(range(48)), "logprobs": [-1.0] * 48}),
-            None, None, "python", 2, 1, log=lambda text: None)
-        self.addCleanup(setattr, facet, "running", facet.running)
-        for shift, refused in ((0.04, False), (0.06, True), (float("nan"), True)):
-            facet.running = lambda *_, shift=shift, **__: FakeCluster([-1.0 - shift] * 80)
-            model = measure.Model("270m", "q8_0", "x.gguf")
-            if refused:
-                with self.assertRaises(measure.Refused):
-                    run._compare_answers(model)
-            else:
-                run._compare_answers(model)
-                self.assertEqual(run.answers[-1]["same_tokens"], 48)
-
-
-class FakeCluster:
-    def __init__(self, logprobs):
-        self.logprobs = logprobs
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def greedy(self, ids, tokens):
-        return list(range(tokens))
-
-    def score(self, ids):
-        return self.logprobs
+    def test_a_trial_finds_it_out_for_less(self):
+        asked = []
+        with self.peer as process:
+            spy = types.SimpleNamespace(
+                ask=lambda what, **words: asked.append(words) or process.ask(what, **words))
+            result = peer.Flash(spy).best("key", lambda r: r["value"], "serve", {"requests": 1},
+                                          requests=9, streams=1)
+        self.assertEqual((result["requests"], result["flash"]), (9, False))
+        self.assertEqual([words["requests"] for words in asked], [1, 1, 9])
 
 
 if __name__ == "__main__":

@@ -9,15 +9,10 @@
 // up, of the seconds to the first token and per further token.
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
-#include <deque>
 #include <memory>
 #include <optional>
-#include <string>
 #include <string_view>
-#include <thread>
-#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -25,9 +20,9 @@
 #include "base/check.h"
 #include "base/prng.h"
 #include "base/status.h"
-#include "kernels/collectives/local.h"
 #include "shard_worker/engine/engine.h"
 #include "shard_worker/runtime/rank.h"
+#include "tests/bench/engine_run.h"
 
 namespace facet {
 namespace {
@@ -35,87 +30,38 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kFirstId = 512;  // as in client/bench.cc: beyond control and byte tokens
-constexpr std::chrono::minutes kStepTimeout{5};
 
 struct Options {
-  std::string model;
-  int world = 2;
-  int threads = 1;
+  RanksOptions ranks;
   int streams = 1;
   int prompt_tokens = 16;
   int max_tokens = 128;
   int rounds = 2;
-  bool screened_head = true;
 };
 
 Options ParseArguments(int argc, char** argv) {
   Options options;
-  const std::pair<std::string_view, int*> numbers[] = {
-      {"--world=", &options.world},           {"--threads=", &options.threads},
-      {"--streams=", &options.streams},       {"--prompt_tokens=", &options.prompt_tokens},
-      {"--max_tokens=", &options.max_tokens}, {"--rounds=", &options.rounds}};
+  RanksOptions& ranks = options.ranks;
   for (int i = 1; i < argc; ++i) {
     const std::string_view text = argv[i];
-    const auto number = std::find_if(std::begin(numbers), std::end(numbers), [&](const auto& each) {
-      return text.starts_with(each.first);
-    });
-    if (number != std::end(numbers)) {
-      const auto [end, error] = std::from_chars(text.data() + number->first.size(),
-                                                text.data() + text.size(), *number->second);
-      FACET_CHECK(error == std::errc() && end == text.data() + text.size() && *number->second > 0,
-                  "{}", text);
-    } else if (text == "--screened_head=false") {
-      options.screened_head = false;
+    const bool number = ParseNumber(text, "--world=", &ranks.world) ||
+                        ParseNumber(text, "--threads=", &ranks.threads) ||
+                        ParseNumber(text, "--streams=", &options.streams) ||
+                        ParseNumber(text, "--prompt_tokens=", &options.prompt_tokens) ||
+                        ParseNumber(text, "--max_tokens=", &options.max_tokens) ||
+                        ParseNumber(text, "--rounds=", &options.rounds);
+    if (number) continue;
+    if (text == "--screened_head=false") {
+      ranks.screened_head = false;
     } else {
-      FACET_CHECK(options.model.empty() && !text.starts_with("--"), "what is {}?", text);
-      options.model = text;
+      FACET_CHECK(ranks.model.empty() && !text.starts_with("--"), "what is {}?", text);
+      ranks.model = text;
     }
   }
-  FACET_CHECK(!options.model.empty(), "which model?");
+  FACET_CHECK(!ranks.model.empty(), "which model?");
+  FACET_CHECK(ranks.world * ranks.threads * options.streams * options.rounds > 0);
   return options;
 }
-
-// A group whose ranks are threads of this process.
-class Group {
- public:
-  explicit Group(const Options& options) {
-    std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalGroup(options.world);
-    for (int rank = 0; rank < options.world; ++rank) {
-      RankOptions rank_options;
-      rank_options.model_path = options.model;
-      rank_options.rank = rank;
-      rank_options.world = options.world;
-      rank_options.threads = options.threads;
-      rank_options.screened_head = options.screened_head;
-      rank_options.step_timeout = kStepTimeout;
-      rank_options.mixed_prefill_max = 128;  // the worker's default
-      absl::StatusOr<std::unique_ptr<Rank>> loaded = Rank::Load(rank_options);
-      FACET_CHECK(loaded.ok(), "{}", MessageOf(loaded.status()));
-      ranks_.push_back(*std::move(loaded));
-      ranks_.back()->Attach(std::move(communicators[static_cast<size_t>(rank)]));
-    }
-    for (size_t rank = 1; rank < ranks_.size(); ++rank) {
-      followers_.emplace_back([follower = ranks_[rank].get()] {
-        const absl::Status status = follower->Follow();
-        FACET_CHECK(status.ok(), "{}", MessageOf(status));
-      });
-    }
-    executor_ = ranks_[0]->MakeExecutor();
-  }
-
-  ~Group() {
-    FACET_CHECK(ranks_[0]->StopFollowers().ok());
-    for (std::thread& follower : followers_) follower.join();
-  }
-
-  Rank& leader() { return *ranks_[0]; }
-  Executor& executor() { return *executor_; }
-
- private:
-  std::vector<std::unique_ptr<Rank>> ranks_;
-  std::vector<std::thread> followers_;
-  std::unique_ptr<Executor> executor_;
-};
 
 EngineRequest MakeRequest(const Options& options, int vocabulary, uint64_t number) {
   EngineRequest request;
@@ -141,7 +87,8 @@ struct Times {
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 // One sequence per stream, from the first step to the last token.
-void RunRound(const Options& options, Group* group, Engine* engine, uint64_t* next, Times* times) {
+void RunRound(const Options& options, testing::InProcessGroup* group, Engine* engine,
+              uint64_t* next, Times* times) {
   struct Sequence {
     std::optional<Clock::time_point> first;
     int tokens = 0;
@@ -155,11 +102,7 @@ void RunRound(const Options& options, Group* group, Engine* engine, uint64_t* ne
   }
   const Clock::time_point start = Clock::now();
   for (int open = options.streams; open > 0;) {
-    const std::optional<StepPlan> plan = engine->Plan(0);
-    FACET_CHECK(plan.has_value(), "sequences are open and the engine has no plan");
-    const absl::StatusOr<StepResult> result = group->executor().Run(*plan);
-    FACET_CHECK(result.ok(), "{}", MessageOf(result.status()));
-    engine->Complete(*result, 0);
+    RunStep(engine, &group->executor());
     const Clock::time_point now = Clock::now();
     for (const EngineDelta& delta : engine->TakeDeltas()) {
       Sequence& sequence = sequences[delta.id.value - base];
@@ -178,24 +121,18 @@ void RunRound(const Options& options, Group* group, Engine* engine, uint64_t* ne
   }
 }
 
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[(values.size() - 1) / 2];
-}
-
 int Main(int argc, char** argv) {
   const Options options = ParseArguments(argc, argv);
-  Group group(options);
-  EngineOptions engine_options = group.leader().engine_options();
+  const std::unique_ptr<testing::InProcessGroup> group = StartRanks(options.ranks);
+  EngineOptions engine_options = group->leader().engine_options();
   engine_options.steps_max = 1;  // the worker's default
   Engine engine(engine_options);
   uint64_t next = 0;
   Times times;
-  RunRound(options, &group, &engine, &next, &times);
+  RunRound(options, group.get(), &engine, &next, &times);
   times = Times();
   for (int round = 0; round < options.rounds; ++round) {
-    RunRound(options, &group, &engine, &next, &times);
+    RunRound(options, group.get(), &engine, &next, &times);
   }
   fmt::print("{{\"streams\": {}, \"ttft_s\": {:.6f}, \"tpot_s\": {:.6f}}}\n", options.streams,
              Median(times.ttft), Median(times.tpot));

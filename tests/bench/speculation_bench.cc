@@ -17,7 +17,6 @@
 #include <time.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <iterator>
@@ -25,15 +24,15 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
 #include "checkpoint/gguf.h"
-#include "kernels/collectives/local.h"
 #include "router/tokenizer/tokenizer.h"
 #include "shard_worker/engine/engine.h"
 #include "shard_worker/runtime/rank.h"
+#include "tests/bench/engine_run.h"
 
 namespace facet {
 namespace {
@@ -47,46 +46,37 @@ double ProcessorSeconds() {
 }
 
 struct Options {
-  std::string model;
+  RanksOptions ranks;
   std::string text = "tests/golden/text.txt";
-  int world = 2;
-  int threads = 1;
   int batch = 1;
   int tokens = 128;
   int rounds = 5;
   SpeculationOptions speculation{.proposals_max = 8};
 };
 
-template <typename T>
-bool Number(std::string_view argument, std::string_view name, T* value) {
-  if (!argument.starts_with(name)) return false;
-  argument.remove_prefix(name.size());
-  const char* end = argument.data() + argument.size();
-  return std::from_chars(argument.data(), end, *value).ptr == end;
-}
-
 Options ParseArguments(int argc, char** argv) {
   Options options;
+  RanksOptions& ranks = options.ranks;
+  SpeculationOptions& speculation = options.speculation;
   for (int i = 1; i < argc; ++i) {
     const std::string_view argument = argv[i];
-    SpeculationOptions& speculation = options.speculation;
-    const bool known = Number(argument, "--world=", &options.world) ||
-                       Number(argument, "--threads=", &options.threads) ||
-                       Number(argument, "--batch=", &options.batch) ||
-                       Number(argument, "--tokens=", &options.tokens) ||
-                       Number(argument, "--rounds=", &options.rounds) ||
-                       Number(argument, "--proposals=", &speculation.proposals_max) ||
-                       Number(argument, "--rows=", &speculation.step_rows_max) ||
-                       Number(argument, "--free_rows=", &speculation.free_rows);
-    if (known) continue;
+    const bool number = ParseNumber(argument, "--world=", &ranks.world) ||
+                        ParseNumber(argument, "--threads=", &ranks.threads) ||
+                        ParseNumber(argument, "--batch=", &options.batch) ||
+                        ParseNumber(argument, "--tokens=", &options.tokens) ||
+                        ParseNumber(argument, "--rounds=", &options.rounds) ||
+                        ParseNumber(argument, "--proposals=", &speculation.proposals_max) ||
+                        ParseNumber(argument, "--rows=", &speculation.step_rows_max) ||
+                        ParseNumber(argument, "--free_rows=", &speculation.free_rows);
+    if (number) continue;
     if (argument.starts_with("--text=")) {
       options.text = argument.substr(7);
     } else {
-      FACET_CHECK(options.model.empty() && !argument.starts_with("--"), "what is {}?", argument);
-      options.model = argument;
+      FACET_CHECK(ranks.model.empty() && !argument.starts_with("--"), "what is {}?", argument);
+      ranks.model = argument;
     }
   }
-  FACET_CHECK(!options.model.empty() && options.batch > 0 && options.rounds > 0,
+  FACET_CHECK(!ranks.model.empty() && options.batch > 0 && options.rounds > 0,
               "usage: speculation_bench MODEL.gguf [--batch=8] ...; see the source");
   return options;
 }
@@ -103,90 +93,57 @@ std::vector<std::string> ReadParagraphs(const std::string& path) {
   return paragraphs;
 }
 
-class Group {
- public:
-  explicit Group(const Options& options) {
-    std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalGroup(options.world);
-    for (int rank = 0; rank < options.world; ++rank) {
-      RankOptions rank_options;
-      rank_options.model_path = options.model;
-      rank_options.rank = rank;
-      rank_options.world = options.world;
-      rank_options.threads = options.threads;
-      rank_options.step_timeout = std::chrono::minutes(5);
-      absl::StatusOr<std::unique_ptr<Rank>> loaded = Rank::Load(rank_options);
-      FACET_CHECK(loaded.ok(), "{}", loaded.status().ToString());
-      (*loaded)->Attach(std::move(communicators[static_cast<size_t>(rank)]));
-      ranks_.push_back(*std::move(loaded));
-    }
-    for (int rank = 1; rank < options.world; ++rank) {
-      followers_.emplace_back([follower = ranks_[static_cast<size_t>(rank)].get()] {
-        FACET_CHECK(follower->Follow().ok());
-      });
-    }
-    executor_ = ranks_[0]->MakeExecutor();
-  }
-
-  ~Group() {
-    FACET_CHECK(ranks_[0]->StopFollowers().ok());
-    for (std::thread& follower : followers_) follower.join();
-  }
-
-  struct Run {
-    std::vector<std::vector<TokenId>> outputs;  // of each request
-    int64_t tokens = 0;                         // that decoding steps chose ...
-    int64_t steps = 0;                          // ... in so many steps ...
-    double seconds = 0;                         // ... and this time
-    double cpu_seconds = 0;
-    EngineStats stats;
-    double rate() const { return static_cast<double>(tokens) / seconds; }
-    double cpu_rate() const { return static_cast<double>(tokens) / cpu_seconds; }
-  };
-
-  // With an engine that knows of nothing before.
-  Run Answer(const std::vector<EngineRequest>& requests, const SpeculationOptions& speculation) {
-    EngineOptions options = ranks_[0]->engine_options();
-    options.steps_max = 1;
-    options.speculation = speculation;
-    Engine engine(options);
-    Run run;
-    run.outputs.resize(requests.size());
-    for (const EngineRequest& request : requests) FACET_CHECK(engine.Submit(request, 0).ok());
-    while (engine.stats().running + engine.stats().waiting > 0) Step(&engine, &run);
-    FACET_CHECK(executor_->Run(engine.PlanIdle()).ok());  // the slots are free again
-    run.stats = engine.stats();
-    return run;
-  }
-
- private:
-  void Step(Engine* engine, Run* run) {
-    const Clock::time_point start = Clock::now();
-    const double cpu_start = ProcessorSeconds();
-    const std::optional<StepPlan> plan = engine->Plan(0);
-    FACET_CHECK(plan.has_value());
-    const bool decodes = std::all_of(
-        plan->segments.begin(), plan->segments.end(),
-        [](const Segment& segment) { return std::ssize(segment.tokens) == 1 + segment.proposals; });
-    const absl::StatusOr<StepResult> result = executor_->Run(*plan);
-    FACET_CHECK(result.ok(), "{}", result.status().ToString());
-    engine->Complete(*result, 0);
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    const double cpu_seconds = ProcessorSeconds() - cpu_start;
-    for (const EngineDelta& delta : engine->TakeDeltas()) {
-      std::vector<TokenId>& output = run->outputs[delta.id.value];
-      for (const ScoredToken& token : delta.tokens) output.push_back(token.id);
-      if (decodes) run->tokens += std::ssize(delta.tokens);
-    }
-    if (!decodes) return;
-    ++run->steps;
-    run->seconds += seconds;
-    run->cpu_seconds += cpu_seconds;
-  }
-
-  std::vector<std::unique_ptr<Rank>> ranks_;
-  std::vector<std::thread> followers_;
-  std::unique_ptr<Executor> executor_;
+struct Run {
+  std::vector<std::vector<TokenId>> outputs;  // of each request
+  int64_t tokens = 0;                         // that decoding steps chose ...
+  int64_t steps = 0;                          // ... in so many steps ...
+  double seconds = 0;                         // ... and this time
+  double cpu_seconds = 0;
+  EngineStats stats;
+  double rate() const { return static_cast<double>(tokens) / seconds; }
+  double cpu_rate() const { return static_cast<double>(tokens) / cpu_seconds; }
 };
+
+bool OnlyDecodes(const StepPlan& plan) {
+  return std::all_of(plan.segments.begin(), plan.segments.end(), [](const Segment& segment) {
+    return std::ssize(segment.tokens) == 1 + segment.proposals;
+  });
+}
+
+void Step(Engine* engine, Executor* executor, Run* run) {
+  const Clock::time_point start = Clock::now();
+  const double cpu_start = ProcessorSeconds();
+  const bool decodes = OnlyDecodes(RunStep(engine, executor));
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const double cpu_seconds = ProcessorSeconds() - cpu_start;
+  for (const EngineDelta& delta : engine->TakeDeltas()) {
+    std::vector<TokenId>& output = run->outputs[delta.id.value];
+    for (const ScoredToken& token : delta.tokens) output.push_back(token.id);
+    if (decodes) run->tokens += std::ssize(delta.tokens);
+  }
+  if (!decodes) return;
+  ++run->steps;
+  run->seconds += seconds;
+  run->cpu_seconds += cpu_seconds;
+}
+
+// With an engine that knows of nothing before.
+Run Answer(const std::vector<EngineRequest>& requests, const SpeculationOptions& speculation,
+           testing::InProcessGroup* group) {
+  EngineOptions options = group->leader().engine_options();
+  options.steps_max = 1;
+  options.speculation = speculation;
+  Engine engine(options);
+  Run run;
+  run.outputs.resize(requests.size());
+  for (const EngineRequest& request : requests) FACET_CHECK(engine.Submit(request, 0).ok());
+  while (engine.stats().running + engine.stats().waiting > 0) {
+    Step(&engine, &group->executor(), &run);
+  }
+  FACET_CHECK(group->executor().Run(engine.PlanIdle()).ok());  // the slots are free again
+  run.stats = engine.stats();
+  return run;
+}
 
 EngineRequest Request(size_t index, std::vector<TokenId> prompt, float temperature, int tokens) {
   EngineRequest request;
@@ -205,7 +162,7 @@ struct Text {
 };
 
 std::vector<Text> MakeTexts(const Options& options) {
-  const GgufModel model = *GgufModel::Open(options.model);
+  const GgufModel model = *GgufModel::Open(options.ranks.model);
   const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::Create(model);
   const std::vector<std::string> paragraphs = ReadParagraphs(options.text);
   std::vector<Text> texts = {{"story", {}}, {"greedy", {}}, {"copy", {}}};
@@ -222,13 +179,13 @@ std::vector<Text> MakeTexts(const Options& options) {
   return texts;
 }
 
-void Compare(const Text& text, const Options& options, Group* group) {
+void Compare(const Text& text, const Options& options, testing::InProcessGroup* group) {
   std::vector<double> ratios, cpu_ratios, off_rates, on_rates;
-  Group::Run off, on;
+  Run off, on;
   for (int round = 0; round < options.rounds; ++round) {
-    const auto run_off = [&] { off = group->Answer(text.requests, {}); };
+    const auto run_off = [&] { off = Answer(text.requests, {}, group); };
     if (round % 2 == 0) run_off();
-    on = group->Answer(text.requests, options.speculation);
+    on = Answer(text.requests, options.speculation, group);
     if (round % 2 == 1) run_off();
     FACET_CHECK(on.outputs == off.outputs, "{}: speculation changes the text", text.name);
     ratios.push_back(on.rate() / off.rate());
@@ -236,23 +193,19 @@ void Compare(const Text& text, const Options& options, Group* group) {
     off_rates.push_back(off.rate());
     on_rates.push_back(on.rate());
   }
-  const auto median = [](std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-  };
   const double proposed = static_cast<double>(on.stats.proposed_tokens);
   fmt::print("{:<8}{:>7}{:>10.1f}{:>10.1f}{:>8.3f}{:>8.3f}{:>8}{:>8}{:>10.0f}{:>10.2f}\n",
-             text.name, options.batch, median(off_rates), median(on_rates), median(ratios),
-             median(cpu_ratios), off.steps, on.steps, proposed,
+             text.name, options.batch, Median(off_rates), Median(on_rates), Median(ratios),
+             Median(cpu_ratios), off.steps, on.steps, proposed,
              proposed > 0 ? static_cast<double>(on.stats.accepted_tokens) / proposed : 0);
 }
 
 int Main(int argc, char** argv) {
   const Options options = ParseArguments(argc, argv);
-  Group group(options);
+  const std::unique_ptr<testing::InProcessGroup> group = StartRanks(options.ranks);
   fmt::print("{:<8}{:>7}{:>10}{:>10}{:>8}{:>8}{:>8}{:>8}{:>10}{:>10}\n", "text", "batch", "off/s",
              "on/s", "ratio", "by cpu", "steps", "with", "proposed", "accepted");
-  for (const Text& text : MakeTexts(options)) Compare(text, options, &group);
+  for (const Text& text : MakeTexts(options)) Compare(text, options, group.get());
   return 0;
 }
 

@@ -47,6 +47,7 @@ class InProcessGroup {
   // Submits all requests at once and steps until they end; outputs are in the requests' order.
   std::vector<Output> Run(std::vector<EngineRequest> requests);
   Rank& leader() { return *ranks_[0]; }
+  Executor& executor() { return *executor_; }  // for engines other than the group's
   EngineStats stats() const { return engine_->stats(); }
 
  private:

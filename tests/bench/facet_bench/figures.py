@@ -1,16 +1,16 @@
 """What a run has measured, as values: rows of samples, medians, ratios, limits, the rule by which a
-weak peer spoils a run, and the table. Nothing here runs anything."""
+weak peer spoils a run. Nothing here runs anything."""
 
 import csv
 import dataclasses
 import io
-import math
 import statistics
 
 PEER, FACET = "llama.cpp", "Facet"
 WHOLE_HEAD = "Facet, screening off"
 ONE_PROCESS = "engine in one process"
 ONE_RANK = "1 rank x 2 threads"
+SPECULATION = "Facet, speculation"  # all other series are without it
 # Of a peer below what is known of it on the same machine: the medians of a run, and its first
 # round, which one hiccup may have spoilt.
 SHORTFALL_MAX = 0.15
@@ -56,6 +56,11 @@ class Row:
         return value / self.limit if self.more_is_better else self.limit / value
 
 
+def cost_work(streams):
+    """The work of a row that compares Facet with itself."""
+    return f"decode {streams}, beside itself"
+
+
 def decode_limit(streams, weight_bytes, parameters, limits):
     """Tokens per second if every weight is read once a step and the int8 units never wait."""
     seconds = max(weight_bytes / (limits["read_gb_s"] * 1e9),
@@ -70,63 +75,18 @@ def prefill_limit(layer_parameters, limits):
 
 def shortfalls(rows, known, most=SHORTFALL_MAX):
     """Sentences about the peer's rows that fall more than `most` below the known figures, {model:
-    {work: value}}."""
+    {work: value}}. Rates only: a tail of a few requests' latencies proves nothing."""
     found = []
     for row in rows:
         measured = row.median(PEER)
         expected = known.get(row.model, {}).get(row.work)
-        if measured is None or expected is None:
+        if measured is None or expected is None or not row.more_is_better:
             continue
-        share = measured / expected if row.more_is_better else expected / measured
+        share = measured / expected
         if share < 1 - most:
             found.append(f"{row.model}, {row.work}: {PEER} reaches {measured:.4g} {row.unit}, "
                          f"{100 * share:.0f} % of the {expected:.4g} known of this machine")
     return found
-
-
-def number(value):
-    """Three significant digits, thousands with commas; "–" for None."""
-    if value is None:
-        return "–"
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"
-
-
-def percent(share):
-    return "–" if share is None else f"{100 * share:.0f} %"
-
-
-def markdown_table(header, rows, left):
-    """The first `left` columns stand on the left, numbers on the right."""
-    lines = ["| " + " | ".join(header) + " |",
-             "|" + "|".join("---" if i < left else "---:" for i in range(len(header))) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def peer_table(rows):
-    """The table of work that a peer was measured at."""
-    header = ["model", "work", "unit", PEER, FACET, "ratio", "screening off", "ratio", "limit",
-              "of limit"]
-    body = [[row.model, row.work, row.unit, number(row.median(PEER)), number(row.median(FACET)),
-             number(row.ratio(FACET, PEER)), number(row.median(WHOLE_HEAD)),
-             number(row.ratio(WHOLE_HEAD, PEER)), number(row.limit),
-             percent(row.limit_share(FACET))]
-            for row in rows if row.median(PEER) is not None or row.model == "collectives"]
-    return markdown_table(header, body, left=3)
-
-
-def cost_table(rows):
-    """What the cluster and tensor parallelism cost beside the same engine."""
-    header = ["model", "work", "cluster, tokens/s", "engine in one process", "cluster / engine",
-              "1 rank x 2 threads", "2 x 1 / 1 x 2"]
-    body = [[row.model, row.work, number(row.median(FACET)), number(row.median(ONE_PROCESS)),
-             number(row.ratio(FACET, ONE_PROCESS)), number(row.median(ONE_RANK)),
-             number(row.ratio(FACET, ONE_RANK))]
-            for row in rows
-            if row.median(ONE_PROCESS) is not None or row.median(ONE_RANK) is not None]
-    return markdown_table(header, body, left=2) if body else ""
 
 
 def csv_text(rows):

@@ -24,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from facet_bench import load  # noqa: E402
 
 BATCH, MICRO_BATCH = 2048, 512
+LONG_ROUNDS = 32  # of decode_after, at most
 FLASH = {True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
          False: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 GGML_LOG_LEVEL_ERROR = 4  # ggml.h; the package has no name for it
@@ -34,6 +35,7 @@ class Context:
 
     def __init__(self, model, streams, length, threads, flash):
         params = llama_cpp.llama_context_default_params()
+        params.swa_full = length <= BATCH  # beyond, layers with a window keep no more than that
         # A cell count that is a multiple of 256 for every sequence, as llama.cpp rounds anyway.
         params.n_ctx = streams * -(-length // 256) * 256
         params.n_batch, params.n_ubatch = BATCH, MICRO_BATCH
@@ -78,11 +80,16 @@ class Context:
     def greedy(self, row):
         return int(np.argmax(self.logits(row)))
 
-    def prefill(self, sequence, ids):
-        """The first token after a prompt."""
-        last = len(ids) - 1
-        self.run([(token, i, sequence, i == last) for i, token in enumerate(ids)])
-        return self.greedy(last)
+    def prefill(self, prompts):
+        """The first token after each of the prompts, which are those of sequences 0, 1, ..."""
+        rows = [(token, position, sequence, position == len(ids) - 1)
+                for sequence, ids in enumerate(prompts) for position, token in enumerate(ids)]
+        first = []
+        for begin in range(0, len(rows), BATCH):
+            part = rows[begin:begin + BATCH]
+            self.run(part)
+            first += [self.greedy(i) for i, row in enumerate(part) if row[3]]
+        return first
 
 
 class Slot:
@@ -105,10 +112,11 @@ class Slot:
 class Server:
     """Requests of `prompt` + `output` tokens on up to `streams` streams."""
 
-    def __init__(self, context, prompt, output):
+    def __init__(self, context, prompt, output, seed):
         self.context = context
         self.prompt = prompt
         self.output = output
+        self.seed = seed
         self.slots = [Slot(i) for i in range(context.streams)]
         self.ttft, self.tpot, self.itl = [], [], []
         self.tokens = 0
@@ -119,7 +127,7 @@ class Server:
         if slot is None:
             return False
         self.context.forget(slot.number)
-        slot.ids = load.prompt(self.context.vocabulary, self.prompt, number)
+        slot.ids = load.prompt(self.context.vocabulary, self.prompt, number, self.seed)
         slot.done = slot.tokens = 0
         slot.times, slot.due = [], due
         return True
@@ -169,6 +177,7 @@ class Peer:
 
     def __init__(self):
         self.model = None
+        self.long = {}  # of decode_after, by flash: (context, last token, its position)
 
     def about(self):
         folder = pathlib.Path(llama_cpp.__file__).parent / "lib"
@@ -186,6 +195,9 @@ class Peer:
         return {}
 
     def close(self):
+        for context, _, _ in self.long.values():
+            context.__exit__()
+        self.long = {}
         if self.model:
             llama_cpp.llama_model_free(self.model)
         self.model = None
@@ -194,10 +206,10 @@ class Peer:
     def _context(self, streams, length, flash):
         return Context(self.model, streams, length, self.threads, flash)
 
-    def decode(self, streams, tokens, flash):
+    def decode(self, streams, tokens, seed, flash):
         with self._context(streams, 16 + tokens, flash) as context:
-            last = [context.prefill(stream, load.prompt(context.vocabulary, 16, stream))
-                    for stream in range(streams)]
+            last = context.prefill([load.prompt(context.vocabulary, 16, stream, seed)
+                                    for stream in range(streams)])
             begin = time.perf_counter()
             for step in range(tokens):
                 context.run([(token, 16 + step, stream, True)
@@ -205,20 +217,35 @@ class Peer:
                 last = [context.greedy(stream) for stream in range(streams)]
             return {"value": streams * tokens / (time.perf_counter() - begin)}
 
-    def prefill(self, repeats, flash):
+    def decode_after(self, ids, tokens, flash):
+        """One stream after a long prompt. That is computed when it is asked for the first time;
+        then the stream goes on."""
+        if flash not in self.long:
+            context = self._context(1, len(ids) + LONG_ROUNDS * tokens, flash)
+            self.long[flash] = context, context.prefill([ids])[0], len(ids)
+        context, last, position = self.long[flash]
+        begin = time.perf_counter()
+        for _ in range(tokens):
+            context.run([(last, position, 0, True)])
+            last = context.greedy(0)
+            position += 1
+        self.long[flash] = context, last, position
+        return {"value": tokens / (time.perf_counter() - begin)}
+
+    def prefill(self, repeats, seed, flash):
         seconds = []
         with self._context(1, 512, flash) as context:
             for number in range(repeats + 1):
-                ids = load.prompt(context.vocabulary, 512, number)
+                ids = load.prompt(context.vocabulary, 512, number, seed)
                 context.forget()
                 begin = time.perf_counter()
-                context.prefill(0, ids)
+                context.prefill([ids])
                 seconds.append(time.perf_counter() - begin)
         return {"value": 512 / load.percentile(seconds[1:], 50)}  # the first one warms up
 
-    def serve(self, streams, requests, prompt, output, flash):
+    def serve(self, streams, requests, prompt, output, seed, flash):
         with self._context(streams, prompt + output, flash) as context:
-            server = Server(context, prompt, output)
+            server = Server(context, prompt, output, seed)
             begin = time.perf_counter()
             sent = 0
             while sent < requests or not server.idle:
@@ -230,11 +257,11 @@ class Peer:
                 "ttft_p50_ms": 1e3 * load.percentile(server.ttft, 50),
                 "itl_p99_ms": 1e3 * load.percentile(server.itl, 99)}
 
-    def open_loop(self, rate, requests, prompt, output, streams, flash):
-        due = load.arrivals(rate)
+    def open_loop(self, rate, requests, prompt, output, streams, seed, flash):
+        due = load.arrivals(rate, seed)
         times = [next(due) for _ in range(requests)]
         with self._context(streams, prompt + output, flash) as context:
-            server = Server(context, prompt, output)
+            server = Server(context, prompt, output, seed)
             begin = time.perf_counter()
             sent = 0
             while sent < requests or not server.idle:
@@ -255,7 +282,7 @@ class Peer:
         """The greedy continuation and the log-probability of each of its tokens."""
         out, logprobs = [], []
         with self._context(1, len(ids) + tokens, flash) as context:
-            token = context.prefill(0, ids)
+            token = context.prefill([ids])[0]
             row = len(ids) - 1
             while True:
                 logits = context.logits(row).astype(np.float64)

@@ -2,6 +2,7 @@
 client/bench.cc and client/arrivals.cc say the same in C++; bench_tool_test.py compares."""
 
 import math
+import zlib
 
 MASK = (1 << 64) - 1
 FIRST_ID_MAX = 512
@@ -15,6 +16,11 @@ def mix64(a, b=None):
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
     return x ^ (x >> 31)
+
+
+def seed_of(work):
+    """Each kind of work draws its own prompts, the same on both sides and in every round."""
+    return zlib.crc32(work.encode())
 
 
 def prompt(vocabulary, length, number, seed=1):

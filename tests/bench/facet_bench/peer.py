@@ -1,5 +1,6 @@
 """Finds or builds llama.cpp, and speaks with the process that runs it."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 CMAKE_ARGS = "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release"
 LLAMA_CPP = HERE / "llama_cpp_peer.py"
 PEER_PACKAGES = ["llama-cpp-python==0.3.36", "numpy==2.4.6", "gguf==0.19.0"]
+SHOWN = 200  # characters of what the peer was asked
 PLOT_PACKAGES = ["matplotlib==3.11.2"]
 
 
@@ -55,29 +57,41 @@ class PeerError(Exception):
 
 class Peer:
     """The peer's process, while a with block lasts. Its methods are those of `program`'s Peer, with
-    keyword arguments."""
+    keyword arguments. One that has died is started again when it is asked the next time, and has no
+    model open."""
 
     def __init__(self, python, program=LLAMA_CPP):
         self.command = [python, str(program)]
 
     def __enter__(self):
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True)
+        self._start()
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
+        self._end()
+
+    def _start(self):
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True)
+
+    def _end(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
     def ask(self, what, **arguments):
+        if self.process.poll() is not None:
+            self._end()
+            self._start()
         try:
             print(json.dumps({"do": what, **arguments}), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if not line:
-            raise PeerError(f"the peer died at {what} {arguments}")
+            self.process.wait()
+            raise PeerError(f"the peer died at {what} {str(arguments)[:SHOWN]}")
         result = json.loads(line)
         if "error" in result:
             raise PeerError(f"{what}: {result['error']}")
@@ -92,13 +106,16 @@ class Flash:
         self.peer = peer
         self.better = {}
 
-    def best(self, key, merit, what, **arguments):
-        """The result of `what`, of which merit(result) is the most."""
-        if key in self.better:
-            return self.peer.ask(what, flash=self.better[key], **arguments)
-        results = {flash: self.peer.ask(what, flash=flash, **arguments) for flash in (True, False)}
-        self.better[key] = max(results, key=lambda flash: merit(results[flash]))
-        return results[self.better[key]]
+    def best(self, key, merit, what, trial=None, **arguments):
+        """The result of `what` with the flash attention of which merit(result) is the most. With a
+        `trial`, these arguments instead of those of the same name are used to find out."""
+        if key not in self.better:
+            results = {flash: self.peer.ask(what, flash=flash, **{**arguments, **(trial or {})})
+                       for flash in (True, False)}
+            self.better[key] = max(results, key=lambda flash: merit(results[flash]))
+            if not trial:
+                return results[self.better[key]]
+        return self.peer.ask(what, flash=self.better[key], **arguments)
 
 
 def build_flags(python, about):

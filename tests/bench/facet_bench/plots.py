@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import matplotlib
@@ -15,7 +16,7 @@ COLOURS = {PEER: "#8a8a8a", FACET: "#0b6e4f", WHOLE_HEAD: "#6fb98f", "limit": "#
 
 def decode_rows(results, model):
     rows = [row for row in results["rows"]
-            if row["model"] == model and row["work"].startswith("decode ")]
+            if row["model"] == model and re.fullmatch(r"decode \d+", row["work"])]
     return sorted(rows, key=lambda row: int(row["work"].split()[1]))
 
 
@@ -61,7 +62,7 @@ def plot_steps(results, folder):
     profiles = results["profiles"]
     if not profiles:
         return
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+    figure, axes = plt.subplots(figsize=(1.6 * max(4, len(profiles)), 4.5))
     labels = [f"{profile['model']}\n{profile['work']}\n"
               f"{1e3 * profile['seconds'] / profile['steps']:.1f} ms" for profile in profiles]
     names = [operation["name"] for operation in profiles[0]["operations"]]

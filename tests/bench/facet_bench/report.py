@@ -1,11 +1,13 @@
-"""What a run leaves: a table in markdown, JSON, CSV, plots."""
+"""What a run leaves: a table in markdown, JSON, CSV."""
 
 import json
 
-from facet_bench import figures
-from facet_bench.figures import number
+from facet_bench import aims as own
+from facet_bench import figures, tables
+from facet_bench.tables import number
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+PROFILES_SHOWN = ("decode 1", "decode 32", "prefill 512")
 
 
 def machine_lines(results):
@@ -23,22 +25,49 @@ def machine_lines(results):
     ]
 
 
+def warning_lines(results):
+    lines = [] if results["finished"] else ["Unfinished: these are the rows measured so far."]
+    lines += [f"Not measured: {failure}" for failure in results["failures"]]
+    return "\n".join(f"**{line}**  " for line in lines + results["warnings"])
+
+
+def aim_line(rows, aims):
+    reached, told = own.counts(rows, aims)
+    if not told:
+        return ""
+    return (f"{reached} of {told} aims are reached. An aim is the ratio to the peer that the "
+            "figure aimed at, in brackets, makes on the machine where both were named "
+            "(`tests/bench/aims.json`, `expected_peers.json`); of latencies, how many times "
+            "shorter.")
+
+
 def answer_lines(results):
-    return [f"{answer['model']}: {answer['same_tokens']} of {answer['tokens']} greedy tokens as the "
-            f"peer's, log-probabilities {answer['mean_logprob_difference']:.4f} apart on average."
-            for answer in results["answers"]]
+    return "\n".join(
+        f"- {answer['model']}: {answer['same_tokens']} of {answer['tokens']} greedy tokens as the "
+        f"peer's, log-probabilities {answer['mean_logprob_difference']:.4f} apart on average."
+        for answer in results["answers"])
 
 
-def markdown(results, rows):
-    parts = ["\n\n".join(machine_lines(results))]
-    if results["warnings"]:
-        parts.append("\n".join(f"**{warning}**  " for warning in results["warnings"]))
-    parts.append(figures.peer_table(rows))
-    costs = figures.cost_table(rows)
-    if costs:
-        parts.append(costs)
-    parts.append("\n".join("- " + line for line in answer_lines(results)))
-    return "\n\n".join(parts) + "\n"
+def titled(title, table):
+    return f"{title}\n\n{table}" if table else ""
+
+
+def markdown(results, rows, aims):
+    profiles = [each for each in results["profiles"] if each["work"] in PROFILES_SHOWN]
+    parts = [
+        *machine_lines(results), warning_lines(results), aim_line(rows, aims),
+        tables.peer_table(rows, aims),
+        titled("What the cluster costs beside the same engine and ranks in one process, and two "
+               "ranks beside one:", tables.cost_table(rows)),
+        titled("Speculation, through the cluster, one stream; the tokens are the same:",
+               tables.speculation_table(rows)),
+        titled("All-reduce of two processes:", tables.collectives_table(rows, aims)),
+        titled("Time of a step by operation, on the leader (`facet bench --profile`); rates and "
+               "shares of the limits are those of all ranks together:",
+               tables.profile_table(profiles)),
+        answer_lines(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def replace_between(text, new):
@@ -49,9 +78,9 @@ def replace_between(text, new):
     return text[:begin + len(BEGIN)] + "\n" + new.rstrip() + "\n" + text[end:]
 
 
-def write(folder, results, rows):
+def write(folder, results, rows, aims):
     """Returns the table."""
-    table = markdown(results, rows)
+    table = markdown(results, rows, aims)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "results.csv").write_text(figures.csv_text(rows))
     (folder / "table.md").write_text(table)
