@@ -1,12 +1,16 @@
 # Targets link only what they declare; tests/tree/include_table_test.py reads every #include
 # against the table in the README.
 
-# facet_library(name SOURCES a.cc ... DEPS target ...)
+# facet_library(name SOURCES a.cc ... DEPS target ... [OWN_FLAGS])
+# OWN_FLAGS: it will be compiled with others than the rest, and so without precompiled headers.
 function(facet_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "OWN_FLAGS" "" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
+  if(NOT ARG_OWN_FLAGS)
+    facet_precompile(${name} library)
+  endif()
 endfunction()
 
 # facet_emulated_kernels(name SOURCES a.cu b.cc ... DEPS target ...): a library of the sources that
@@ -14,7 +18,7 @@ endfunction()
 # include path, and therefore in place of kernels/cuda's.
 function(facet_emulated_kernels name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
-  facet_library(${name} SOURCES ${ARG_SOURCES} DEPS facet_cuda_emulator ${ARG_DEPS})
+  facet_library(${name} SOURCES ${ARG_SOURCES} DEPS facet_cuda_emulator ${ARG_DEPS} OWN_FLAGS)
   set_source_files_properties(${ARG_SOURCES} TARGET_DIRECTORY ${name} PROPERTIES
                               LANGUAGE CXX)
   target_include_directories(${name} BEFORE PRIVATE
@@ -39,6 +43,7 @@ function(facet_test name)
   endif()
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   facet_binary(${name} SOURCES ${ARG_SOURCES} DEPS ${ARG_DEPS} GTest::gmock_main)
+  facet_precompile(${name} test)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -82,5 +87,5 @@ function(facet_proto name)
       DEPENDS ${PROJECT_SOURCE_DIR}/protos/${proto} VERBATIM)
     target_sources(${name} PRIVATE ${out}.pb.cc ${out}.grpc.pb.cc)
   endforeach()
-  target_compile_options(${name} PRIVATE -w)
+  target_compile_options(${name} PRIVATE -w ${FACET_SERVICE_OPTIONS})
 endfunction()

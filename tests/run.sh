@@ -34,6 +34,7 @@ misuse() {
 }
 
 sanitize=
+gpu=
 fuzz_seconds=
 bench=
 jobs=2
@@ -44,7 +45,7 @@ parse_options() {
     case $1 in
       --help | -h) usage && exit 0 ;;
       --bench) bench=1 && shift && continue ;;
-      --gpu) export FACET_GPU=1 && selection+=(-R '_gpu_test$') && shift && continue ;;
+      --gpu) gpu=1 && selection+=(-R '_gpu_test$') && shift && continue ;;
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
       --*) ;;
       *) selection+=(-R "$1") && shift && continue ;;
@@ -63,6 +64,7 @@ parse_options() {
     "" | address,undefined | thread) ;;
     *) misuse "--sanitize is address,undefined or thread" ;;
   esac
+  [[ -z $gpu || -z $sanitize ]] || misuse "no sanitizer knows the GPUs' code"
   [[ $fuzz_seconds =~ ^[0-9]*$ && $jobs =~ ^[1-9][0-9]*$ ]] || misuse "not a number"
 }
 
@@ -138,19 +140,40 @@ run_fuzzers() {
 }
 
 # Prints the path of a Python that has kubernetes-validate; nothing where PyPI cannot be reached.
+# Made once per list of requirements.
 manifest_python() {
+  local wanted=$root/tests/deploy/manifests.requirements.txt
   local venv=${FACET_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/facet}/manifests
-  if [[ ! -f $venv/ready ]]; then
+  mkdir -p "$venv"
+  exec {lock}>"$venv.lock"
+  flock "$lock" # somebody else may be making it
+  if ! cmp -s "$wanted" "$venv/ready"; then
     install_packages python3-venv
-    rm -rf "$venv"
-    if ! python3 -m venv "$venv" >&2 ||
-      ! "$venv/bin/pip" install --disable-pip-version-check -q kubernetes-validate==1.37.0 >&2; then
+    if ! python3 -m venv --clear "$venv" >&2 ||
+      ! "$venv/bin/pip" install --disable-pip-version-check -q --no-deps --only-binary :all: \
+        --requirement "$wanted" >&2; then
       echo "kubernetes-validate cannot be had: no schema is checked" >&2
       return
     fi
-    touch "$venv/ready"
+    cp "$wanted" "$venv/ready"
   fi
+  exec {lock}>&-
   echo "$venv/bin/python"
+}
+
+# What tests want beside a build: the real models, and what checks Kubernetes' manifests. Those of
+# the GPUs want neither.
+prepare_data() {
+  [[ -z $gpu ]] || return 0
+  "$root/deploy/local/fetch_models.sh" gemma3 smollm2 >&2
+  export FACET_MODEL_DIR=${FACET_MODEL_DIR:-$root/.cache/models}
+  [[ -n $sanitize ]] || export FACET_MANIFEST_PYTHON=${FACET_MANIFEST_PYTHON:-$(manifest_python)}
+}
+
+# With --gpu a test that finds no GPU fails, and so does a build that has no such tests.
+demand_gpu_tests() {
+  export FACET_GPU=1
+  [[ -n $(selected_tests) ]] || echo "there are no tests of GPUs: CMake found no nvcc" >&2
 }
 
 parse_options "$@"
@@ -165,9 +188,8 @@ fi
 if [[ -n $bench ]]; then
   exec "$root/tests/bench/run.sh"
 fi
-"$root/deploy/local/fetch_models.sh" gemma3 smollm2 >&2
-export FACET_MODEL_DIR=${FACET_MODEL_DIR:-$root/.cache/models}
-export FACET_MANIFEST_PYTHON=${FACET_MANIFEST_PYTHON:-$(manifest_python)}
+prepare_data
 prepare_build
+[[ -z $gpu ]] || demand_gpu_tests
 build_tests
 run_tests

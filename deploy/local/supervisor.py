@@ -27,6 +27,7 @@ class Policy:
     quick_deaths_max: int = 5  # in a row before the server is well: then it is given up
     health_period_s: float = 0.5
     health_timeout_s: float = 1.5
+    health_late_s: float = 0.25  # beyond that: it was the launcher that stood still
 
 
 def with_parent(command, number=signal.SIGKILL):
@@ -190,11 +191,18 @@ class Server:
     def _watch(self):
         """Returns when the process has ended and is reaped: whether it was ever healthy."""
         healthy = False
+        stood_still = False
         period = self._policy.health_period_s if self.metrics_port else None
         handle = os.pidfd_open(self._popen.pid)
         try:
             while not self._ends_within(handle, period):
+                asked = time.monotonic()
                 good = says_healthy(self.metrics_port, self._policy.health_timeout_s)
+                late = time.monotonic() - asked - self._policy.health_timeout_s
+                if not good and not stood_still and late > self._policy.health_late_s:
+                    stood_still = True  # as the server did, for all we know: it is asked again
+                    continue
+                stood_still = False
                 if healthy and not good and not self._ends_within(handle, 0):
                     self._say("does not answer or does not move, is killed")
                     self._popen.kill()

@@ -17,9 +17,9 @@
 namespace facet::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::HasSubstr;
 
 constexpr char kTiny[] = "tests/golden/tiny/gemma3_8h_quantized.gguf";
 
@@ -129,7 +129,7 @@ TEST(Cluster, ClientThatVanishesFreesItsBlocks) {
     context.TryCancel();
     stream->Finish();
   }
-  EXPECT_TRUE(BecomesIdle(*cluster, seconds(10)));
+  EXPECT_TRUE(BecomesIdle(*cluster, seconds(60)));
 }
 
 TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
@@ -143,7 +143,7 @@ TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
     silent.TryCancel();
     stream->Finish();
   }
-  EXPECT_TRUE(BecomesIdle(*cluster, seconds(10)));
+  EXPECT_TRUE(BecomesIdle(*cluster, seconds(60)));
 }
 
 TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
@@ -164,9 +164,7 @@ TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
        [](auto* r) { r->mutable_prompts(0)->mutable_tokens()->add_ids(1 << 30); }},
       {"model", grpc::NOT_FOUND, [](auto* r) { r->set_model("no-such-model"); }},
       {"context", grpc::INVALID_ARGUMENT,
-       [](auto* r) {
-         r->mutable_prompts(0)->mutable_tokens()->mutable_ids()->Resize(100'000, 5);
-       }},
+       [](auto* r) { r->mutable_prompts(0)->mutable_tokens()->mutable_ids()->Resize(100'000, 5); }},
       {"logits_digest", grpc::UNIMPLEMENTED, [](auto* r) { r->set_logits_digest(true); }},
   };
   for (const Case& c : cases) {
@@ -182,7 +180,7 @@ TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
   const grpc::Status refused = Complete(*cluster, huge, &response);
   EXPECT_EQ(refused.error_code(), grpc::RESOURCE_EXHAUSTED) << refused.error_message();
   EXPECT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
-  EXPECT_TRUE(BecomesIdle(*cluster, seconds(10)));
+  EXPECT_TRUE(BecomesIdle(*cluster, seconds(60)));
 }
 
 TEST(Cluster, SigtermEndsEveryProcessWithZero) {
@@ -191,10 +189,10 @@ TEST(Cluster, SigtermEndsEveryProcessWithZero) {
   v1::CompleteResponse response;
   ASSERT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
   cluster->router().Signal(SIGTERM);
-  EXPECT_EQ(cluster->router().Wait(seconds(10)), 0) << cluster->router().Log();
+  EXPECT_EQ(cluster->router().Wait(seconds(60)), 0) << cluster->router().Log();
   cluster->worker(0, 0).Signal(SIGTERM);
-  EXPECT_EQ(cluster->worker(0, 0).Wait(seconds(10)), 0) << cluster->worker(0, 0).Log();
-  EXPECT_EQ(cluster->worker(0, 1).Wait(seconds(10)), 0) << cluster->worker(0, 1).Log();
+  EXPECT_EQ(cluster->worker(0, 0).Wait(seconds(60)), 0) << cluster->worker(0, 0).Log();
+  EXPECT_EQ(cluster->worker(0, 1).Wait(seconds(60)), 0) << cluster->worker(0, 1).Log();
 }
 
 // The survivors of a dead rank keep their weights and wait for its successor.
@@ -205,7 +203,7 @@ TEST_P(ClusterOver, GroupFormsAgainAroundItsDeadRank) {
   ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &before).ok());
   for (const int rank : {2, 0}) {  // a follower, and the leader
     cluster->worker(0, rank).Signal(SIGKILL);
-    ASSERT_TRUE(cluster->worker(0, rank).Wait(seconds(10)).has_value());
+    ASSERT_TRUE(cluster->worker(0, rank).Wait(seconds(60)).has_value());
     ASSERT_TRUE(cluster->Restart(0, rank).ok());
     ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &after).ok()) << cluster->Logs();
     EXPECT_EQ(after.choices(0).text(), before.choices(0).text());
@@ -222,7 +220,7 @@ TEST(Cluster, GroupEndsIfItsDeadRankStaysAway) {
   ASSERT_NE(cluster, nullptr);
   cluster->worker(0, 2).Signal(SIGKILL);
   for (int rank = 0; rank < 2; ++rank) {
-    const std::optional<int> code = cluster->worker(0, rank).Wait(seconds(10));
+    const std::optional<int> code = cluster->worker(0, rank).Wait(seconds(60));
     ASSERT_TRUE(code.has_value()) << "rank " << rank << " still runs";
     EXPECT_NE(*code, 0);
   }

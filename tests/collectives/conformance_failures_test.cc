@@ -22,7 +22,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using Clock = std::chrono::steady_clock;
 
-constexpr milliseconds kLong(60'000);
+constexpr milliseconds kLong(240'000);  // half of it is more than a machine stands still
 constexpr milliseconds kShort(100);
 
 absl::Status Reduce(Communicator& comm, int64_t elements, int leaves = 8) {
@@ -52,7 +52,7 @@ absl::Status ThenEverythingFails(Communicator& comm, const absl::Status& failure
         comm.AllGather({&mine, 1}, counts, out.data())}) {
     if (later != failure) return Internal("then {}", later.ToString());
   }
-  if (Clock::now() - begin > std::chrono::seconds(5)) return Internal("the later calls waited");
+  if (Clock::now() - begin > kLong / 2) return Internal("the later calls waited");
   return failure;
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "kernels/collectives/forwarding_communicator.h"
 
 namespace facet {
 namespace {
@@ -33,23 +34,18 @@ class DeviceArray {
   Floats floats_;
 };
 
-class FromHost final : public Communicator {
+class FromHost final : public ForwardingCommunicator {
  public:
   FromHost(Device* device, std::unique_ptr<Communicator> inner)
-      : device_(device), inner_(std::move(inner)), in_(device), out_(device) {
-    FACET_CHECK(inner_->on_device());
+      : ForwardingCommunicator(std::move(inner)), device_(device), in_(device), out_(device) {
+    FACET_CHECK(this->inner().on_device());
   }
-
-  int rank() const override { return inner_->rank(); }
-  int world() const override { return inner_->world(); }
-  void SetStep(uint64_t step) override { inner_->SetStep(step); }
-  void SetTimeout(std::chrono::milliseconds timeout) override { inner_->SetTimeout(timeout); }
 
   absl::Status AllReduceSum(const SumTree& tree, const float* roots, int64_t elements,
                             float* out) override {
     const Floats mine = in_.Put({roots, static_cast<size_t>(tree.root_count(rank()) * elements)});
     const Floats sums = out_.First(elements);
-    FACET_RETURN_IF_ERROR(inner_->AllReduceSum(tree, mine.data, elements, sums.data));
+    FACET_RETURN_IF_ERROR(inner().AllReduceSum(tree, mine.data, elements, sums.data));
     device_->CopyOut(sums, {out, static_cast<size_t>(elements)});
     return absl::OkStatus();
   }
@@ -66,27 +62,13 @@ class FromHost final : public Communicator {
     } else {
       own = in_.Put(mine);
     }
-    FACET_RETURN_IF_ERROR(inner_->AllGather({own.data, mine.size()}, counts, all.data));
+    FACET_RETURN_IF_ERROR(inner().AllGather({own.data, mine.size()}, counts, all.data));
     device_->CopyOut(all, {out, static_cast<size_t>(total)});
     return absl::OkStatus();
   }
 
-  absl::Status AllGatherBytes(std::span<const std::byte> mine,
-                              std::vector<std::vector<std::byte>>* out) override {
-    return inner_->AllGatherBytes(mine, out);
-  }
-  absl::Status Broadcast(std::vector<std::byte>* message) override {
-    return inner_->Broadcast(message);
-  }
-  absl::Status Meet(const CallSubject& subject) override { return inner_->Meet(subject); }
-  void Abort() override { inner_->Abort(); }
-  absl::Status Look() override { return inner_->Look(); }
-  absl::Status Fail(const absl::Status& reason) override { return inner_->Fail(reason); }
-  Times TakeTimes() override { return inner_->TakeTimes(); }
-
  private:
   Device* const device_;
-  const std::unique_ptr<Communicator> inner_;
   DeviceArray in_;
   DeviceArray out_;
 };

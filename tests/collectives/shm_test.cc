@@ -111,7 +111,7 @@ TEST(ShmGroup, AFollowerMayBeFirst) {
 
 TEST(ShmGroup, MissingRanksAreNamed) {
   const std::string name = UniqueGroupName();
-  Leader leader(name, 4, Options(milliseconds(200)));
+  Leader leader(name, 4, Options(milliseconds(1'000)));
   CommunicatorOr follower = AttachShmGroup(name, 2, 4, Options());
   CommunicatorOr& zero = leader.Result();
   EXPECT_EQ(zero.status().code(), absl::StatusCode::kDeadlineExceeded);
@@ -127,7 +127,7 @@ TEST(ShmGroup, AFollowerWaitsForItsLeaderUntilTheDeadline) {
   EXPECT_THAT(MessageOf(alone.status()), HasSubstr("did not appear"));
 
   const std::string name = UniqueGroupName();
-  Leader leader(name, 3, Options(milliseconds(2'000)));
+  Leader leader(name, 3, Options(milliseconds(30'000)));
   CommunicatorOr early = AttachShmGroup(name, 1, 3, Options(milliseconds(200)));
   EXPECT_EQ(early.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(MessageOf(early.status()), HasSubstr("was not whole in time (rank 1 waited)"));

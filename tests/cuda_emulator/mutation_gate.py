@@ -2,9 +2,8 @@
 """Plants one fault after the other in a copy of the CUDA kernels, and demands that the parity tests
 on the emulated device find each: by a wrong bit, or by a finding of the emulator.
 
-Each mutants/*.patch is a unified diff against the root of the tree. Its lines before the diff say
-which bug it is: the first line in a sentence, then `Class: name` and `Tests: filter` (of
-kernels_cuda_emulated_test, which passes without the fault). A patch that no longer applies, does
+tests/mutants.py says what a mutants/*.patch is. Here each says `Tests: filter`, too: of
+kernels_cuda_emulated_test, which passes without the fault. A patch that no longer applies, does
 not compile or is not found fails the gate.
 
 Needs a build folder in which kernels_cuda_emulated_test is built. Standard output ends with
@@ -15,37 +14,22 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MUTANTS = pathlib.Path(__file__).resolve().parent / "mutants"
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from mutants import ROOT, Gate, included, must_run, run
+
 TEST = "kernels_cuda_emulated_test"
 KERNELS = "libfacet_kernels_cuda_emulated.a"
 
 # The classes of faults that the gate is there for: each needs a mutant at least.
 CLASSES = {"dropped barrier", "wrong stride", "off-by-one at the tail", "missing mask",
            "lost precision"}
-
-
-def run(command, **options):
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
-class Mutant:
-    def __init__(self, path):
-        self.path = path
-        self.name = path.stem
-        header = path.read_text(encoding="utf-8").split("\n--- ", 1)[0].splitlines()
-        fields = dict(line.split(": ", 1) for line in header[1:] if ": " in line)
-        self.bug = header[0]
-        self.kind = fields.get("Class", "")
-        self.filter = fields.get("Tests", "")
-        self.files = re.findall(r"^\+\+\+ b/(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 class Build:
@@ -64,12 +48,9 @@ class Build:
 
     def users_of(self, tree, files):
         """Kernels' sources that the changed files are part of."""
-        changed = set(files)
-        headers = {f for f in files if f.endswith((".cuh", ".h"))}
-        for source in self.compiles:
-            if includes(tree, source) & headers:
-                changed.add(source)
-        return sorted(changed & set(self.compiles))
+        known = {}
+        return [source for source in sorted(self.compiles)
+                if (tree / source).exists() and included(tree, source, known) & files]
 
     def compile(self, tree, source, target):
         words = shlex.split(self.compiles[source])
@@ -77,9 +58,8 @@ class Build:
         # The mutated tree comes before the original on the include path, after the emulator's.
         place = next(i for i, w in enumerate(words) if w.endswith("cuda_emulator/include")) + 1
         words[place:place] = [f"-I{tree}"]
-        result = run(words + ["-o", str(target), "-c", str(tree / source)], cwd=self.folder)
-        if result.returncode != 0:
-            raise RuntimeError(f"{source} does not compile:\n{result.stderr[:2000]}")
+        must_run(words + ["-o", str(target), "-c", str(tree / source)],
+                 f"{source} does not compile", cwd=self.folder)
 
     def link_program(self, objects, program):
         command = self.link.split("&& ", 1)[1].rsplit(" && ", 1)[0]
@@ -87,20 +67,7 @@ class Build:
         words[words.index("-o") + 1] = str(program)
         place = next(i for i, w in enumerate(words) if w.endswith(KERNELS))
         words[place:place] = [str(o) for o in objects]
-        result = run(words, cwd=self.folder)
-        if result.returncode != 0:
-            raise RuntimeError(f"the test does not link:\n{result.stderr[:2000]}")
-
-
-def includes(tree, source, seen=None):
-    seen = set() if seen is None else seen
-    if source in seen or not (tree / source).exists():
-        return seen
-    seen.add(source)
-    text = (tree / source).read_text(encoding="utf-8")
-    for name in re.findall(r'^#include "([^"]+)"', text, re.MULTILINE):
-        includes(tree, name, seen)
-    return seen
+        must_run(words, "the test does not link", cwd=self.folder)
 
 
 def passes(program, tests, timeout):
@@ -117,25 +84,17 @@ def passes(program, tests, timeout):
     return result.returncode == 0, said[0].strip()[:200] if said else f"exit {result.returncode}"
 
 
-def try_mutant(mutant, build, options):
-    folder = options.build / "cuda_mutants" / mutant.name
-    shutil.rmtree(folder, ignore_errors=True)
+def attempt(mutant, folder, build, options):
     tree = folder / "tree"
     shutil.copytree(ROOT / "kernels" / "cuda", tree / "kernels" / "cuda",
                     ignore=shutil.ignore_patterns("language.cuh"))
-    applied = run(["patch", "-p1", "--fuzz=0", "-s", "-i", str(mutant.path)], cwd=tree)
-    if applied.returncode != 0:
-        return False, f"the patch no longer applies: {applied.stdout.strip()[:300]}"
-    try:
-        objects = []
-        for source in build.users_of(tree, mutant.files):
-            objects.append(folder / (pathlib.Path(source).name + ".o"))
-            build.compile(tree, source, objects[-1])
-        build.link_program(objects, folder / "test")
-    except RuntimeError as error:
-        return False, str(error)
-    passed, said = passes(folder / "test", mutant.filter, options.timeout)
-    shutil.rmtree(folder, ignore_errors=True)
+    mutant.plant(tree)
+    objects = []
+    for source in build.users_of(tree, mutant.files):
+        objects.append(folder / (pathlib.Path(source).name + ".o"))
+        build.compile(tree, source, objects[-1])
+    build.link_program(objects, folder / "test")
+    passed, said = passes(folder / "test", mutant.fields.get("Tests", ""), options.timeout)
     return not passed, said
 
 
@@ -143,6 +102,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build")
     parser.add_argument("--timeout", type=int, default=300, help="seconds of tests per mutant")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("mutants", nargs="*", help="names; default: all, and their classes too")
     options = parser.parse_args()
     options.build = options.build.resolve()
@@ -151,37 +111,15 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
-    mutants = [Mutant(path) for path in sorted(MUTANTS.glob("*.patch"))]
-    failures = []
-    if options.mutants:
-        mutants = [mutant for mutant in mutants if mutant.name in options.mutants]
-    else:
-        for kind in sorted(CLASSES - {mutant.kind for mutant in mutants}):
-            failures.append(f"class `{kind}` has no mutant")
-    if not mutants:
-        failures.append("there are no such mutants")
+    gate = Gate(HERE / "mutants", CLASSES, options.mutants)
     build = Build(options.build)
-    begin = time.monotonic()
     # What the gate stands on: without a fault nothing is found.
-    for tests in sorted({mutant.filter for mutant in mutants}):
+    for tests in sorted({mutant.fields.get("Tests", "") for mutant in gate.mutants}):
         sound, said = passes(options.build / "bin" / TEST, tests, options.timeout)
         if not sound:
-            failures.append(f"the unchanged kernels fail {tests}: {said}")
-    passed = 0
-    for mutant in mutants:
-        found, said = try_mutant(mutant, build, options)
-        if mutant.kind not in CLASSES:
-            found, said = False, f"class `{mutant.kind}` is unknown"
-        passed += found
-        print(f"{'found ' if found else 'MISSED'} {mutant.name}: {mutant.bug}\n       {said}",
-              flush=True)
-        if not found:
-            failures.append(f"{mutant.name}: {said}")
-    for failure in failures:
-        print(f"FAILED: {failure}")
-    print(f"{time.monotonic() - begin:.0f} s in all")
-    print(f"{passed} passed, {len(failures)} failed")
-    return 1 if failures else 0
+            gate.failures.append(f"the unchanged kernels fail {tests}: {said}")
+    return gate.search(lambda mutant, folder: attempt(mutant, folder, build, options),
+                       options.build / "cuda_mutants", options.jobs)
 
 
 if __name__ == "__main__":

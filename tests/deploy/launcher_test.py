@@ -307,6 +307,27 @@ class Launcher(unittest.TestCase):
         self.let_the_launcher_see_it_well(pid)
         os.kill(pid, signal.SIGSTOP)
 
+    def test_a_machine_that_stands_still_loses_nobody(self):
+        process = self.launch_with_state()
+        for name in [p["name"] for p in self.state()["processes"]]:
+            self.wait_until_answers(name)
+        pids = [p["pid"] for p in self.state()["processes"]]
+        for pid in pids:
+            self.let_the_launcher_see_it_well(pid)
+        for pid in (*pids, process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)  # longer than a server may take to answer
+        for pid in (process.pid, *pids):
+            os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            self.let_the_launcher_see_it_well(pid)
+        self.assertEqual([p["starts"] for p in self.state()["processes"]], [1] * len(pids))
+        process.send_signal(signal.SIGINT)
+        status, _, err = self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertNotIn("does not answer", err)
+        self.assert_nothing_left()
+
     def test_endless_deaths_are_spaced_and_then_the_end(self):
         process = self.launch_with_state()
         pids = set()

@@ -296,7 +296,7 @@ TEST_F(ClientTest, StatusSaysWhatIsNotReadyInTime) {
   StatusOptions options;
   options.until_ready = 2;
   const Connection connection(
-      {.endpoints = {router_.address()}, .timeout = std::chrono::milliseconds(200)});
+      {.endpoints = {router_.address()}, .timeout = std::chrono::milliseconds(1000)});
   EXPECT_EQ(RunStatus(connection, options, out_),
             Unavailable("0 of 2 groups are ready; 10.0.0.2:8480: connecting"));
 }

@@ -40,10 +40,11 @@ TEST_F(RouterFlow, AVanishedClientCancelsItsSequences) {
 TEST_F(RouterFlow, ADeadlineEndsTheStreamWithItsUsage) {
   FakeLeader& leader = AddLeader(Letters());
   leader.HoldAt(4);
-  options_.inference.deadline_margin_us = 1'000'000;  // a busy machine must not fail this
+  // Half of the time is for the tokens, half for the answer: a busy machine must not fail this.
+  options_.inference.deadline_margin_us = 60'000'000;
   Start();
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(1500));
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   Answer answer;
   const grpc::Status status = Generate(TextRequest(), &answer, context);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
