@@ -46,6 +46,7 @@ EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, ui
   loop.core.epoch = epoch;
   loop.core.allow_logits_digest = options.allow_logits_digest;
   loop.core.news_period = options.news_period.count();
+  loop.core.news_period_max = options.news_period_max.count();
   loop.core.drain = options.drain.count() * 1000;
   loop.model = ToProto(rank.facts());
   loop.model.set_name(options.model_name);
