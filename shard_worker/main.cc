@@ -104,8 +104,8 @@ ABSL_FLAG(int, prefill_chunk, 0,
           "Tokens of one prompt in one step, at most; 0: as many as --step_tokens.");
 ABSL_FLAG(
     int, mixed_prefill, 128,
-    "prompt tokens in a step that also decodes, at most; 0: --step_tokens. Less makes the other "
-    "streams smoother and long prompts a little slower");
+    "Prompt tokens in a step that also decodes, at most; 0: --step_tokens. Half of it while few "
+    "streams decode. Less makes the other streams smoother and long prompts a little slower.");
 ABSL_FLAG(int, sequences, 64, "Sequences that run at once, at most.");
 ABSL_FLAG(std::string, model_name, "",
           "What requests call the model; empty: the file's name without its extension.");
