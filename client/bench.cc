@@ -3,18 +3,17 @@
 #include <fmt/ostream.h>
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <mutex>
+#include <iterator>
+#include <memory>
 #include <ostream>
-#include <set>
-#include <thread>
+#include <unordered_map>
 #include <utility>
 
 #include "base/prng.h"
 #include "base/status.h"
 #include "client/answer.h"
 #include "client/arrivals.h"
+#include "client/event_loop.h"
 #include "client/json.h"
 #include "client/resuming_stream.h"
 #include "client/table.h"
@@ -64,7 +63,7 @@ absl::StatusOr<int> VocabularySize(const Connection& connection, const std::stri
                                      : fmt::format("model '{}' is not served", name));
 }
 
-// The load while it runs. Streams draw request numbers and add their samples at their end.
+// The load while it runs: one thread keeps `streams` requests under way.
 class Load {
  public:
   Load(const Connection& connection, const BenchOptions& options, int vocabulary_size)
@@ -74,156 +73,153 @@ class Load {
         arrivals_(options.rate, options.seed) {}
 
   absl::Status WarmUp() {
-    BenchSamples samples;
-    RunOne(kWarmUp, ClientClock::now(), samples);
-    if (samples.completed == 1) return absl::OkStatus();
-    return Annotate(warm_up_status_, "the first request failed");
+    Send({kWarmUp, ClientClock::now()});
+    while (!running_.empty()) loop_.RunOne(ClientClock::time_point::max());
+    const bool completed = samples_.completed == 1;
+    samples_ = {};
+    finished_ = tokens_ = 0;
+    return completed ? absl::OkStatus() : Annotate(warm_up_status_, "the first request failed");
   }
 
   BenchReport Run(std::ostream& err) {
-    const ClientClock::time_point start = start_ = ClientClock::now();
-    std::vector<std::thread> streams;
-    for (int i = 0; i < options_.streams; ++i) streams.emplace_back([this] { RunStream(); });
-    Watch(start, err);
-    for (std::thread& stream : streams) stream.join();
-    return {Seconds(ClientClock::now() - start), std::move(total_), std::nullopt};
+    start_ = ClientClock::now();
+    ClientClock::time_point show_at = start_ + kProgressInterval;
+    const ClientClock::time_point end = options_.duration ? start_ + *options_.duration : kNever;
+    DrawNext();
+    for (ClientClock::time_point now = start_; !running_.empty() || next_;
+         now = ClientClock::now()) {
+      if (!over_ && now >= end) CutOff();
+      while (next_ && next_->due <= now && HasFreeStream()) SendNext(now);
+      if (options_.progress && now >= show_at) {
+        ShowProgress(Seconds(now - start_), err);
+        show_at = now + kProgressInterval;
+      }
+      ClientClock::time_point wake = over_ ? kNever : end;
+      if (options_.progress) wake = std::min(wake, show_at);
+      if (next_ && HasFreeStream()) wake = std::min(wake, next_->due);
+      if (!running_.empty() || next_) loop_.RunOne(wake);
+    }
+    if (options_.progress) err << "\r\x1b[K" << std::flush;
+    return {Seconds(ClientClock::now() - start_), std::move(samples_), std::nullopt};
   }
 
  private:
-  // A request that a stream is to send.
+  static constexpr ClientClock::time_point kNever = ClientClock::time_point::max();
+
+  // A request that is to be sent.
   struct Turn {
     uint64_t number;
-    ClientClock::time_point due;  // when it arrived; latencies count from here
+    ClientClock::time_point due;  // when it arrives; latencies count from here
   };
 
-  // Returns when the next request is due, which is at once without a rate; nothing if it was the
-  // last one or the time is up. A stream that comes too late sends at once.
-  std::optional<Turn> AwaitTurn() {
-    std::unique_lock lock(mutex_);
-    if (over_) return std::nullopt;
-    Turn turn{next_++, ClientClock::now()};
-    if (!options_.duration && turn.number >= static_cast<uint64_t>(options_.requests)) {
-      return std::nullopt;
-    }
-    if (options_.rate <= 0) return turn;
-    const std::chrono::duration<double> after(arrivals_.Next());
-    turn.due = start_ + std::chrono::duration_cast<ClientClock::duration>(after);
-    if (changed_.wait_until(lock, turn.due, [this] { return over_.load(); })) return std::nullopt;
-    return turn;
-  }
+  struct Request {
+    Request(const Connection& connection, v1::GenerateRequest request, const Turn& turn)
+        : sent(turn.due),
+          stream(connection, std::move(request), answer, turn.number % connection.routers.size()) {}
 
-  void RunStream() {
-    BenchSamples samples;
-    while (const std::optional<Turn> turn = AwaitTurn()) {
-      RunOne(turn->number, turn->due, samples);
-    }
-    std::lock_guard lock(mutex_);
-    total_.Merge(std::move(samples));
-    ++streams_done_;
-    changed_.notify_all();
-  }
-
-  void RunOne(uint64_t number, ClientClock::time_point sent, BenchSamples& samples) {
-    Answer answer(1, 1);
-    ResumingStream stream(connection_, MakeRequest(options_, vocabulary_size_, number), answer,
-                          number % connection_.routers.size());
-    if (!Register(stream)) return;
-    int seen = 0;
+    ClientClock::time_point sent;
+    Answer answer{1, 1};
+    int seen = 0;  // of its tokens, by the last message
     ClientClock::time_point previous;
-    if (ClientClock::now() - sent > kLate) ++samples.late;
-    absl::Status outcome = stream.Run([&] {
-      const int fresh = answer.tokens() - seen;
-      if (fresh == 0) return;
-      const ClientClock::time_point now = answer.last_token_at();
-      // Tokens of one message come at the same time: the reader waited for them once.
-      if (seen > 0) samples.itl.push_back(Seconds(now - previous));
-      tokens_ += fresh;
-      seen = answer.tokens();
-      previous = now;
-    });
-    Unregister(stream);
-    if (outcome.ok()) outcome = answer.Outcome();
-    Record(answer, outcome, sent, samples);
+    ResumingStream stream;
+  };
+
+  bool HasFreeStream() const { return std::ssize(running_) < options_.streams; }
+
+  // When the next request is due, which is at once without a rate; nothing after the last one.
+  void DrawNext() {
+    next_.reset();
+    if (!options_.duration && drawn_ >= static_cast<uint64_t>(options_.requests)) return;
+    next_ = {drawn_++, start_};
+    if (options_.rate <= 0) return;
+    const std::chrono::duration<double> after(arrivals_.Next());
+    next_->due = start_ + std::chrono::duration_cast<ClientClock::duration>(after);
+  }
+
+  void SendNext(ClientClock::time_point now) {
+    if (options_.rate <= 0) next_->due = now;
+    Send(*next_);
+    DrawNext();
+  }
+
+  void Send(const Turn& turn) {
+    if (ClientClock::now() - turn.due > kLate) ++samples_.late;
+    auto made = std::make_unique<Request>(
+        connection_, MakeRequest(options_, vocabulary_size_, turn.number), turn);
+    Request& request = *made;
+    running_.emplace(turn.number, std::move(made));
+    request.stream.Start(
+        loop_, {[this, &request] { OnMessage(request); },
+                [this, number = turn.number](const absl::Status& s) { OnEnd(number, s); }});
+  }
+
+  void OnMessage(Request& request) {
+    const int fresh = request.answer.tokens() - request.seen;
+    if (fresh == 0) return;
+    const ClientClock::time_point now = request.answer.last_token_at();
+    // Tokens of one message come at the same time: the reader waited for them once.
+    if (request.seen > 0) samples_.itl.push_back(Seconds(now - request.previous));
+    tokens_ += fresh;
+    request.seen += fresh;
+    request.previous = now;
+  }
+
+  void OnEnd(uint64_t number, const absl::Status& status) {
+    const auto request = std::move(running_.extract(number).mapped());
+    const absl::Status outcome = status.ok() ? request->answer.Outcome() : status;
+    Record(request->answer, outcome, request->sent);
     if (number == kWarmUp) warm_up_status_ = outcome;
   }
 
-  void Record(const Answer& answer, const absl::Status& outcome, ClientClock::time_point sent,
-              BenchSamples& samples) {
-    samples.resumptions += answer.resumptions();
-    samples.output_tokens += answer.tokens();
+  void Record(const Answer& answer, const absl::Status& outcome, ClientClock::time_point sent) {
+    samples_.resumptions += answer.resumptions();
+    samples_.output_tokens += answer.tokens();
     if (const auto first = answer.first_token_at()) {
-      samples.prompt_tokens += options_.prompt_tokens;
-      samples.ttft.push_back(Seconds(*first - sent));
+      samples_.prompt_tokens += options_.prompt_tokens;
+      samples_.ttft.push_back(Seconds(*first - sent));
     }
     if (outcome.ok()) {
-      ++samples.completed;
-      samples.end_to_end.push_back(Seconds(ClientClock::now() - sent));
+      ++samples_.completed;
+      samples_.end_to_end.push_back(Seconds(ClientClock::now() - sent));
       if (answer.tokens() > 1) {
-        samples.tpot.push_back(Seconds(answer.last_token_at() - *answer.first_token_at()) /
-                               (answer.tokens() - 1));
+        samples_.tpot.push_back(Seconds(answer.last_token_at() - *answer.first_token_at()) /
+                                (answer.tokens() - 1));
       }
     } else if (over_ && outcome.code() == absl::StatusCode::kCancelled) {
-      ++samples.cut_off;
+      ++samples_.cut_off;
     } else {
-      ++samples.errors[outcome.ToString()];
+      ++samples_.errors[outcome.ToString()];
     }
     ++finished_;
   }
 
-  // False if the time is up already.
-  bool Register(ResumingStream& stream) {
-    std::lock_guard lock(mutex_);
-    if (over_) return false;
-    running_.insert(&stream);
-    return true;
-  }
-  void Unregister(ResumingStream& stream) {
-    std::lock_guard lock(mutex_);
-    running_.erase(&stream);
+  // The time is up: what runs is cancelled, and nothing follows.
+  void CutOff() {
+    over_ = true;
+    next_.reset();
+    for (const auto& [number, request] : running_) request->stream.Cancel();
   }
 
-  // Until all streams are done: shows progress and, when the time is up, cancels what runs.
-  void Watch(ClientClock::time_point start, std::ostream& err) {
-    std::unique_lock lock(mutex_);
-    const auto done = [this] { return streams_done_ == options_.streams; };
-    while (!done()) {
-      const ClientClock::time_point now = ClientClock::now();
-      if (options_.duration && !over_ && now - start >= *options_.duration) {
-        over_ = true;
-        changed_.notify_all();
-        for (ResumingStream* stream : running_) stream->Cancel();
-      }
-      ClientClock::time_point wake = now + kProgressInterval;
-      if (options_.duration && !over_) wake = std::min(wake, start + *options_.duration);
-      if (options_.progress) ShowProgress(Seconds(now - start), err);
-      changed_.wait_until(lock, wake, done);
-    }
-    if (options_.progress) err << "\r\x1b[K" << std::flush;
-  }
-
-  void ShowProgress(double seconds, std::ostream& err) {
-    const int64_t tokens = tokens_;
+  void ShowProgress(double seconds, std::ostream& err) const {
     fmt::print(err, "\r{:.0f} s: {} requests done, {} tokens, {:.1f} tokens/s\x1b[K", seconds,
-               finished_.load(), tokens, seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0);
+               finished_, tokens_, seconds > 0 ? static_cast<double>(tokens_) / seconds : 0.0);
     err << std::flush;
   }
 
   const Connection& connection_;
   const BenchOptions& options_;
   const int vocabulary_size_;
+  Arrivals arrivals_;
+  EventLoop loop_;
   ClientClock::time_point start_;
-  std::atomic<int64_t> tokens_{0};
-  std::atomic<int> finished_{0};
-  std::atomic<bool> over_{false};
+  std::optional<Turn> next_;
+  uint64_t drawn_ = 0;
+  std::unordered_map<uint64_t, std::unique_ptr<Request>> running_;  // by number
+  bool over_ = false;
+  BenchSamples samples_;
+  int64_t tokens_ = 0;
+  int64_t finished_ = 0;
   absl::Status warm_up_status_;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  uint64_t next_ = 0;                  // guarded by mutex_
-  Arrivals arrivals_;                  // guarded by mutex_
-  std::set<ResumingStream*> running_;  // guarded by mutex_
-  BenchSamples total_;                 // guarded by mutex_
-  int streams_done_ = 0;               // guarded by mutex_
 };
 
 std::string ToTable(const BenchReport& report, const BenchOptions& options) {
@@ -308,23 +304,6 @@ absl::StatusOr<BenchReport> RunProfiled(const Connection& connection, Load& load
 }
 
 }  // namespace
-
-void BenchSamples::Merge(BenchSamples other) {
-  completed += other.completed;
-  cut_off += other.cut_off;
-  resumptions += other.resumptions;
-  late += other.late;
-  prompt_tokens += other.prompt_tokens;
-  output_tokens += other.output_tokens;
-  const auto append = [](std::vector<double>& to, const std::vector<double>& from) {
-    to.insert(to.end(), from.begin(), from.end());
-  };
-  append(ttft, other.ttft);
-  append(tpot, other.tpot);
-  append(itl, other.itl);
-  append(end_to_end, other.end_to_end);
-  for (const auto& [error, count] : other.errors) errors[error] += count;
-}
 
 absl::StatusOr<BenchReport> MeasureBench(const Connection& connection, const BenchOptions& options,
                                          std::ostream& err) {

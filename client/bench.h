@@ -16,7 +16,7 @@
 
 namespace facet {
 
-// What one stream saw, or all of them together. Times in seconds.
+// What all streams saw together. Times in seconds.
 struct BenchSamples {
   int completed = 0;
   int cut_off = 0;      // still running when the time was up
@@ -29,8 +29,6 @@ struct BenchSamples {
   std::vector<double> itl;
   std::vector<double> end_to_end;
   std::map<std::string, int> errors;  // "RESOURCE_EXHAUSTED: queue is full" -> how often
-
-  void Merge(BenchSamples other);
 };
 
 struct BenchReport {
@@ -39,9 +37,9 @@ struct BenchReport {
   std::optional<ClusterProfile> profile;  // where it was asked for
 };
 
-// Runs the load: `streams` threads, each with one request at a time, which with a rate wait for
-// its arrivals in turn. One request that is not counted goes first. Fails if that one does; errors
-// of later ones are counted.
+// Runs the load on the calling thread: at most `streams` requests at a time, as many as that
+// without a rate, and with one as they arrive. One request that is not counted goes first. Fails if
+// that one does; errors of later ones are counted.
 absl::StatusOr<BenchReport> MeasureBench(const Connection& connection, const BenchOptions& options,
                                          std::ostream& err);
 

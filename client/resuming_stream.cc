@@ -58,47 +58,115 @@ ResumingStream::ResumingStream(const Connection& connection, v1::GenerateRequest
       routers_(connection.routers.size(),
                {ClientClock::time_point(), connection.options.retry.backoff_min}) {}
 
+void ResumingStream::Start(EventLoop& loop, Events events) {
+  loop_ = &loop;
+  events_ = std::move(events);
+  give_up_at_ = ClientClock::now() + connection_.options.retry.limit;
+  StartAttempt();
+}
+
 absl::Status ResumingStream::Run(const std::function<void()>& on_message) {
-  const milliseconds limit = connection_.options.retry.limit;
-  ClientClock::time_point give_up_at = ClientClock::now() + limit;
-  for (;;) {
-    const Turn turn = Attempt(on_message);
-    if (turn.status.ok() || !turn.retryable) return turn.status;
-    if (answer_.complete()) return absl::OkStatus();  // only the goodbye was lost
-    const ClientClock::time_point now = ClientClock::now();
-    if (turn.progress) give_up_at = now + limit;
-    const bool resumable = answer_.start() || !answer_.begun();
-    const ClientClock::time_point next = ChooseNext(turn);
-    if (limit <= milliseconds(0) || !resumable || next >= give_up_at) return turn.status;
-    if (!WaitUntil(next)) return MakeStatus(absl::StatusCode::kCancelled, "cancelled");
+  EventLoop loop;
+  std::optional<absl::Status> end;
+  Start(loop, {on_message, [&end](const absl::Status& status) { end = status; }});
+  while (!end) loop.RunOne(ClientClock::time_point::max());
+  return *end;
+}
+
+void ResumingStream::OnEvent(bool ok) {
+  switch (phase_) {
+    case Phase::kStarting:
+      return ok ? Read() : Finish();
+    case Phase::kReading:
+      return ok ? Take() : Finish();
+    case Phase::kFinishing:
+      return Follow(TakeTurn());
+    case Phase::kPausing:
+      return StartAttempt();
   }
 }
 
-ResumingStream::Turn ResumingStream::Attempt(const std::function<void()>& on_message) {
-  const RouterStubs& router = connection_.routers[current_];
-  const v1::GenerateRequest request = NextRequest();
-  grpc::ClientContext context;
-  connection_.Prepare(context, deadline_);
-  if (!Register(context)) return {.status = MakeStatus(absl::StatusCode::kCancelled, "cancelled")};
-  const auto reader = router.inference->Generate(&context, request);
-  Turn turn;
-  v1::GenerateResponse response;
-  absl::Status sound;
-  while (sound.ok() && reader->Read(&response)) {
-    turn.progress = true;
-    sound = answer_.Add(response, ClientClock::now());
-    if (sound.ok()) on_message();
+void ResumingStream::StartAttempt() {
+  auto context = std::make_unique<grpc::ClientContext>();
+  grpc::ClientContext& prepared = *context;
+  connection_.Prepare(prepared, deadline_);
+  bool cancelled;
+  {
+    std::lock_guard lock(mutex_);
+    cancelled = cancelled_;
+    context_ = std::move(context);
   }
-  if (!sound.ok()) context.TryCancel();
-  const grpc::Status status = reader->Finish();
-  Unregister();
-  if (!sound.ok()) return {.status = sound};
-  turn.status = Connection::Explain(router, status);
-  turn.retry_delay = RetryDelayOf(status, context);
-  turn.retryable = IsRetryable(status, turn.retry_delay.has_value());
-  std::lock_guard lock(mutex_);
-  turn.retryable = turn.retryable && !cancelled_;
+  if (cancelled) return End(MakeStatus(absl::StatusCode::kCancelled, "cancelled"));
+  phase_ = Phase::kStarting;
+  progress_ = false;
+  sound_ = absl::OkStatus();
+  // Before this, Cancel() marks the context, and the call ends as it begins.
+  reader_ = connection_.routers[current_].inference->AsyncGenerate(
+      &prepared, NextRequest(), &loop_->queue(), static_cast<LoopEvent*>(this));
+}
+
+void ResumingStream::Read() {
+  phase_ = Phase::kReading;
+  reader_->Read(&response_, static_cast<LoopEvent*>(this));
+}
+
+void ResumingStream::Take() {
+  progress_ = true;
+  sound_ = answer_.Add(response_, ClientClock::now());
+  if (sound_.ok()) {
+    events_.on_message();
+    return Read();
+  }
+  context_->TryCancel();
+  Finish();
+}
+
+void ResumingStream::Finish() {
+  phase_ = Phase::kFinishing;
+  reader_->Finish(&status_, static_cast<LoopEvent*>(this));
+}
+
+ResumingStream::Turn ResumingStream::TakeTurn() {
+  reader_.reset();
+  std::unique_ptr<grpc::ClientContext> context;
+  bool cancelled;
+  {
+    std::lock_guard lock(mutex_);
+    context = std::move(context_);
+    cancelled = cancelled_;
+  }
+  if (!sound_.ok()) return {.status = sound_};
+  Turn turn;
+  turn.progress = progress_;
+  turn.status = Connection::Explain(connection_.routers[current_], status_);
+  turn.retry_delay = RetryDelayOf(status_, *context);
+  turn.retryable = !cancelled && IsRetryable(status_, turn.retry_delay.has_value());
   return turn;
+}
+
+void ResumingStream::Follow(const Turn& turn) {
+  const milliseconds limit = connection_.options.retry.limit;
+  if (turn.status.ok() || !turn.retryable) return End(turn.status);
+  if (answer_.complete()) return End(absl::OkStatus());  // only the goodbye was lost
+  const ClientClock::time_point now = ClientClock::now();
+  if (turn.progress) give_up_at_ = now + limit;
+  const bool resumable = answer_.start() || !answer_.begun();
+  const ClientClock::time_point next = ChooseNext(turn);
+  if (limit <= milliseconds(0) || !resumable || next >= give_up_at_) return End(turn.status);
+  PauseUntil(next);
+}
+
+void ResumingStream::PauseUntil(ClientClock::time_point when) {
+  phase_ = Phase::kPausing;
+  std::lock_guard lock(mutex_);
+  // What is cancelled already does not wait: StartAttempt() sees it.
+  pause_.Set(&loop_->queue(), cancelled_ ? gpr_inf_past(GPR_CLOCK_MONOTONIC) : ToGrpc(when),
+             static_cast<LoopEvent*>(this));
+}
+
+void ResumingStream::End(const absl::Status& status) {
+  const auto on_end = std::move(events_.on_end);
+  on_end(status);
 }
 
 v1::GenerateRequest ResumingStream::NextRequest() {
@@ -137,28 +205,11 @@ ClientClock::time_point ResumingStream::ChooseNext(const Turn& turn) {
   return ready_at(best);
 }
 
-bool ResumingStream::WaitUntil(ClientClock::time_point when) {
-  std::unique_lock lock(mutex_);
-  changed_.wait_until(lock, when, [this] { return cancelled_; });
-  return !cancelled_;
-}
-
-bool ResumingStream::Register(grpc::ClientContext& context) {
-  std::lock_guard lock(mutex_);
-  if (!cancelled_) running_ = &context;
-  return !cancelled_;
-}
-
-void ResumingStream::Unregister() {
-  std::lock_guard lock(mutex_);
-  running_ = nullptr;
-}
-
 void ResumingStream::Cancel() {
   std::lock_guard lock(mutex_);
   cancelled_ = true;
-  if (running_ != nullptr) running_->TryCancel();
-  changed_.notify_all();
+  if (context_ != nullptr) context_->TryCancel();
+  pause_.Cancel();
 }
 
 }  // namespace facet

@@ -104,8 +104,8 @@ ABSL_FLAG(int, prefill_chunk, 0,
           "Tokens of one prompt in one step, at most; 0: as many as --step_tokens.");
 ABSL_FLAG(
     int, mixed_prefill, 128,
-    "prompt tokens in a step that also decodes, at most; 0: --step_tokens. Less makes the other "
-    "streams smoother and long prompts a little slower");
+    "Prompt tokens in a step that also decodes, at most; 0: --step_tokens. Half of it while few "
+    "streams decode. Less makes the other streams smoother and long prompts a little slower.");
 ABSL_FLAG(int, sequences, 64, "Sequences that run at once, at most.");
 ABSL_FLAG(std::string, model_name, "",
           "What requests call the model; empty: the file's name without its extension.");
@@ -122,6 +122,10 @@ ABSL_FLAG(
 ABSL_FLAG(double, news_period_ms, 5,
           "How far apart routers are told of tokens: those that several steps sample within it go "
           "in one message. A sequence's first token and its end never wait; 0: no token does.");
+ABSL_FLAG(
+    double, news_period_max_ms, 40,
+    "The same for a router with many sequences, which make a message dearer: from the fifth on "
+    "each adds a quarter of --news_period_ms, up to this. 0: none does.");
 ABSL_FLAG(std::string, speculation, "auto",
           "Whether steps may carry guesses of a sequence's next tokens, found in what it has said "
           "before, which changes no token: auto (where it pays) or off.");
@@ -170,6 +174,13 @@ absl::StatusOr<std::chrono::milliseconds> Duration(const char* flag, double seco
     return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
   }
   return InvalidArgument("--{}: {} s is not in [0, 1e6]", flag, seconds);
+}
+
+absl::StatusOr<std::chrono::microseconds> NewsPeriod(const char* flag, double milliseconds) {
+  if (milliseconds >= 0 && milliseconds <= 1000) {
+    return std::chrono::microseconds(std::llround(milliseconds * 1000));
+  }
+  return InvalidArgument("--{}: {} is not in [0, 1000]", flag, milliseconds);
 }
 
 // Empty where --packed_cache says off, or auto and there is no home.
@@ -300,11 +311,10 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   if (options.steps_max < 1 || options.steps_max > 2) {
     return InvalidArgument("--steps_max: {} is neither 1 nor 2", options.steps_max);
   }
-  const double news_period_ms = absl::GetFlag(FLAGS_news_period_ms);
-  if (!(news_period_ms >= 0 && news_period_ms <= 1000)) {
-    return InvalidArgument("--news_period_ms: {} is not in [0, 1000]", news_period_ms);
-  }
-  options.news_period = std::chrono::microseconds(std::llround(news_period_ms * 1000));
+  FACET_ASSIGN_OR_RETURN(options.news_period,
+                         NewsPeriod("news_period_ms", absl::GetFlag(FLAGS_news_period_ms)));
+  FACET_ASSIGN_OR_RETURN(options.news_period_max,
+                         NewsPeriod("news_period_max_ms", absl::GetFlag(FLAGS_news_period_max_ms)));
   FACET_ASSIGN_OR_RETURN(options.speculation, SpeculationFromFlags());
   FACET_ASSIGN_OR_RETURN(options.drain, Duration("drain_s", absl::GetFlag(FLAGS_drain_s)));
   if (options.rank.rank > 0 && options.link.leader.empty()) {

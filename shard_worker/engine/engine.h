@@ -42,8 +42,9 @@ struct EngineOptions {
   int waiting_max = 1024;       // submitted and not running
   int prefill_chunk_max = 512;  // tokens of one sequence per step
   // Tokens of prompts in a step that also decodes: how long a long prompt may hold up the others.
+  // While few decode, down to half of it.
   int mixed_prefill_max = 512;
-  int logprobs_max = 64;        // alternatives with each token
+  int logprobs_max = 64;  // alternatives with each token
   int stop_token_ids_max = 1024;
   int steps_max = 2;        // planned and not complete; 1: the next is planned after the last
   int preemptions_max = 4;  // of one sequence

@@ -12,6 +12,8 @@ namespace {
 
 // What a step's share of the prefill rate is worth after each later one.
 constexpr double kPrefillFade = 0.8;
+// So many sequences of a session have a news period.
+constexpr TimeUs kNewsPeriodSequences = 4;
 
 LeaderRefusal ReasonOf(const absl::Status& status) {
   if (absl::IsResourceExhausted(status)) return LeaderRefusal::kQueueFull;
@@ -128,6 +130,7 @@ void LeaderCore::Complete(const StepResult& result, TimeUs now) {
   const TimeUs begun = std::max(step.planned, last_completed_);
   last_completed_ = last_moved_ = now;
   if (step.empty) return;
+  last_step_us_ = now - begun;
   engine_.Complete(result, now);
   Collect(now);
   const EngineStats stats = engine_.stats();
@@ -187,21 +190,29 @@ std::vector<SessionNews> LeaderCore::TakeNews(TimeUs now) {
   for (auto& [id, session] : sessions_) {
     session.cache.Add(cache);
     const int64_t credit = Share(Competes(session, now), static_cast<int>(competitors), room);
-    if (!Due(session, credit, now)) continue;
-    SessionNews& news = all.emplace_back();
-    news.session = id;
-    news.first = !session.told.has_value();
-    news.sequences = std::exchange(session.news, {});
-    session.urgent = false;
-    news.state = CommonState(stats);
-    news.state.credit_tokens = credit;
-    news.state.submits_received = session.submits_received;
-    if (!session.cache.empty()) news.cache = session.cache.Take();
-    session.told = now;
-    session.told_credit = credit;
-    session.told_draining = drain_until_.has_value();
+    if (Due(session, credit, now)) {
+      SessionNews& news = all.emplace_back(Tell(&session, credit, now));
+      news.session = id;
+      news.state = CommonState(stats);
+      news.state.credit_tokens = credit;
+      news.state.submits_received = session.submits_received;
+    }
+    // Tokens of steps that are long enough are due when they come.
+    session.awaits_news = !session.news.empty() || last_step_us_ < NewsPeriod(session);
   }
   return all;
+}
+
+SessionNews LeaderCore::Tell(Session* session, int64_t credit, TimeUs now) const {
+  SessionNews news;
+  news.first = !session->told.has_value();
+  news.sequences = std::exchange(session->news, {});
+  if (!session->cache.empty()) news.cache = session->cache.Take();
+  session->urgent = false;
+  session->told = now;
+  session->told_credit = credit;
+  session->told_draining = drain_until_.has_value();
+  return news;
 }
 
 bool LeaderCore::Due(const Session& session, int64_t credit, TimeUs now) const {
@@ -211,13 +222,23 @@ bool LeaderCore::Due(const Session& session, int64_t credit, TimeUs now) const {
 }
 
 bool LeaderCore::NewsDue(const Session& session, TimeUs now) const {
-  if (session.news.empty()) return false;
-  return session.urgent || !session.told || *session.told + options_.news_period <= now;
+  return !session.news.empty() && (session.urgent || NewsDueAt(session) <= now);
+}
+
+TimeUs LeaderCore::NewsPeriod(const Session& session) const {
+  const auto sequences = static_cast<TimeUs>(session.sequences.size());
+  const TimeUs grown = options_.news_period * sequences / kNewsPeriodSequences;
+  return std::max(options_.news_period, std::min(options_.news_period_max, grown));
+}
+
+TimeUs LeaderCore::NewsDueAt(const Session& session) const {
+  return session.told ? *session.told + NewsPeriod(session) : 0;
 }
 
 bool LeaderCore::HasNews(TimeUs now) const {
-  return load_changed_ || std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
-           return NewsDue(session.second, now);
+  return load_changed_ || std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+           const Session& session = each.second;
+           return NewsDue(session, now) || (!session.news.empty() && !session.awaits_news);
          });
 }
 
@@ -277,8 +298,10 @@ TimeUs LeaderCore::NextWake() const {
   for (const auto& [id, session] : sessions_) {
     wake = std::min(wake, StateDue(session));
     // If there are none by then, they are due when a step brings them.
-    const TimeUs news_due = session.told ? *session.told + options_.news_period : 0;
-    if (!session.sequences.empty() && news_due > last_taken_) wake = std::min(wake, news_due);
+    const TimeUs news_due = NewsDueAt(session);
+    if (session.awaits_news && !session.sequences.empty() && news_due > last_taken_) {
+      wake = std::min(wake, news_due);
+    }
   }
   if (drain_until_) wake = std::min(wake, *drain_until_);
   if (outstanding() >= options_.engine.steps_max) return wake;

@@ -41,6 +41,9 @@ struct LeaderCoreOptions {
   // so long after the session's last message, so that those of short steps share one. 0: nothing
   // waits.
   TimeUs news_period = 0;
+  // A message costs more with each sequence in it, here and at whoever reads it: from the fifth
+  // sequence of a session on, each adds a quarter of the period, up to this.
+  TimeUs news_period_max = 0;
   TimeUs recent = 1'000'000;   // a session that submitted within it competes for credit
   TimeUs frozen = 1'500'000;   // a step that does not move for so long: not ready
   int cache_links_max = 4096;  // of one message
@@ -128,7 +131,8 @@ class LeaderCore {
   // At most one message per session, in the order of their ids.
   std::vector<SessionNews> TakeNews(TimeUs now);
   // Whether Plan() and Complete() have brought something, since the last TakeNews(), that it may
-  // hand out now. If not, the owner need not call it before the NextWake() of that time.
+  // hand out now, or that NextWake() did not wait for. If not, the owner need not call it before
+  // the NextWake() of that time.
   bool HasNews(TimeUs now) const;
   // Look again then at the latest: call Plan(), if it may be called, and TakeNews().
   TimeUs NextWake() const;
@@ -156,7 +160,8 @@ class LeaderCore {
     int64_t submits_received = 0;
     std::optional<TimeUs> last_submit;
     std::vector<SequenceNews> news;
-    bool urgent = false;  // some of the news do not wait
+    bool urgent = false;       // some of the news do not wait
+    bool awaits_news = false;  // NextWake() is no later than when tokens that come would be due
     CacheFeed cache;
     // What was told last:
     std::optional<TimeUs> told;
@@ -186,7 +191,12 @@ class LeaderCore {
   int64_t Share(bool competes, int competitors, int64_t room) const;
   LeaderState CommonState(const EngineStats& stats) const;
   bool Due(const Session& session, int64_t credit, TimeUs now) const;
+  // Hands out what there is, without what all sessions hear.
+  SessionNews Tell(Session* session, int64_t credit, TimeUs now) const;
   bool NewsDue(const Session& session, TimeUs now) const;
+  TimeUs NewsPeriod(const Session& session) const;
+  // When tokens that come now are due.
+  TimeUs NewsDueAt(const Session& session) const;
   TimeUs StateDue(const Session& session) const;
 
   const LeaderCoreOptions options_;
@@ -201,6 +211,7 @@ class LeaderCore {
   bool load_changed_ = false;  // since then: sequences were begun or ended, and so credits differ
   TimeUs last_moved_;          // a step was begun, got further or was completed
   TimeUs last_completed_ = 0;
+  TimeUs last_step_us_ = 0;  // what the last step that was not empty took
   std::optional<TimeUs> drain_until_;
   // Prompt tokens and the time of the steps that computed them; old steps fade.
   double prefill_tokens_ = 0, prefill_us_ = 0;

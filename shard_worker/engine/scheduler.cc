@@ -12,6 +12,9 @@
 namespace facet {
 namespace {
 
+// Tokens of prompts beside each one that decodes, between half of mixed_prefill_max and all of it.
+constexpr int kPrefillPerDecode = 8;
+
 bool IsOlder(const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }
 
 }  // namespace
@@ -59,12 +62,19 @@ void Scheduler::Reserve(bool step_outstanding) {
     LookAhead(sequence);
     ReserveFor(sequence);
   }
-  if (budget_ < options_.step_tokens_max) budget_ = std::min(budget_, options_.mixed_prefill_max);
+  const int decodes = options_.step_tokens_max - budget_;
+  if (decodes > 0) budget_ = std::min(budget_, MixedPrefill(decodes));
   for (Sequence* sequence : running) {
     if (sequence->pending() > 1 && !WaitsForLeader(sequence)) ReserveFor(sequence);
   }
   Admit();
   if (Speculates()) Propose();
+}
+
+// A step that decodes little is short, and who waits for it feels a chunk more.
+int Scheduler::MixedPrefill(int decodes) const {
+  const int most = options_.mixed_prefill_max;
+  return std::clamp(decodes * kPrefillPerDecode, (most + 1) / 2, most);
 }
 
 int64_t Scheduler::Wanted(const Sequence& sequence) const {

@@ -56,6 +56,8 @@ class Scheduler {
  private:
   // Tokens that the step being made may compute of a running sequence.
   int64_t Wanted(const Sequence& sequence) const;
+  // Tokens that prompts may have beside so many that decode.
+  int MixedPrefill(int decodes) const;
   // Plans up to `wanted` tokens, as far as blocks are there. False: not one.
   bool Extend(Sequence* sequence, int64_t wanted);
   // The same, taking blocks from others if it has to.

@@ -5,6 +5,7 @@
 
 #include "absl/time/time.h"
 #include "base/status.h"
+#include "serving/short_slices.h"
 #include "shard_worker/service/convert.h"
 
 namespace facet {
@@ -133,7 +134,10 @@ EpochEnd EngineLoop::Run() {
   SetProfiling(0);                                  // what an earlier epoch was asked
   PublishReadiness(LookAtCore(false).ready_until);  // the first canary waits for nobody
   std::optional<EpochEnd> end;
-  while (!end) end = Turn();
+  {
+    const ShortSlices slices;  // not the step thread's: that computes
+    while (!end) end = Turn();
+  }
   ready_until_ = 0;
   on_ready_(false);
   // First the routers hear of it, so that they can turn elsewhere; then what hangs is cut.

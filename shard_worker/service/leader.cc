@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "serving/short_slices.h"
 #include "shard_worker/runtime/plan_codec.h"
 #include "shard_worker/service/collective.h"
 #include "shard_worker/service/convert.h"
@@ -46,6 +47,7 @@ EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, ui
   loop.core.epoch = epoch;
   loop.core.allow_logits_digest = options.allow_logits_digest;
   loop.core.news_period = options.news_period.count();
+  loop.core.news_period_max = options.news_period_max.count();
   loop.core.drain = options.drain.count() * 1000;
   loop.model = ToProto(rank.facts());
   loop.model.set_name(options.model_name);
@@ -71,7 +73,11 @@ absl::StatusOr<std::unique_ptr<Leader>> Leader::Start(const WorkerOptions& optio
   grpc::ServerBuilder builder;
   builder.RegisterService(&leader->group_);
   builder.RegisterService(&leader->sessions_);
-  FACET_ASSIGN_OR_RETURN(leader->running_, StartGrpcServer(builder, options.server));
+  {
+    const ShortSlices
+        slices;  // gRPC starts its threads here, which would wait for those that compute
+    FACET_ASSIGN_OR_RETURN(leader->running_, StartGrpcServer(builder, options.server));
+  }
   // Else health calls the service unknown.
   leader->running_.server->GetHealthCheckService()->SetServingStatus(kServiceName, false);
   leader->beat_.emplace("beat", options.beat.period, [leader = leader.get()] { leader->Tick(); });

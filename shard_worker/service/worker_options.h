@@ -25,8 +25,9 @@ struct WorkerOptions {
   int steps_max = 2;  // outstanding at a time; 1: the next is planned after the last
   SpeculationOptions speculation;
   std::chrono::microseconds news_period{0};  // as LeaderCoreOptions'
-  std::chrono::milliseconds join{300000};    // for the other ranks to come at first, ...
-  std::chrono::milliseconds rejoin{30000};   // ... and after an epoch that broke
+  std::chrono::microseconds news_period_max{0};
+  std::chrono::milliseconds join{300000};   // for the other ranks to come at first, ...
+  std::chrono::milliseconds rejoin{30000};  // ... and after an epoch that broke
   CanaryOptions canary;
   BeatOptions beat;
   // Of the other ranks:

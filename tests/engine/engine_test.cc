@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "base/status.h"
 #include "shard_worker/runtime/fake_executor.h"
@@ -159,6 +160,25 @@ TEST(Engine, PromptsTakeLessOfAStepThatDecodes) {
   EXPECT_EQ(tokens_of_prompts(*group.Step()), 3u);
   EXPECT_EQ(tokens_of_prompts(*group.Step()), 3u);
   EXPECT_EQ(tokens_of_prompts(*group.Step()), 2u);
+}
+
+TEST(Engine, PromptsTakeMoreOfAStepThatDecodesMore) {
+  for (const auto& [decodes, prompt] : std::map<int, size_t>{{1, 20}, {3, 24}, {6, 40}}) {
+    EngineOptions options = SmallOptions();
+    options.step_tokens_max = options.prefill_chunk_max = 100;
+    options.sequences_max = options.waiting_max = 16;
+    options.context_tokens = 128;
+    options.blocks = {64, 64};
+    options.mixed_prefill_max = 40;
+    Group group(options);
+    for (int i = 0; i < decodes; ++i) {
+      ASSERT_TRUE(group.engine.Submit(Request(1 + i, 2, 20), 0).ok());
+    }
+    group.Step();
+    ASSERT_TRUE(group.engine.Submit(Request(50, 60, 1), 0).ok());
+    const auto plan = group.Step();
+    EXPECT_EQ(plan->segments.back().tokens.size(), prompt) << decodes << " decode";
+  }
 }
 
 TEST(Engine, EchoWithoutOutputFinishesAfterItsPrompt) {

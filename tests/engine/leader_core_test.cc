@@ -86,6 +86,46 @@ TEST(LeaderCore, TokensThatWaitAreToldInTimeDuringALongStep) {
   EXPECT_EQ(leader.answers[kA][1].tokens.size(), 3u);
 }
 
+TEST(LeaderCore, ManySequencesOfASessionShareFewerMessages) {
+  constexpr int kSteps = 84;
+  const std::map<int, int> steps_apart = {{1, 4}, {4, 4}, {6, 6}, {8, 7}};
+  for (const auto& [sequences, apart] : steps_apart) {
+    LeaderCoreOptions options = SmallOptions();
+    options.engine.sequences_max = options.engine.waiting_max = 8;
+    options.news_period = 4 * kStepUs;
+    options.news_period_max = 7 * kStepUs;
+    Leader leader(options);
+    leader.core.Open(kA);
+    for (int i = 0; i < sequences; ++i) {
+      EXPECT_TRUE(leader.core.Submit(kA, i, Request(3, 100), 0).ok());
+    }
+    leader.Step();
+    const int before = leader.messages[kA];
+    for (int i = 0; i < kSteps; ++i) leader.Step();
+    EXPECT_EQ(leader.messages[kA] - before, kSteps / apart) << sequences << " sequences";
+  }
+}
+
+TEST(LeaderCore, TokensOfLongStepsWantNoWakeUpAndShortOnesDo) {
+  LeaderCoreOptions options = SmallOptions();
+  options.news_period = kStepUs / 2;
+  options.engine.steps_max = 1;
+  Leader leader(options);
+  leader.core.Open(kA);
+  EXPECT_TRUE(leader.core.Submit(kA, 1, Request(5, 400), 0).ok());
+  leader.Step();
+  leader.Plan();
+  EXPECT_EQ(leader.core.NextWake(), leader.now + options.state_period);
+  leader.step_us = options.news_period / 2;
+  leader.Complete();
+  EXPECT_TRUE(leader.core.HasNews(leader.now)) << "nobody wakes when they are due";
+  leader.Listen();
+  EXPECT_EQ(leader.answers[kA][1].tokens.size(), 1u);
+  EXPECT_FALSE(leader.core.HasNews(leader.now));
+  leader.Plan();
+  EXPECT_EQ(leader.core.NextWake(), leader.now + options.news_period / 2);
+}
+
 TEST(LeaderCore, ThatASequenceHasBegunIsNewsForWhoWaitsForCredit) {
   LeaderCoreOptions options = SmallOptions();
   options.news_period = 10 * kStepUs;

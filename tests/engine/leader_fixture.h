@@ -55,7 +55,7 @@ struct Answer {
   absl::Status refusal;
 };
 
-// A leader: core and fake executor, with a clock of its own. Steps take kStepUs each.
+// A leader: core and fake executor, with a clock of its own.
 class Leader {
  public:
   explicit Leader(const LeaderCoreOptions& options, std::optional<CanaryAnswer> canary = {},
@@ -66,11 +66,14 @@ class Leader {
   bool Step() {
     Plan();
     if (plans_.empty()) return false;
-    now += kStepUs;
-    core.Complete(*executor_.Run(plans_.front()), now);
-    plans_.pop_front();
+    Complete();
     Listen();
     return true;
+  }
+  void Complete() {
+    now += step_us;
+    core.Complete(*executor_.Run(plans_.front()), now);
+    plans_.pop_front();
   }
   void Plan() {
     while (core.outstanding() < options_.engine.steps_max) {
@@ -117,7 +120,8 @@ class Leader {
   const LeaderCoreOptions options_;
   LeaderCore core;
   TimeUs now = 0;
-  int segments = 0;  // planned
+  TimeUs step_us = kStepUs;  // what a step takes
+  int segments = 0;          // planned
   std::map<SessionId, std::map<uint64_t, Answer>> answers;
   std::map<SessionId, SessionNews> last;
   std::map<SessionId, int> messages;

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +26,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -37,6 +39,7 @@
 #include "serving/log.h"
 #include "serving/metrics_listener.h"
 #include "serving/progress.h"
+#include "serving/short_slices.h"
 #include "serving/shutdown.h"
 #include "tests/base/temp_folder.h"
 
@@ -201,8 +204,8 @@ TEST_F(MetricsListenerTest, HealthEndsWithTheMovement) {
   Start({.address = "127.0.0.1", .age = [&] { return std::chrono::milliseconds(age_ms); }});
   EXPECT_THAT(Ask("GET /healthz"), StartsWith("HTTP/1.1 200 OK\r\n"));
   age_ms = 2001;
-  EXPECT_THAT(Ask("GET /healthz"), AllOf(StartsWith("HTTP/1.1 503 "),
-                                         HasSubstr("has not moved for 2001 ms\n")));
+  EXPECT_THAT(Ask("GET /healthz"),
+              AllOf(StartsWith("HTTP/1.1 503 "), HasSubstr("has not moved for 2001 ms\n")));
   EXPECT_THAT(Ask("GET /metrics"), StartsWith("HTTP/1.1 200 OK\r\n"));
 }
 
@@ -431,6 +434,36 @@ TEST(ShutdownSignal, AProcessCanAskItself) {
   shutdown.Request();
   EXPECT_TRUE(shutdown.Requested());
   shutdown.Wait();
+}
+
+// Of the calling thread, in nanoseconds, as the scheduler says it; 0: it does not.
+uint64_t Slice() {
+  // The kernel's sched_attr, whose header does not go with <pthread.h>.
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+  } attributes = {};
+  EXPECT_EQ(syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0), 0);
+  return attributes.runtime;
+}
+
+TEST(ShortSlices, AreTheThreadsAndThoseOfItsThreads) {
+  const uint64_t before = Slice();
+  uint64_t after = 0;
+  {
+    const ShortSlices slices;
+    if (before == 0 || Slice() == before) GTEST_SKIP() << "this Linux knows no slices of threads";
+    EXPECT_LT(Slice(), before);
+    uint64_t inherited = 0;
+    std::thread([&] { inherited = Slice(); }).join();
+    EXPECT_EQ(inherited, Slice());
+  }
+  EXPECT_EQ(Slice(), before);
+  std::thread([&] { after = Slice(); }).join();
+  EXPECT_EQ(after, before);
 }
 
 }  // namespace
