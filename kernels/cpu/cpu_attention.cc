@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -42,14 +43,16 @@ CpuAttention::CpuAttention(const KernelTable& kernels, ThreadPool* pool)
     : kernels_(kernels), pool_(*pool), scratch_(static_cast<size_t>(pool->threads())) {}
 
 void CpuAttention::Run(const AttentionSpec& spec, const StepLayout& layout, KvMemory* kv,
-                       const float* qkv, float* out) {
+                       const float* qkv, float* out, const QuantizedRows* inputs) {
   spec_ = &spec;
   layout_ = &layout;
   kv_ = kv;
   qkv_ = qkv;
   out_ = out;
+  inputs_ = inputs;
   SizeScratch(spec.head_dim);
   CutTiles();
+  CountMissing();
   CutJobs();
   pool_.ParallelFor(static_cast<int64_t>(jobs_.size()), [&](int64_t job, int thread) {
     RunJob(jobs_[static_cast<size_t>(job)], &scratch_[static_cast<size_t>(thread)]);
@@ -93,6 +96,7 @@ void CpuAttention::SizeScratch(int head_dim) {
 void CpuAttention::CutTiles() {
   tiles_.clear();
   heads_.clear();
+  head_groups_ = 0;
   for (int kv_head = 0; kv_head < spec_->kv_heads; ++kv_head) {
     const int group = static_cast<int>(heads_.size());
     for (int head = 0; head < spec_->heads; ++head) {
@@ -102,6 +106,7 @@ void CpuAttention::CutTiles() {
     for (int first_head = group; first_head < group_end; first_head += kTileQueries) {
       const int heads = std::min(kTileQueries, group_end - first_head);
       const int step = kTileQueries / heads;
+      ++head_groups_;
       for (const SequenceRun& run : layout_->runs) {
         // The last rows see most keys: first come, so that no thread starts one at the end.
         for (int row = (run.rows - 1) / step * step; row >= 0; row -= step) {
@@ -285,7 +290,30 @@ void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& ar
   }
 }
 
-void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) const {
+void CpuAttention::CountMissing() {
+  if (inputs_ == nullptr) return;
+  missing_.clear();
+  for (const ActivationTile& tile : inputs_->tiles()) missing_.push_back(tile.rows * head_groups_);
+}
+
+// Tiles of inputs have up to kTileRows rows: that of row r is not before the tile r / kTileRows.
+void CpuAttention::QuantizeRowsOf(const Tile& tile) {
+  int row = tile.run->first_row + tile.first_row;
+  const int end = row + tile.rows;
+  for (int i = row / kTileRows; row < end; ++i) {
+    const int tile_end = inputs_->first_row(i + 1);
+    if (tile_end <= row) continue;
+    const int written = std::min(tile_end, end) - row;
+    row += written;
+    const auto index = static_cast<size_t>(i);
+    // Who completes it sees what the others have written.
+    if (std::atomic_ref<int>(missing_[index]).fetch_sub(written) == written) {
+      kernels_.quantize_tile(inputs_->tiles()[index]);
+    }
+  }
+}
+
+void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) {
   const int64_t width = int64_t{spec_->heads} * spec_->head_dim;
   int query = 0;
   for (int row = 0; row < tile.rows; ++row) {
@@ -296,6 +324,7 @@ void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) const {
                             spec_->head_dim, to + int64_t{head} * spec_->head_dim);
     }
   }
+  if (inputs_ != nullptr) QuantizeRowsOf(tile);
 }
 
 }  // namespace facet

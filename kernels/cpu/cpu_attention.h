@@ -6,6 +6,7 @@
 
 #include "base/thread_pool.h"
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/quantized_rows.h"
 #include "kernels/device.h"
 #include "kernels/host/aligned_buffer.h"
 #include "kernels/host/kv_memory.h"
@@ -19,9 +20,10 @@ class CpuAttention {
  public:
   CpuAttention(const KernelTable& kernels, ThreadPool* pool);
 
-  // qkv: [rows, width]; out: [rows, heads head_dim].
+  // qkv: [rows, width]; out: [rows, heads head_dim]. `inputs`, if any, are the rows of `out`: each
+  // of their tiles is quantised as soon as it is complete.
   void Run(const AttentionSpec& spec, const StepLayout& layout, KvMemory* kv, const float* qkv,
-           float* out);
+           float* out, const QuantizedRows* inputs);
 
  private:
   // Rows of one run by query heads that read the same KV head.
@@ -68,7 +70,10 @@ class CpuAttention {
   static KeyRange KeysOf(const SplitArgs& args);
   void ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args, Scratch* scratch) const;
   void LocateKeys(const Tile& tile, int64_t split, SplitArgs* args, Scratch* scratch) const;
-  void WriteTile(const Tile& tile, const Scratch& scratch) const;
+  void WriteTile(const Tile& tile, const Scratch& scratch);
+  void CountMissing();
+  // Quantises the inputs that have become complete with a tile.
+  void QuantizeRowsOf(const Tile& tile);
   static Partials TotalsOf(const Scratch& scratch);
   // Of the partial results of one split of a tile: out, then max and sum per query.
   int64_t slot_floats() const;
@@ -77,6 +82,7 @@ class CpuAttention {
   ThreadPool& pool_;
   std::vector<Scratch> scratch_;  // by thread
   std::vector<int> heads_;        // grouped by KV head
+  int head_groups_ = 0;           // that tiles are made of
   std::vector<Tile> tiles_;
   std::vector<Job> jobs_;
   bool shared_ = false;  // some tile has a slot
@@ -89,6 +95,8 @@ class CpuAttention {
   KvMemory* kv_ = nullptr;
   const float* qkv_ = nullptr;
   float* out_ = nullptr;
+  const QuantizedRows* inputs_ = nullptr;
+  std::vector<int> missing_;  // by tile of inputs: rows x head groups that are not written yet
 };
 
 }  // namespace facet

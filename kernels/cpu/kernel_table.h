@@ -179,6 +179,9 @@ struct KernelTable {
 
   // The quantised form of a tile from its `x`.
   void (*quantize_tile)(const ActivationTile& tile) = nullptr;
+  // Block `block` of the quantised form of some tiles from `x`, [rows of all tiles][32].
+  void (*quantize_block)(const ActivationTile* tiles, int tile_count, int64_t block,
+                         const float* x) = nullptr;
   // out = RMS(x; weight); out may be x.
   void (*norm)(const float* x, int width, const float* weight, float epsilon, float* out) = nullptr;
   // out = act(gate) x up.
