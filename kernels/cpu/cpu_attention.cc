@@ -55,7 +55,7 @@ void CpuAttention::Run(const AttentionSpec& spec, const StepLayout& layout, KvMe
   CountMissing();
   CutJobs();
   pool_.ParallelFor(static_cast<int64_t>(jobs_.size()), [&](int64_t job, int thread) {
-    RunJob(jobs_[static_cast<size_t>(job)], &scratch_[static_cast<size_t>(thread)]);
+    RunJob(static_cast<size_t>(job), &scratch_[static_cast<size_t>(thread)]);
   });
   if (!shared_) return;
   pool_.ParallelFor(static_cast<int64_t>(tiles_.size()), [&](int64_t i, int thread) {
@@ -142,7 +142,12 @@ void CpuAttention::CutJobs() {
 
 int64_t CpuAttention::slot_floats() const { return int64_t{kSlotQueries} * (2 + dim_); }
 
-void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
+bool CpuAttention::ReadsStored(const Tile& tile) const {
+  return tile.queries() <= kFewQueries && dim_ == head_dim_;
+}
+
+void CpuAttention::RunJob(size_t index, Scratch* scratch) {
+  const Job& job = jobs_[index];
   const Tile& tile = *job.tile;
   GatherQueries(tile, scratch);
   const Partials total = TotalsOf(*scratch);
@@ -152,10 +157,10 @@ void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
     // What the first one gives to the queries that see it is their total so far.
     const bool first = tile.slot < 0 && split == job.begin;
     if (first) std::tie(args.max, args.sum, args.out) = std::tie(total.max, total.sum, total.out);
-    if (tile.queries() <= kFewQueries && dim_ == head_dim_) {
-      LocateKeys(tile, split, &args, scratch);
+    if (ReadsStored(tile)) {
+      ReadStored(index, split, &args, scratch);
     } else {
-      ReadKeys(tile, split, args, scratch);
+      ReadKeys(tile, split, scratch);
     }
     kernels_.attend_split(args);
     if (tile.slot < 0 && !first) kernels_.merge_split(args, total);
@@ -225,48 +230,58 @@ SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* s
   return args;
 }
 
-CpuAttention::KeyRange CpuAttention::KeysOf(const SplitArgs& args) {
-  KeyRange keys;
-  for (int i = 0; i < args.queries; ++i) {
-    if (args.begin[i] >= args.end[i]) continue;
-    keys.begin = std::min<int64_t>(keys.begin, args.begin[i]);
-    keys.end = std::max<int64_t>(keys.end, args.end[i]);
-  }
-  return keys;
+// The keys of one row follow on those of the row before it.
+CpuAttention::KeyRange CpuAttention::KeysOf(const Tile& tile, int64_t split) const {
+  const int64_t start = split * kSplitTokens;
+  const int64_t position = tile.run->first_position + tile.first_row;
+  return {std::max(FirstKey(*spec_, position) - start, int64_t{0}),
+          std::min(position + tile.rows - start, int64_t{kSplitTokens})};
 }
 
 // Finds out where the keys and values that the tile sees of the split lie.
-void CpuAttention::LocateKeys(const Tile& tile, int64_t split, SplitArgs* args,
-                              Scratch* scratch) const {
-  const KeyRange keys = KeysOf(*args);
+void CpuAttention::LocateKeys(const Tile& tile, int64_t split, StoredRows* rows) const {
+  const KeyRange range = KeysOf(tile, split);
   const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
   const int block_tokens = kv_->spec().block_tokens;
   const int64_t row_bytes = int64_t{head_dim_} * kv_->element_bytes();
-  for (int64_t i = keys.begin; i < keys.end;) {
+  for (int64_t i = range.begin; i < range.end;) {
     const int64_t position = split * kSplitTokens + i;
     const std::byte* key = kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position);
     const std::byte* value = kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position);
-    const int64_t end = std::min(keys.end, i + block_tokens - position % block_tokens);
+    const int64_t end = std::min(range.end, i + block_tokens - position % block_tokens);
     for (; i < end; ++i, key += row_bytes, value += row_bytes) {
-      scratch->key_rows[i] = key;
-      scratch->value_rows[i] = value;
+      rows->keys[i] = key;
+      rows->values[i] = value;
     }
   }
-  if (keys.begin < keys.end) {
-    std::fill(scratch->key_rows, scratch->key_rows + keys.begin, scratch->key_rows[keys.begin]);
-    std::fill(scratch->key_rows + keys.end, scratch->key_rows + kSplitTokens,
-              scratch->key_rows[keys.begin]);
+  for (const std::byte** list : {rows->keys, rows->values}) {
+    std::fill(list, list + range.begin, list[range.begin]);
+    std::fill(list + range.end, list + kSplitTokens, list[range.begin]);
   }
-  args->key_rows = scratch->key_rows;
-  args->value_rows = scratch->value_rows;
+}
+
+void CpuAttention::ReadStored(size_t job, int64_t split, SplitArgs* args, Scratch* scratch) const {
+  const auto [tile, begin, end] = jobs_[job];
+  StoredRows& rows = scratch->rows[split % 2];
+  StoredRows& next = scratch->rows[1 - split % 2];
+  if (split == begin) LocateKeys(*tile, split, &rows);
+  args->next_key_rows = next.keys;
+  if (split + 1 < end) {
+    LocateKeys(*tile, split + 1, &next);
+  } else if (job + 1 < jobs_.size() && ReadsStored(*jobs_[job + 1].tile)) {
+    LocateKeys(*jobs_[job + 1].tile, jobs_[job + 1].begin, &next);
+  } else {
+    args->next_key_rows = rows.keys;
+  }
+  args->key_rows = rows.keys;
+  args->value_rows = rows.values;
   args->half = kv_->spec().type == KvType::kF16;
 }
 
 // Converts the keys and values that the tile sees of the split, block by block.
-void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args,
-                            Scratch* scratch) const {
+void CpuAttention::ReadKeys(const Tile& tile, int64_t split, Scratch* scratch) const {
   const int64_t start = split * kSplitTokens;
-  auto [begin, end] = KeysOf(args);
+  auto [begin, end] = KeysOf(tile, split);
   const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
   const int block_tokens = kv_->spec().block_tokens;
   const bool half = kv_->spec().type == KvType::kF16;

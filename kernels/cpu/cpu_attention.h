@@ -45,31 +45,39 @@ class CpuAttention {
     int64_t begin;
     int64_t end;
   };
+  // Where the keys and values of a split lie; those that no query sees lie where any other does.
+  struct StoredRows {
+    const std::byte* keys[kSplitTokens] = {};
+    const std::byte* values[kSplitTokens] = {};
+  };
   // What a thread needs for one tile and split.
   struct Scratch {
     AlignedBuffer memory;  // of the following, each at a multiple of 64 bytes
     float *q, *keys, *values, *weights, *out, *total_out;
     float *max, *sum, *total_max, *total_sum;
     std::vector<int> begin, end;
-    const std::byte* key_rows[kSplitTokens] = {};
-    const std::byte* value_rows[kSplitTokens] = {};
+    StoredRows rows[2];  // of a split and of the one that is read next
   };
   // The keys of a split that any query of a tile sees.
   struct KeyRange {
-    int64_t begin = kSplitTokens;
-    int64_t end = 0;
+    int64_t begin;
+    int64_t end;
   };
 
   void SizeScratch(int head_dim);
   void CutTiles();
   void CutJobs();
-  void RunJob(const Job& job, Scratch* scratch);
+  // Whether a tile reads keys and values as they are stored.
+  bool ReadsStored(const Tile& tile) const;
+  void RunJob(size_t index, Scratch* scratch);
   void MergeTile(const Tile& tile, Scratch* scratch);
   void GatherQueries(const Tile& tile, Scratch* scratch) const;
   SplitArgs PrepareSplit(const Tile& tile, int64_t split, Scratch* scratch);
-  static KeyRange KeysOf(const SplitArgs& args);
-  void ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args, Scratch* scratch) const;
-  void LocateKeys(const Tile& tile, int64_t split, SplitArgs* args, Scratch* scratch) const;
+  KeyRange KeysOf(const Tile& tile, int64_t split) const;
+  void ReadKeys(const Tile& tile, int64_t split, Scratch* scratch) const;
+  void LocateKeys(const Tile& tile, int64_t split, StoredRows* rows) const;
+  // Has the split's keys and values read where they are, and what comes next prefetched.
+  void ReadStored(size_t job, int64_t split, SplitArgs* args, Scratch* scratch) const;
   void WriteTile(const Tile& tile, const Scratch& scratch);
   void CountMissing();
   // Quantises the inputs that have become complete with a tile.

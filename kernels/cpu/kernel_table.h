@@ -64,6 +64,7 @@ struct SplitArgs {
   // value lies as it is stored, [64], halves or floats. Keys that no query sees lie at any other's.
   const std::byte* const* key_rows = nullptr;
   const std::byte* const* value_rows = nullptr;
+  const std::byte* const* next_key_rows = nullptr;  // [64]: what to prefetch meanwhile
   bool half = false;
   const int* begin = nullptr;  // [queries]: the keys [begin, end) of the split are seen
   const int* end = nullptr;    // none if begin >= end
