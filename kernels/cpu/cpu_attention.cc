@@ -17,8 +17,10 @@ constexpr int kTileQueries = 64;
 constexpr int kFewQueries = 4;
 // Tiles of more queries are work enough for one thread.
 constexpr int kSlotQueries = 32;
-// A job of fewer splits is not worth handing to another thread.
+// A job of fewer splits is not worth handing to another thread; of long contexts each thread gets
+// about so many jobs, because the keys that a job begins with may come too late.
 constexpr int64_t kJobSplits = 4;
+constexpr int64_t kJobsPerThread = 8;
 
 bool Grow(int64_t floats, AlignedBuffer* buffer) {
   const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
@@ -128,7 +130,8 @@ void CpuAttention::CutJobs() {
   for (Tile& tile : tiles_) {
     const int64_t splits = tile.last_split - tile.first_split;
     const bool share = few && tile.queries() <= kSlotQueries && splits >= 2 * kJobSplits;
-    const int64_t step = share ? kJobSplits : splits;
+    const int64_t even = splits / (kJobsPerThread * pool_.threads());
+    const int64_t step = share ? std::max(kJobSplits, even) : splits;
     for (int64_t begin = tile.first_split; begin < tile.last_split; begin += step) {
       jobs_.push_back({&tile, begin, std::min(begin + step, tile.last_split)});
     }
@@ -264,12 +267,14 @@ void CpuAttention::ReadStored(size_t job, int64_t split, SplitArgs* args, Scratc
   const auto [tile, begin, end] = jobs_[job];
   StoredRows& rows = scratch->rows[split % 2];
   StoredRows& next = scratch->rows[1 - split % 2];
+  // What this thread most likely does next: all threads take jobs in turn.
+  const size_t following = job + static_cast<size_t>(pool_.threads());
   if (split == begin) LocateKeys(*tile, split, &rows);
   args->next_key_rows = next.keys;
   if (split + 1 < end) {
     LocateKeys(*tile, split + 1, &next);
-  } else if (job + 1 < jobs_.size() && ReadsStored(*jobs_[job + 1].tile)) {
-    LocateKeys(*jobs_[job + 1].tile, jobs_[job + 1].begin, &next);
+  } else if (following < jobs_.size() && ReadsStored(*jobs_[following].tile)) {
+    LocateKeys(*jobs_[following].tile, jobs_[following].begin, &next);
   } else {
     args->next_key_rows = rows.keys;
   }

@@ -271,6 +271,9 @@ class CpuDevice final : public HostDevice {
       vector.cosines = rotations->cosines(row);
       vector.sines = rotations->sines(row);
     }
+    const int width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+    // The next row: a step's rows have left the second-level cache since a product wrote them.
+    for (int i = 0; i < width; i += 16) __builtin_prefetch(qkv + width + i, 1);
     for (int head = 0; head < spec.heads + spec.kv_heads; ++head) {
       vector.x = qkv + head * spec.head_dim;
       vector.weight = (head < spec.heads ? spec.q_norm : spec.k_norm).data;
