@@ -7,8 +7,6 @@
 //
 // Memory: a Floats or Matrix belongs to the device that made it, lives as long as the device, and
 // its address means something to that device and to a communicator built for it, to nobody else.
-// What an operation has written is changed by operations and CopyIn() only, never from outside: a
-// device may keep another form of it for the operations to come.
 // Threads: one thread calls a device. Operations run in the order of the calls; Synchronize()
 // waits for them, and the host reads results only after it.
 // Nothing: every count of rows, elements, queries or edits that an operation takes may be 0, and so
@@ -235,6 +233,13 @@ class Device {
   // How whole packed matrices are kept and shared (matrix_images.h); null where they cannot be.
   virtual const MatrixImages* images() const { return nullptr; }
   virtual absl::StatusOr<Floats> AllocateFloats(int64_t size) = 0;
+  // The same for rows that nothing but products with `readers` reads, and only all the rows
+  // together that one operation has written to its front: what lies there between the two is the
+  // device's business.
+  virtual absl::StatusOr<Floats> AllocateInputs(int64_t size,
+                                                std::span<const Matrix* const> /*readers*/) {
+    return AllocateFloats(size);
+  }
   // Keys and values of every layer of both pools; a pool without layers takes nothing.
   virtual absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) = 0;
   virtual int AddRope(RopeSpec spec) = 0;

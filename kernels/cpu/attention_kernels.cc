@@ -21,20 +21,31 @@ constexpr bool kManyRegisters = kWideTile;
 FACET_INLINE constexpr int Smaller(int a, int b) { return a < b ? a : b; }
 FACET_INLINE constexpr int Larger(int a, int b) { return a > b ? a : b; }
 
-// Where keys or values are read: converted beforehand, or as they are stored.
+// Where keys or values are read: converted beforehand, or as they are stored. Of the latter some
+// rows are read side by side, which no processor takes for a stream: whoever is done with elements
+// [d, d + 16) of a row prefetches those of the row that is read in its place half a split later.
 struct Converted {
   const float* vectors;
   int dim;
   [[gnu::always_inline]] VecF At(int key, int d) const { return Load(vectors + key * dim + d); }
+  [[gnu::always_inline]] void Prefetch(int, int) const {}
 };
 struct StoredHalves {
   const std::byte* const* rows;
+  const std::byte* const* later;
   [[gnu::always_inline]] VecF At(int key, int d) const { return LoadHalf(rows[key] + 2 * d); }
+  [[gnu::always_inline]] void Prefetch(int key, int d) const {
+    if (d % 32 == 0) _mm_prefetch(later[key] + 2 * d, _MM_HINT_T0);
+  }
 };
 struct StoredFloats {
   const std::byte* const* rows;
+  const std::byte* const* later;
   [[gnu::always_inline]] VecF At(int key, int d) const {
     return Load(reinterpret_cast<const float*>(rows[key]) + d);
+  }
+  [[gnu::always_inline]] void Prefetch(int key, int d) const {
+    _mm_prefetch(later[key] + 4 * d, _MM_HINT_T0);
   }
 };
 
@@ -54,6 +65,7 @@ FACET_INLINE void Accumulate(const float* q, const Source& keys, int first, int 
       for (int i = 0; i < kQueries; ++i) {
         acc[i * kKeys + j] = Fma(x[i], key, acc[i * kKeys + j]);
       }
+      keys.Prefetch(first + j, d);
     }
   }
 }
@@ -167,7 +179,10 @@ FACET_INLINE void AddValues(const SplitArgs& args, const Source& values, int que
   for (int key = begin; key < end; ++key) {
     VecF value[kVectors];
     FACET_UNROLL
-    for (int v = 0; v < kVectors; ++v) value[v] = values.At(key, d + 16 * v);
+    for (int v = 0; v < kVectors; ++v) {
+      value[v] = values.At(key, d + 16 * v);
+      values.Prefetch(key, d + 16 * v);
+    }
     FACET_UNROLL
     for (int i = 0; i < kQueries; ++i) {
       const VecF p = Set(weights[i * kSplit + key]);
@@ -256,9 +271,11 @@ void AttendSplit(const SplitArgs& args) {
   if (args.key_rows == nullptr) {
     AttendTo(args, Converted{args.keys, args.dim}, Converted{args.values, args.dim});
   } else if (args.half) {
-    AttendTo(args, StoredHalves{args.key_rows}, StoredHalves{args.value_rows});
+    AttendTo(args, StoredHalves{args.key_rows, args.value_rows},
+             StoredHalves{args.value_rows, args.next_key_rows});
   } else {
-    AttendTo(args, StoredFloats{args.key_rows}, StoredFloats{args.value_rows});
+    AttendTo(args, StoredFloats{args.key_rows, args.value_rows},
+             StoredFloats{args.value_rows, args.next_key_rows});
   }
 }
 

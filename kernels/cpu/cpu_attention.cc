@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -16,8 +17,10 @@ constexpr int kTileQueries = 64;
 constexpr int kFewQueries = 4;
 // Tiles of more queries are work enough for one thread.
 constexpr int kSlotQueries = 32;
-// A job of fewer splits is not worth handing to another thread.
+// A job of fewer splits is not worth handing to another thread; of long contexts each thread gets
+// about so many jobs, because the keys that a job begins with may come too late.
 constexpr int64_t kJobSplits = 4;
+constexpr int64_t kJobsPerThread = 8;
 
 bool Grow(int64_t floats, AlignedBuffer* buffer) {
   const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
@@ -42,17 +45,19 @@ CpuAttention::CpuAttention(const KernelTable& kernels, ThreadPool* pool)
     : kernels_(kernels), pool_(*pool), scratch_(static_cast<size_t>(pool->threads())) {}
 
 void CpuAttention::Run(const AttentionSpec& spec, const StepLayout& layout, KvMemory* kv,
-                       const float* qkv, float* out) {
+                       const float* qkv, float* out, const QuantizedRows* inputs) {
   spec_ = &spec;
   layout_ = &layout;
   kv_ = kv;
   qkv_ = qkv;
   out_ = out;
+  inputs_ = inputs;
   SizeScratch(spec.head_dim);
   CutTiles();
+  CountMissing();
   CutJobs();
   pool_.ParallelFor(static_cast<int64_t>(jobs_.size()), [&](int64_t job, int thread) {
-    RunJob(jobs_[static_cast<size_t>(job)], &scratch_[static_cast<size_t>(thread)]);
+    RunJob(static_cast<size_t>(job), &scratch_[static_cast<size_t>(thread)]);
   });
   if (!shared_) return;
   pool_.ParallelFor(static_cast<int64_t>(tiles_.size()), [&](int64_t i, int thread) {
@@ -93,6 +98,7 @@ void CpuAttention::SizeScratch(int head_dim) {
 void CpuAttention::CutTiles() {
   tiles_.clear();
   heads_.clear();
+  head_groups_ = 0;
   for (int kv_head = 0; kv_head < spec_->kv_heads; ++kv_head) {
     const int group = static_cast<int>(heads_.size());
     for (int head = 0; head < spec_->heads; ++head) {
@@ -102,6 +108,7 @@ void CpuAttention::CutTiles() {
     for (int first_head = group; first_head < group_end; first_head += kTileQueries) {
       const int heads = std::min(kTileQueries, group_end - first_head);
       const int step = kTileQueries / heads;
+      ++head_groups_;
       for (const SequenceRun& run : layout_->runs) {
         // The last rows see most keys: first come, so that no thread starts one at the end.
         for (int row = (run.rows - 1) / step * step; row >= 0; row -= step) {
@@ -123,7 +130,8 @@ void CpuAttention::CutJobs() {
   for (Tile& tile : tiles_) {
     const int64_t splits = tile.last_split - tile.first_split;
     const bool share = few && tile.queries() <= kSlotQueries && splits >= 2 * kJobSplits;
-    const int64_t step = share ? kJobSplits : splits;
+    const int64_t even = splits / (kJobsPerThread * pool_.threads());
+    const int64_t step = share ? std::max(kJobSplits, even) : splits;
     for (int64_t begin = tile.first_split; begin < tile.last_split; begin += step) {
       jobs_.push_back({&tile, begin, std::min(begin + step, tile.last_split)});
     }
@@ -137,7 +145,12 @@ void CpuAttention::CutJobs() {
 
 int64_t CpuAttention::slot_floats() const { return int64_t{kSlotQueries} * (2 + dim_); }
 
-void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
+bool CpuAttention::ReadsStored(const Tile& tile) const {
+  return tile.queries() <= kFewQueries && dim_ == head_dim_;
+}
+
+void CpuAttention::RunJob(size_t index, Scratch* scratch) {
+  const Job& job = jobs_[index];
   const Tile& tile = *job.tile;
   GatherQueries(tile, scratch);
   const Partials total = TotalsOf(*scratch);
@@ -147,10 +160,10 @@ void CpuAttention::RunJob(const Job& job, Scratch* scratch) {
     // What the first one gives to the queries that see it is their total so far.
     const bool first = tile.slot < 0 && split == job.begin;
     if (first) std::tie(args.max, args.sum, args.out) = std::tie(total.max, total.sum, total.out);
-    if (tile.queries() <= kFewQueries && dim_ == head_dim_) {
-      LocateKeys(tile, split, &args, scratch);
+    if (ReadsStored(tile)) {
+      ReadStored(index, split, &args, scratch);
     } else {
-      ReadKeys(tile, split, args, scratch);
+      ReadKeys(tile, split, scratch);
     }
     kernels_.attend_split(args);
     if (tile.slot < 0 && !first) kernels_.merge_split(args, total);
@@ -220,48 +233,60 @@ SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* s
   return args;
 }
 
-CpuAttention::KeyRange CpuAttention::KeysOf(const SplitArgs& args) {
-  KeyRange keys;
-  for (int i = 0; i < args.queries; ++i) {
-    if (args.begin[i] >= args.end[i]) continue;
-    keys.begin = std::min<int64_t>(keys.begin, args.begin[i]);
-    keys.end = std::max<int64_t>(keys.end, args.end[i]);
-  }
-  return keys;
+// The keys of one row follow on those of the row before it.
+CpuAttention::KeyRange CpuAttention::KeysOf(const Tile& tile, int64_t split) const {
+  const int64_t start = split * kSplitTokens;
+  const int64_t position = tile.run->first_position + tile.first_row;
+  return {std::max(FirstKey(*spec_, position) - start, int64_t{0}),
+          std::min(position + tile.rows - start, int64_t{kSplitTokens})};
 }
 
 // Finds out where the keys and values that the tile sees of the split lie.
-void CpuAttention::LocateKeys(const Tile& tile, int64_t split, SplitArgs* args,
-                              Scratch* scratch) const {
-  const KeyRange keys = KeysOf(*args);
+void CpuAttention::LocateKeys(const Tile& tile, int64_t split, StoredRows* rows) const {
+  const KeyRange range = KeysOf(tile, split);
   const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
   const int block_tokens = kv_->spec().block_tokens;
   const int64_t row_bytes = int64_t{head_dim_} * kv_->element_bytes();
-  for (int64_t i = keys.begin; i < keys.end;) {
+  for (int64_t i = range.begin; i < range.end;) {
     const int64_t position = split * kSplitTokens + i;
     const std::byte* key = kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position);
     const std::byte* value = kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position);
-    const int64_t end = std::min(keys.end, i + block_tokens - position % block_tokens);
+    const int64_t end = std::min(range.end, i + block_tokens - position % block_tokens);
     for (; i < end; ++i, key += row_bytes, value += row_bytes) {
-      scratch->key_rows[i] = key;
-      scratch->value_rows[i] = value;
+      rows->keys[i] = key;
+      rows->values[i] = value;
     }
   }
-  if (keys.begin < keys.end) {
-    std::fill(scratch->key_rows, scratch->key_rows + keys.begin, scratch->key_rows[keys.begin]);
-    std::fill(scratch->key_rows + keys.end, scratch->key_rows + kSplitTokens,
-              scratch->key_rows[keys.begin]);
+  for (const std::byte** list : {rows->keys, rows->values}) {
+    std::fill(list, list + range.begin, list[range.begin]);
+    std::fill(list + range.end, list + kSplitTokens, list[range.begin]);
   }
-  args->key_rows = scratch->key_rows;
-  args->value_rows = scratch->value_rows;
+}
+
+void CpuAttention::ReadStored(size_t job, int64_t split, SplitArgs* args, Scratch* scratch) const {
+  const auto [tile, begin, end] = jobs_[job];
+  StoredRows& rows = scratch->rows[split % 2];
+  StoredRows& next = scratch->rows[1 - split % 2];
+  // What this thread most likely does next: all threads take jobs in turn.
+  const size_t following = job + static_cast<size_t>(pool_.threads());
+  if (split == begin) LocateKeys(*tile, split, &rows);
+  args->next_key_rows = next.keys;
+  if (split + 1 < end) {
+    LocateKeys(*tile, split + 1, &next);
+  } else if (following < jobs_.size() && ReadsStored(*jobs_[following].tile)) {
+    LocateKeys(*jobs_[following].tile, jobs_[following].begin, &next);
+  } else {
+    args->next_key_rows = rows.keys;
+  }
+  args->key_rows = rows.keys;
+  args->value_rows = rows.values;
   args->half = kv_->spec().type == KvType::kF16;
 }
 
 // Converts the keys and values that the tile sees of the split, block by block.
-void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& args,
-                            Scratch* scratch) const {
+void CpuAttention::ReadKeys(const Tile& tile, int64_t split, Scratch* scratch) const {
   const int64_t start = split * kSplitTokens;
-  auto [begin, end] = KeysOf(args);
+  auto [begin, end] = KeysOf(tile, split);
   const std::span<const int32_t> blocks = tile.run->blocks[static_cast<size_t>(spec_->pool)];
   const int block_tokens = kv_->spec().block_tokens;
   const bool half = kv_->spec().type == KvType::kF16;
@@ -285,7 +310,30 @@ void CpuAttention::ReadKeys(const Tile& tile, int64_t split, const SplitArgs& ar
   }
 }
 
-void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) const {
+void CpuAttention::CountMissing() {
+  if (inputs_ == nullptr) return;
+  missing_.clear();
+  for (const ActivationTile& tile : inputs_->tiles()) missing_.push_back(tile.rows * head_groups_);
+}
+
+// Tiles of inputs have up to kTileRows rows: that of row r is not before the tile r / kTileRows.
+void CpuAttention::QuantizeRowsOf(const Tile& tile) {
+  int row = tile.run->first_row + tile.first_row;
+  const int end = row + tile.rows;
+  for (int i = row / kTileRows; row < end; ++i) {
+    const int tile_end = inputs_->first_row(i + 1);
+    if (tile_end <= row) continue;
+    const int written = std::min(tile_end, end) - row;
+    row += written;
+    const auto index = static_cast<size_t>(i);
+    // Who completes it sees what the others have written.
+    if (std::atomic_ref<int>(missing_[index]).fetch_sub(written) == written) {
+      kernels_.quantize_tile(inputs_->tiles()[index]);
+    }
+  }
+}
+
+void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) {
   const int64_t width = int64_t{spec_->heads} * spec_->head_dim;
   int query = 0;
   for (int row = 0; row < tile.rows; ++row) {
@@ -296,6 +344,7 @@ void CpuAttention::WriteTile(const Tile& tile, const Scratch& scratch) const {
                             spec_->head_dim, to + int64_t{head} * spec_->head_dim);
     }
   }
+  if (inputs_ != nullptr) QuantizeRowsOf(tile);
 }
 
 }  // namespace facet

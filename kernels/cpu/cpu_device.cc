@@ -73,6 +73,16 @@ class CpuDevice final : public HostDevice {
 
   const MatrixImages* images() const override { return &images_; }
 
+  absl::StatusOr<Floats> AllocateInputs(int64_t size,
+                                        std::span<const Matrix* const> readers) override {
+    FACET_ASSIGN_OR_RETURN(const Floats floats, AllocateFloats(size));
+    const bool integers = std::all_of(readers.begin(), readers.end(), [](const Matrix* reader) {
+      return Own(*reader).integer_product();
+    });
+    if (integers) product_.AddInputs(floats.data, floats.data + size);
+    return floats;
+  }
+
   void BeginStep(const StepLayout& layout) override {
     HostDevice::BeginStep(layout);
     for (RotationTable& table : rotations_) table.Forget();
@@ -106,8 +116,8 @@ class CpuDevice final : public HostDevice {
 
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
     FACET_CHECK(int64_t{rows} * width <= std::min(x.size, out.size) && width <= weight.size);
-    WriteNorms(out, rows, width, [&](int64_t r) {
-      kernels_.norm(x.data + r * width, width, weight.data, epsilon, out.data + r * width);
+    WriteNorms(out, rows, width, [&](int64_t r, float* to) {
+      kernels_.norm(x.data + r * width, width, weight.data, epsilon, to);
     });
   }
 
@@ -117,7 +127,7 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(args.width <= args.next_weight.size);
     FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
     Written(args.residual);
-    WriteNorms(args.out, args.rows, args.width, [&](int64_t r) {
+    WriteNorms(args.out, args.rows, args.width, [&](int64_t r, float* to) {
       const int64_t offset = r * args.width;
       kernels_.residual_norm({.width = args.width,
                               .epsilon = args.epsilon,
@@ -125,7 +135,7 @@ class CpuDevice final : public HostDevice {
                               .update = args.update.data + offset,
                               .post_weight = args.post_weight.data,
                               .weight = args.next_weight.data,
-                              .out = args.out.data + offset});
+                              .out = to});
     });
   }
 
@@ -154,6 +164,7 @@ class CpuDevice final : public HostDevice {
     CpuProduct::Part part = {&Own(gate), out.data, gate.rows(), 0};
     part.up = &Own(up);
     part.gate = activation == Activation::kSilu ? kernels_.silu_gate : kernels_.gelu_gate;
+    part.inputs = product_.CutInputs(out.data, rows, gate.rows());
     product_.Run(std::span(&part, 1), x.data, rows);
   }
 
@@ -181,7 +192,9 @@ class CpuDevice final : public HostDevice {
     CheckAttention(spec, qkv);
     FACET_CHECK(int64_t{layout().rows} * spec.heads * spec.head_dim <= out.size);
     Written(out);
-    attention_.Run(spec, layout(), &kv(spec.pool), qkv.data, out.data);
+    attention_.Run(
+        spec, layout(), &kv(spec.pool), qkv.data, out.data,
+        product_.CutInputs(out.data, layout().rows, int64_t{spec.heads} * spec.head_dim));
   }
 
   void SoftCap(Floats x, int64_t size, float cap) override {
@@ -221,17 +234,18 @@ class CpuDevice final : public HostDevice {
     });
   }
 
-  // Every operation says what it is about to write: of what is written, no other form is valid.
+  // Every operation says what it is about to write: what products knew of it is no longer true.
   void Written(Floats out) { product_.Written(out.data, out.data + out.size); }
 
-  // norm(row) writes one row of `out`, which the next product reads.
+  // norm(row, to) writes one row of `out` to `to`.
   template <typename Norm>
   void WriteNorms(Floats out, int rows, int width, const Norm& norm) {
     Written({out.data, int64_t{rows} * width});
-    if (product_.quantizes(width)) {
-      product_.WriteRows(out.data, rows, width, norm);
+    if (rows == 0) return;
+    if (const QuantizedRows* inputs = product_.CutInputs(out.data, rows, width)) {
+      product_.WriteRows(*inputs, norm);
     } else {
-      ForRows(rows, width, norm);
+      ForRows(rows, width, [&](int64_t r) { norm(r, out.data + r * width); });
     }
   }
 
@@ -257,6 +271,9 @@ class CpuDevice final : public HostDevice {
       vector.cosines = rotations->cosines(row);
       vector.sines = rotations->sines(row);
     }
+    const int width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+    // The next row: a step's rows have left the second-level cache since a product wrote them.
+    for (int i = 0; i < width; i += 16) __builtin_prefetch(qkv + width + i, 1);
     for (int head = 0; head < spec.heads + spec.kv_heads; ++head) {
       vector.x = qkv + head * spec.head_dim;
       vector.weight = (head < spec.heads ? spec.q_norm : spec.k_norm).data;

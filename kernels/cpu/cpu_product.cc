@@ -72,12 +72,12 @@ void CpuProduct::Panels(const Part& part, int64_t begin, int64_t end, bool goes_
 
 void CpuProduct::Prepare(std::span<const Part> parts, const float* x, int rows) {
   const int64_t columns = parts.front().matrix->columns();
-  quantizes_ = false;
+  bool quantize = false;
   for (const Part& part : parts) {
-    quantizes_ |= part.matrix->integer_product();
-    if (part.up != nullptr) quantizes_ |= part.up->integer_product();
+    quantize |= part.matrix->integer_product();
+    if (part.up != nullptr) quantize |= part.up->integer_product();
   }
-  rows_ = &Inputs(x, rows, columns);
+  rows_ = &Inputs(x, rows, columns, quantize);
   tiles_per_pass_ = static_cast<int>(std::max<int64_t>(1, kPassBytes / (kTileRows * columns)));
   SizeScratch(parts);
   FindFollower(*parts.front().matrix);
@@ -104,10 +104,48 @@ const CpuProduct::Task* CpuProduct::TakeTask() {
   return index < tasks_.size() ? &tasks_[index] : nullptr;
 }
 
-const QuantizedRows& CpuProduct::Inputs(const float* x, int rows, int64_t columns) {
-  if (held_.Are(x, rows, columns)) return held_;
+void CpuProduct::AddInputs(const float* begin, const float* end) {
+  inputs_.push_back({begin, end, {}});
+}
+
+ProductInputs* CpuProduct::InputsAt(const float* x) {
+  for (ProductInputs& inputs : inputs_) {
+    if (inputs.begin <= x && x < inputs.end) return &inputs;
+  }
+  return nullptr;
+}
+
+const QuantizedRows* CpuProduct::CutInputs(const float* x, int rows, int64_t columns) {
+  ProductInputs* inputs = InputsAt(x);
+  if (inputs == nullptr) return nullptr;
+  FACET_CHECK(columns % kBlockColumns == 0, "{} columns to be quantised", columns);
+  inputs->rows.Cut(x, rows, columns);
+  return &inputs->rows;
+}
+
+void CpuProduct::Written(const float* begin, const float* end) {
+  for (ProductInputs& inputs : inputs_) {
+    if (begin < inputs.end && inputs.begin < end) inputs.rows.Clear();
+  }
+}
+
+void CpuProduct::SizeTiles(int64_t columns) {
+  for (Scratch& scratch : scratch_) {
+    Grow(&scratch.tile, static_cast<size_t>(kTileRows * columns) * sizeof(float));
+  }
+}
+
+const QuantizedRows& CpuProduct::Inputs(const float* x, int rows, int64_t columns, bool quantize) {
+  const ProductInputs* inputs = InputsAt(x);
+  if (inputs != nullptr && !inputs->rows.empty()) {
+    FACET_CHECK(inputs->rows.Are(x, rows, columns) && quantize,
+                "{} rows of {} are read, but others were written", rows, columns);
+    return inputs->rows;
+  }
   own_.Cut(x, rows, columns);
-  if (quantizes_) QuantizeTiles(own_, [](int) {});
+  if (quantize) {
+    QuantizeTiles(own_, [&](int tile, int) { return own_.tiles()[static_cast<size_t>(tile)].x; });
+  }
   return own_;
 }
 
@@ -178,12 +216,12 @@ void CpuProduct::RunPanel(const Part& part, int64_t panel, const Upcoming& next,
     SetNext(next, &args);
     Multiply(*part.matrix, panel, &args, scratch);
   } else {
-    RunGatedPanel(part, panel, next, &args, scratch);
+    RunGatedPanel(part, panel, next, first_tile, &args, scratch);
   }
 }
 
 void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next,
-                               PanelArgs* args, Scratch* scratch) const {
+                               int first_tile, PanelArgs* args, Scratch* scratch) const {
   int64_t rows = 0;
   for (int i = 0; i < args->tile_count; ++i) rows += args->tiles[i].rows;
   float* gate = reinterpret_cast<float*>(scratch->gate_up.data());
@@ -199,6 +237,10 @@ void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, const Upcoming& 
   SetNext(next, args);
   Multiply(*part.up, panel, args, scratch);
   part.gate(gate, up, rows * kPanelColumns, gate);
+  if (part.inputs != nullptr) {
+    const ActivationTile* tiles = part.inputs->tiles().data() + first_tile;
+    return kernels_.quantize_block(tiles, args->tile_count, panel - part.first_panel, gate);
+  }
   for (int64_t row = 0; row < rows; ++row) {
     std::memcpy(out + row * part.row_stride, gate + row * kPanelColumns, row_bytes);
   }

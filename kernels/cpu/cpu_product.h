@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <span>
 #include <vector>
 
@@ -37,6 +38,8 @@ class CpuProduct {
     // With `up`, of the same shape, what is written is gate(product with matrix, with up).
     const PackedMatrix* up = nullptr;
     void (*gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
+    // Of a gated product: what its rows are quantised into, with nothing written to `out`.
+    const QuantizedRows* inputs = nullptr;
     int64_t first_panel = 0;  // whose first column goes to out
   };
 
@@ -58,22 +61,27 @@ class CpuProduct {
   void Prepare(const PackedMatrix& matrix, const float* x, int rows);
   void Panels(const Part& part, int64_t begin, int64_t end, bool goes_on, int thread);
 
-  // For `rows` rows at `x` that are about to be written and that a product will most likely read:
-  // calls write(row) for each and quantises it then, while it is in the cache. Products of just
-  // these rows use that form until Written().
+  // From now on [begin, end) is read by products with integer weights only (ProductInputs).
+  void AddInputs(const float* begin, const float* end);
+  // Where the quantised form of rows goes that are about to be written to `x`; whoever asks fills
+  // it in the place of the floats. Null: `x` is no such array.
+  const QuantizedRows* CutInputs(const float* x, int rows, int64_t columns);
+  // Fills it: write(row, to) writes one row to `to`, from where it is quantised.
   template <typename Write>
-  void WriteRows(const float* x, int rows, int64_t columns, const Write& write) {
-    held_.Cut(x, rows, columns);
-    QuantizeTiles(held_, [&](int tile) {
-      for (int row = held_.first_row(tile); row < held_.first_row(tile + 1); ++row) write(row);
+  void WriteRows(const QuantizedRows& rows, const Write& write) {
+    const int64_t columns = rows.tiles().front().columns;
+    SizeTiles(columns);
+    QuantizeTiles(rows, [&](int tile, int thread) {
+      float* const x = tile_of(thread);
+      float* to = x;
+      for (int row = rows.first_row(tile); row < rows.first_row(tile + 1); ++row, to += columns) {
+        write(row, to);
+      }
+      return x;
     });
   }
-  // Whether WriteRows() pays: products lately had integer weights.
-  bool quantizes(int64_t columns) const { return quantizes_ && columns % kBlockColumns == 0; }
-  // Floats in [begin, end) are about to change.
-  void Written(const float* begin, const float* end) {
-    if (held_.Overlap(begin, end)) held_.Clear();
-  }
+  // Floats in [begin, end) are about to be written.
+  void Written(const float* begin, const float* end);
 
  private:
   // Consecutive panels of one part.
@@ -87,25 +95,33 @@ class CpuProduct {
   struct Scratch {
     AlignedBuffer panel;    // unpacked
     AlignedBuffer gate_up;  // [2][rows of a pass][32]
+    AlignedBuffer tile;     // [kTileRows][columns]
   };
 
   void Prepare(std::span<const Part> parts, const float* x, int rows);
-  // Quantises tiles, each after prepare(tile), in parallel if there is enough to do.
-  template <typename Prepare>
-  void QuantizeTiles(const QuantizedRows& rows, const Prepare& prepare) {
+  // Quantises tiles, each from where find(tile, thread) says that its floats are, in parallel if
+  // there is enough to do.
+  template <typename Find>
+  void QuantizeTiles(const QuantizedRows& rows, const Find& find) {
     const int tiles = static_cast<int>(rows.tiles().size());
     if (tiles == 0) return;
     const int64_t tile_floats = kTileRows * rows.tiles().front().columns;
     const int step = static_cast<int>(std::max<int64_t>(1, kTaskFloats / tile_floats));
-    pool_.ParallelFor((tiles + step - 1) / step, [&](int64_t task, int) {
+    pool_.ParallelFor((tiles + step - 1) / step, [&](int64_t task, int thread) {
       const int begin = static_cast<int>(task) * step;
-      for (int tile = begin; tile < std::min(begin + step, tiles); ++tile) {
-        prepare(tile);
-        kernels_.quantize_tile(rows.tiles()[static_cast<size_t>(tile)]);
+      for (int index = begin; index < std::min(begin + step, tiles); ++index) {
+        ActivationTile tile = rows.tiles()[static_cast<size_t>(index)];
+        tile.x = find(index, thread);
+        kernels_.quantize_tile(tile);
       }
     });
   }
-  const QuantizedRows& Inputs(const float* x, int rows, int64_t columns);
+  void SizeTiles(int64_t columns);
+  float* tile_of(int thread) {
+    return reinterpret_cast<float*>(scratch_[static_cast<size_t>(thread)].tile.data());
+  }
+  ProductInputs* InputsAt(const float* x);
+  const QuantizedRows& Inputs(const float* x, int rows, int64_t columns, bool quantize);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);
   void Drain(Scratch* scratch);
@@ -116,16 +132,15 @@ class CpuProduct {
   void RunPanel(const Part& part, int64_t panel, const Upcoming& next, int first_tile,
                 int last_tile, Scratch* scratch) const;
   // Both fill `args` in where it is: a copy of fields just written would wait for them.
-  void RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next, PanelArgs* args,
-                     Scratch* scratch) const;
+  void RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next, int first_tile,
+                     PanelArgs* args, Scratch* scratch) const;
   void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
   std::vector<Scratch> scratch_;  // by thread
-  QuantizedRows held_;            // as long as nobody writes to them
-  QuantizedRows own_;             // of a product whose rows are not held
-  bool quantizes_ = false;
+  std::deque<ProductInputs> inputs_;
+  QuantizedRows own_;                    // of a product that reads floats
   const QuantizedRows* rows_ = nullptr;  // of the product that is running
   std::vector<Task> tasks_;
   std::atomic<size_t> next_task_{0};

@@ -64,6 +64,7 @@ struct SplitArgs {
   // value lies as it is stored, [64], halves or floats. Keys that no query sees lie at any other's.
   const std::byte* const* key_rows = nullptr;
   const std::byte* const* value_rows = nullptr;
+  const std::byte* const* next_key_rows = nullptr;  // [64]: what to prefetch meanwhile
   bool half = false;
   const int* begin = nullptr;  // [queries]: the keys [begin, end) of the split are seen
   const int* end = nullptr;    // none if begin >= end
@@ -179,6 +180,9 @@ struct KernelTable {
 
   // The quantised form of a tile from its `x`.
   void (*quantize_tile)(const ActivationTile& tile) = nullptr;
+  // Block `block` of the quantised form of some tiles from `x`, [rows of all tiles][32].
+  void (*quantize_block)(const ActivationTile* tiles, int tile_count, int64_t block,
+                         const float* x) = nullptr;
   // out = RMS(x; weight); out may be x.
   void (*norm)(const float* x, int width, const float* weight, float epsilon, float* out) = nullptr;
   // out = act(gate) x up.

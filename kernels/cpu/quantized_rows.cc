@@ -1,8 +1,18 @@
 #include "kernels/cpu/quantized_rows.h"
 
+#include <algorithm>
+
+#include "base/check.h"
 #include "kernels/host/matrix_source.h"
 
 namespace facet {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+int64_t RoundUp(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+}  // namespace
 
 // As few tiles as possible, as equal as possible.
 void QuantizedRows::Cut(const float* x, int rows, int64_t columns) {
@@ -22,13 +32,26 @@ void QuantizedRows::Cut(const float* x, int rows, int64_t columns) {
   Reserve();
 }
 
+// Aligned, so that the 192 bytes of a block of six rows are three lines.
 void QuantizedRows::Reserve() {
-  const size_t size = static_cast<size_t>(rows_ * columns_);
-  if (q_.size() < size) {
-    q_.resize(size);
-    scale_.resize(size / kBlockColumns);
-    scaled_sum_.resize(size / kBlockColumns);
-    for (std::vector<int32_t>& sums : offset_sums_) sums.resize(size / kBlockColumns);
+  const int64_t bytes = RoundUp(rows_ * columns_);
+  const int64_t words = RoundUp(rows_ * (columns_ / kBlockColumns) * int64_t{sizeof(float)});
+  const auto size = static_cast<size_t>(bytes + 5 * words);
+  if (memory_.size() < size) {
+    absl::StatusOr<AlignedBuffer> larger = AlignedBuffer::Make(size);
+    FACET_CHECK(larger.ok(), "{}", larger.status().ToString());
+    memory_ = *std::move(larger);
+  }
+  std::byte* next = memory_.data();
+  q_ = reinterpret_cast<int8_t*>(next);
+  next += bytes;
+  for (float** array : {&scale_, &scaled_sum_}) {
+    *array = reinterpret_cast<float*>(next);
+    next += words;
+  }
+  for (int32_t*& sums : offset_sums_) {
+    sums = reinterpret_cast<int32_t*>(next);
+    next += words;
   }
   for (int i = 0; i < static_cast<int>(tiles_.size()); ++i) Place(i);
 }
@@ -38,10 +61,10 @@ void QuantizedRows::Place(int index) {
   const int64_t first = first_row(index);
   const int64_t block = first * (columns_ / kBlockColumns);
   tile.x = x_ + first * columns_;
-  tile.q = q_.data() + first * columns_;
-  tile.scale = scale_.data() + block;
-  tile.scaled_sum = scaled_sum_.data() + block;
-  for (size_t k = 0; k < 3; ++k) tile.offset_sum[k] = offset_sums_[k].data() + block;
+  tile.q = q_ + first * columns_;
+  tile.scale = scale_ + block;
+  tile.scaled_sum = scaled_sum_ + block;
+  for (size_t k = 0; k < 3; ++k) tile.offset_sum[k] = offset_sums_[k] + block;
 }
 
 }  // namespace facet

@@ -6,23 +6,22 @@
 #include <vector>
 
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/host/aligned_buffer.h"
 
 namespace facet {
 
 // Consecutive rows of activations as products read them: cut into tiles of up to kTileRows rows,
-// with memory for their quantised form, which whoever has written the rows fills tile by tile.
-// Memory is kept from one set of rows to the next. One thread changes it.
+// with memory for their quantised form, which whoever knows the rows fills tile by tile or block by
+// block. Memory is kept from one set of rows to the next. One thread changes it.
 class QuantizedRows {
  public:
-  // Cuts `rows` rows of `columns` floats from `x` on.
+  // Cuts `rows` rows of `columns` floats from `x` on; integer products need a multiple of 32.
   void Cut(const float* x, int rows, int64_t columns);
   void Clear() { Cut(nullptr, 0, 0); }
 
+  bool empty() const { return rows_ == 0; }
   bool Are(const float* x, int rows, int64_t columns) const {
     return x_ == x && rows_ == rows && columns_ == columns;
-  }
-  bool Overlap(const float* begin, const float* end) const {
-    return begin < x_ + rows_ * columns_ && x_ < end;
   }
 
   std::span<const ActivationTile> tiles() const { return tiles_; }
@@ -38,11 +37,19 @@ class QuantizedRows {
   int64_t columns_ = 0;
   std::vector<ActivationTile> tiles_;
   std::vector<int> first_rows_ = {0};
-  // The quantised rows, tile after tile.
-  std::vector<int8_t> q_;
-  std::vector<float> scale_;
-  std::vector<float> scaled_sum_;
-  std::vector<int32_t> offset_sums_[3];
+  AlignedBuffer memory_;  // of the following, tile after tile
+  int8_t* q_ = nullptr;
+  float *scale_ = nullptr, *scaled_sum_ = nullptr;
+  int32_t* offset_sums_[3] = {};
+};
+
+// An array that only products with integer weights read, as long as it lives
+// (Device::AllocateInputs()). Where `rows` are not empty they are what has been written to it, and
+// nothing reads its floats.
+struct ProductInputs {
+  const float* begin = nullptr;
+  const float* end = nullptr;
+  QuantizedRows rows;
 };
 
 }  // namespace facet

@@ -75,8 +75,41 @@ struct QuantizeItems {
   }
 };
 
+// What sixteen items are multiplied by, and what they are worth.
+struct ItemScales {
+  float* scales;
+  float* inverses;
+  int32_t* masks;
+};
+
+template <int kRows>
+FACET_INLINE void FindScales(const QuantizeItems<kRows>& items, const ItemScales& to) {
+  for (int i = 0; i < items.count(); i += 16) {
+    const VecF amax = items.Largest(i);
+    const VecF inverse = Div(Set(127.0f), amax);
+    Store(to.scales + i, Div(amax, Set(127.0f)));
+    Store(to.inverses + i, inverse);
+    StoreI(to.masks + i, Quantisable(inverse));
+  }
+}
+
 FACET_INLINE void StoreOffsets(int32_t* to, VecI sum, Mask m) {
   Store(reinterpret_cast<float*>(to), AsFloat(ShiftLeft<7>(Sub(SetI(0), sum))), m);
+}
+
+// Up to sixteen items of a tile from item `at` on; `sums`: of their halves.
+FACET_INLINE void StoreItems(const ActivationTile& tile, int64_t at, const float* scales,
+                             const int32_t* sums, int count) {
+  const Mask m = FirstLanes(count);
+  const VecF scale = Load(scales);
+  VecI sum0, sum1;
+  LoadPairs(sums, &sum0, &sum1);
+  const VecI sum = Add(sum0, sum1);
+  Store(tile.scale + at, scale, m);
+  Store(tile.scaled_sum + at, Mul(scale, ToFloat(sum)), m);
+  StoreOffsets(tile.offset_sum[0] + at, sum, m);
+  StoreOffsets(tile.offset_sum[1] + at, sum0, m);
+  StoreOffsets(tile.offset_sum[2] + at, sum1, m);
 }
 
 // Blocks [first, first + blocks) of a tile.
@@ -86,28 +119,14 @@ FACET_INLINE void QuantizeBlocks(const ActivationTile& tile, int first, int bloc
   const int64_t at = static_cast<int64_t>(first) * kRows;
   alignas(64) float scales[kQuantizeBlocks * kRows], inverses[kQuantizeBlocks * kRows];
   alignas(64) int32_t masks[kQuantizeBlocks * kRows], sums[2 * kQuantizeBlocks * kRows];
-  for (int i = 0; i < items.count(); i += 16) {
-    const VecF amax = items.Largest(i);
-    const VecF inverse = Div(Set(127.0f), amax);
-    Store(scales + i, Div(amax, Set(127.0f)));
-    Store(inverses + i, inverse);
-    StoreI(masks + i, Quantisable(inverse));
-  }
+  FindScales(items, {scales, inverses, masks});
   for (int block = 0; block < blocks; ++block) {
     const int i = block * kRows;
     items.Round(block, inverses + i, masks + i, tile.q + 32 * (at + i), sums + 2 * i);
   }
   for (int i = 0; i < items.count(); i += 16) {
-    const Mask m = FirstLanes(items.count() - i < 16 ? items.count() - i : 16);
-    const VecF scale = Load(scales + i);
-    VecI sum0, sum1;
-    LoadPairs(sums + 2 * i, &sum0, &sum1);
-    const VecI sum = Add(sum0, sum1);
-    Store(tile.scale + at + i, scale, m);
-    Store(tile.scaled_sum + at + i, Mul(scale, ToFloat(sum)), m);
-    StoreOffsets(tile.offset_sum[0] + at + i, sum, m);
-    StoreOffsets(tile.offset_sum[1] + at + i, sum0, m);
-    StoreOffsets(tile.offset_sum[2] + at + i, sum1, m);
+    const int left = items.count() - i;
+    StoreItems(tile, at + i, scales + i, sums + 2 * i, left < 16 ? left : 16);
   }
 }
 
@@ -138,6 +157,55 @@ void QuantizeTile(const ActivationTile& tile) {
   }
 }
 
+// One block of all rows of a tile; `x`: [kRows][32].
+template <int kRows>
+FACET_INLINE void RoundBlock(const ActivationTile& tile, int64_t block, const float* x,
+                             const ItemScales& scales) {
+  alignas(64) int32_t sums[32] = {};
+  const int64_t at = block * kRows;
+  QuantizeItems<kRows>{x, 32, 1}.Round(0, scales.inverses, scales.masks, tile.q + 32 * at, sums);
+  StoreItems(tile, at, scales.scales, sums, kRows);
+}
+
+void RoundBlockOf(const ActivationTile& tile, int64_t block, const float* x,
+                  const ItemScales& scales) {
+  switch (tile.rows) {
+    case 1:
+      return RoundBlock<1>(tile, block, x, scales);
+    case 2:
+      return RoundBlock<2>(tile, block, x, scales);
+    case 3:
+      return RoundBlock<3>(tile, block, x, scales);
+    case 4:
+      return RoundBlock<4>(tile, block, x, scales);
+    case 5:
+      return RoundBlock<5>(tile, block, x, scales);
+    default:
+      return RoundBlock<6>(tile, block, x, scales);
+  }
+}
+
+// Tiles whose scales are found together: whole vectors of rows.
+constexpr int kBlockTiles = 8;
+
+void QuantizeBlock(const ActivationTile* tiles, int tile_count, int64_t block, const float* x) {
+  alignas(64) float scales[kBlockTiles * kTileRows + 16], inverses[kBlockTiles * kTileRows + 16];
+  alignas(64) int32_t masks[kBlockTiles * kTileRows + 16];
+  for (int first = 0; first < tile_count; first += kBlockTiles) {
+    const int end = tile_count < first + kBlockTiles ? tile_count : first + kBlockTiles;
+    int rows = 0;
+    for (int i = first; i < end; ++i) rows += tiles[i].rows;
+    FindScales(QuantizeItems<1>{x, 32, rows}, {scales, inverses, masks});
+    ItemScales next = {scales, inverses, masks};
+    for (int i = first; i < end; ++i) {
+      RoundBlockOf(tiles[i], block, x, next);
+      x += 32 * tiles[i].rows;
+      next = {next.scales + tiles[i].rows, next.inverses + tiles[i].rows,
+              next.masks + tiles[i].rows};
+    }
+  }
+}
+
 // What a row is multiplied by, from the sums of its squares.
 FACET_INLINE VecF InverseNorm(VecF squares, int width, float epsilon) {
   const float mean = Tree(squares) / static_cast<float>(width) + epsilon;
@@ -164,9 +232,17 @@ void Norm(const float* x, int width, const float* weight, float epsilon, float* 
   Scale(x, width, InverseNorm(Squares(x, width), width, epsilon), weight, out);
 }
 
+// The row behind this one, which is most likely the next: a step's rows have left the second-level
+// cache since they were written.
+FACET_INLINE void PrefetchNext(const float* x, int width) {
+  for (int i = 0; i < width; i += 16) _mm_prefetch(x + width + i, _MM_HINT_T0);
+}
+
 // The sums of squares come from the registers that the new residual is stored from.
 void ResidualNorm(const ResidualRow& row) {
   VecF squares = Zero();
+  PrefetchNext(row.update, row.width);
+  PrefetchNext(row.residual, row.width);
   if (row.post_weight == nullptr) {
     ForLanes(
         row.width,
@@ -301,6 +377,7 @@ void WidenFloat(const float* x, int count, int size, int padded, float* out) {
 
 void AddRowKernels(KernelTable* table) {
   table->quantize_tile = &QuantizeTile;
+  table->quantize_block = &QuantizeBlock;
   table->norm = &Norm;
   table->gelu_gate = &GeluGate;
   table->silu_gate = &SiluGate;

@@ -2,6 +2,7 @@
 #define FACET_KERNELS_HOST_FORWARDING_DEVICE_H_
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -26,6 +27,10 @@ class ForwardingDevice : public Device {
   const MatrixImages* images() const override { return inner_->images(); }
   absl::StatusOr<Floats> AllocateFloats(int64_t size) override {
     return inner_->AllocateFloats(size);
+  }
+  absl::StatusOr<Floats> AllocateInputs(int64_t size,
+                                        std::span<const Matrix* const> readers) override {
+    return inner_->AllocateInputs(size, readers);
   }
   absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
     return inner_->AllocateKv(pools);

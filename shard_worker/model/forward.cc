@@ -85,16 +85,27 @@ absl::Status Forward::Allocate(int rows_max) {
     roots = std::max<int64_t>(
         {roots, layer.attention_tree.root_count(rank_), layer.ffn_tree.root_count(rank_)});
   }
+  const Readers readers = FindReaders();
+  const struct {
+    Floats* buffer;
+    int64_t size;
+    const std::vector<const Matrix*>& readers;
+  } inputs[] = {
+      {&normed_, rows * spec_.width, readers.normed},
+      {&attended_, rows * heads, readers.attended},
+      {&gated_, rows * ffn, readers.gated},
+  };
+  for (const auto& [buffer, size, matrices] : inputs) {
+    FACET_ASSIGN_OR_RETURN(*buffer, device_->AllocateInputs(size, matrices));
+  }
   const struct {
     Floats* buffer;
     int64_t size;
   } buffers[] = {
       {&residual_, rows * spec_.width},
-      {&normed_, rows * spec_.width},
       {&update_, rows * spec_.width},
+      {&final_, rows * spec_.width},
       {&qkv_, rows * qkv},
-      {&attended_, rows * heads},
-      {&gated_, rows * ffn},
       {&roots_, roots * rows * spec_.width},
       {&owned_embeddings_, rows * spec_.width},
       {&all_embeddings_, rows * spec_.width},
@@ -114,6 +125,22 @@ absl::Status Forward::Allocate(int rows_max) {
   return absl::OkStatus();
 }
 
+Forward::Readers Forward::FindReaders() const {
+  Readers readers;
+  for (const LayerWeights& layer : weights_.layers) {
+    for (const auto* matrix : {&layer.query, &layer.key, &layer.value, &layer.gate, &layer.up}) {
+      readers.normed.push_back(matrix->get());
+    }
+    readers.attended.push_back(layer.attention_output.get());
+    readers.gated.push_back(layer.down.get());
+  }
+  return readers;
+}
+
+Floats Forward::AttentionInputs(int layer) const {
+  return narrow_ && layer + 1 == static_cast<int>(layers_.size()) ? final_ : normed_;
+}
+
 absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tokens,
                           std::span<const int32_t> wanted, Communicator* communicator) {
   FACET_CHECK(static_cast<int>(tokens.size()) == layout.rows);
@@ -125,7 +152,7 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
   device_->BeginStep(layout);
   FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
   device_->RmsNorm(residual_, layout.rows, spec_.width, weights_.layers[0].attention_norm,
-                   spec_.epsilon, normed_);
+                   spec_.epsilon, AttentionInputs(0));
   const int last = static_cast<int>(layers_.size()) - 1;
   for (int layer = 0; layer < last; ++layer) {
     FACET_RETURN_IF_ERROR(RunLayer(layer, layout.rows, communicator));
@@ -138,21 +165,25 @@ absl::Status Forward::RunLayer(int layer, int rows, Communicator* communicator) 
   const LayerWeights& weights = weights_.layers[layer];
   FACET_RETURN_IF_ERROR(RunAttention(layer, rows, communicator));
   progress_();
-  AddResidual(rows, weights.attention_post_norm, weights.ffn_norm);
+  AddResidual(rows, weights.attention_post_norm, weights.ffn_norm, normed_);
   FACET_RETURN_IF_ERROR(RunFfn(layer, rows, communicator));
   progress_();
-  const bool last = layer + 1 == static_cast<int>(layers_.size());
-  AddResidual(rows, weights.ffn_post_norm,
-              last ? weights_.output_norm : weights_.layers[layer + 1].attention_norm);
+  const int next = layer + 1;
+  if (next == static_cast<int>(layers_.size())) {
+    AddResidual(rows, weights.ffn_post_norm, weights_.output_norm, final_);
+  } else {
+    AddResidual(rows, weights.ffn_post_norm, weights_.layers[next].attention_norm,
+                AttentionInputs(next));
+  }
   return absl::OkStatus();
 }
 
 int Forward::Narrow(const StepLayout& layout) {
-  device_->Product(last_.matrices, normed_, layout.rows, qkv_);
+  device_->Product(last_.matrices, final_, layout.rows, qkv_);
   device_->RopeAndStore(last_.attention, qkv_);
   if (wanted_.empty()) return 0;
   KeepWanted(residual_);
-  KeepWanted(normed_);
+  KeepWanted(final_);
   PlanNarrowStep(layout);
   device_->NarrowStep(wanted_layout_);
   return wanted_layout_.rows;
@@ -238,7 +269,7 @@ void Forward::PlanGather(int rows, std::span<const TokenId> tokens) {
 
 absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicator) {
   const Layer& l = layers_[layer];
-  device_->Product(l.qkv, normed_, rows, qkv_);
+  device_->Product(l.qkv, AttentionInputs(layer), rows, qkv_);
   device_->RopeAndStore(l.attention, qkv_);
   device_->Attend(l.attention, qkv_, attended_);
   return ProductOfAll(*weights_.layers[layer].attention_output, l.attention_tree, attended_, rows,
@@ -264,13 +295,13 @@ absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Fl
   return communicator->AllReduceSum(tree, roots_.data, int64_t{rows} * spec_.width, update_.data);
 }
 
-void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm) {
+void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm, Floats out) {
   ResidualNormArgs args;
   args.residual = residual_;
   args.update = update_;
   args.post_weight = post_norm;
   args.next_weight = next_norm;
-  args.out = normed_;
+  args.out = out;
   args.rows = rows;
   args.width = spec_.width;
   args.epsilon = spec_.epsilon;
@@ -281,7 +312,7 @@ Floats Forward::Logits(std::span<const int32_t> rows) {
   FACET_CHECK(rows.size() <= kLogitRowsMax);
   const int count = static_cast<int>(rows.size());
   const Matrix* head = &weights_.head();
-  device_->GatherRows(normed_, PlacesOf(rows), spec_.width, logit_inputs_);
+  device_->GatherRows(final_, PlacesOf(rows), spec_.width, logit_inputs_);
   device_->Product(std::span(&head, 1), logit_inputs_, count, logits_);
   if (spec_.logit_soft_cap > 0) {
     device_->SoftCap(logits_, count * vocabulary_rows_, spec_.logit_soft_cap);
@@ -292,7 +323,7 @@ Floats Forward::Logits(std::span<const int32_t> rows) {
 void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slices,
                      std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
   FACET_CHECK(rows.size() <= kLogitRowsMax && queries.size() == rows.size());
-  device_->GatherRows(normed_, PlacesOf(rows), spec_.width, logit_inputs_);
+  device_->GatherRows(final_, PlacesOf(rows), spec_.width, logit_inputs_);
   HeadSearch search;
   search.head = &weights_.head();
   search.x = logit_inputs_;

@@ -79,13 +79,18 @@ class Forward {
   absl::Status Embed(const StepLayout& layout, std::span<const TokenId> tokens,
                      Communicator* communicator);
   void PlanGather(int rows, std::span<const TokenId> tokens);
+  // The matrices that read each array of products' inputs.
+  struct Readers {
+    std::vector<const Matrix*> normed, attended, gated;
+  };
+  Readers FindReaders() const;
   absl::Status RunLayer(int layer, int rows, Communicator* communicator);
   // Stores the last layer's keys and values and goes on with the wanted rows. Returns how many.
   int Narrow(const StepLayout& layout);
   // Moves the wanted rows, of the model's width, to the front.
   void KeepWanted(Floats rows);
   void PlanNarrowStep(const StepLayout& layout);
-  // The given rows of the step to where they lie in normed_.
+  // The given rows of the step to where they lie in final_.
   std::span<const int32_t> PlacesOf(std::span<const int32_t> rows);
   absl::Status RunAttention(int layer, int rows, Communicator* communicator);
   absl::Status RunFfn(int layer, int rows, Communicator* communicator);
@@ -94,8 +99,10 @@ class Forward {
                             Communicator* communicator);
   // floors[i] = the largest of all ranks' floors[i].
   void AgreeOnFloors(std::span<float> floors);
-  // x += update, normed; normed_ = RMS(x; next).
-  void AddResidual(int rows, Floats post_norm, Floats next_norm);
+  // x += update, normed; out = RMS(x; next).
+  void AddResidual(int rows, Floats post_norm, Floats next_norm, Floats out);
+  // What the attention of a layer reads.
+  Floats AttentionInputs(int layer) const;
 
   const ModelSpec& spec_;
   const ShardPlan& plan_;
@@ -109,8 +116,11 @@ class Forward {
   std::array<KvPoolSpec, kKvPools> pools_;
   int64_t vocabulary_rows_ = 0;
 
-  Floats residual_, normed_, update_;  // [rows, width]
-  Floats qkv_, attended_, gated_;
+  Floats residual_, update_;          // [rows, width]
+  Floats normed_, attended_, gated_;  // what only products read
+  Floats qkv_;
+  // The norms of rows that are gathered: after the last layer, and before it where it is narrow.
+  Floats final_;
   Floats roots_;  // [roots, rows, width]
   Floats owned_embeddings_, all_embeddings_;
   Floats logit_inputs_, logits_;  // [kLogitRowsMax, width], [kLogitRowsMax, slice]

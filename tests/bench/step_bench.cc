@@ -6,8 +6,10 @@
 //              [--packed_cache=FOLDER] [--seconds=2] [STEP ...]
 //
 // A STEP is ROWSxSEQUENCES@CONTEXT: 1x8@512 decodes one token of 8 sequences after 512 others,
-// 512x1@0 is a prefill. What is printed is the median step by the clock; operations are means of
-// the processor time of the rank's own thread, which other processes on the machine disturb less.
+// 512x1@0 is a prefill. The contexts' keys and values are random numbers, written before the first
+// step: memory that was never written would be read from one page. What is printed is the median
+// step by the clock; operations are means of the processor time of the rank's own thread, which
+// other processes on the machine disturb less.
 
 #include <time.h>
 
@@ -17,6 +19,7 @@
 #include <cstdlib>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -141,20 +144,37 @@ class BenchRank {
       pool.block_tokens = kBlockTokens;
     }
     FACET_CHECK(device_.AllocateKv(pools).ok());
+    for (const LayerSpec& layer : spec.layers) window_ = std::max(window_, layer.window);
+    MakeVectors();
     table_.resize(static_cast<size_t>(blocks));
     std::iota(table_.begin(), table_.end(), 0);
   }
 
   ProfiledDevice& device() { return device_; }
 
+  // Writes all keys and values that steps of the kind look back at.
+  void FillContext(const StepKind& kind) {
+    const auto pools = forward_->pools();
+    for (int pool = 0; pool < kKvPools; ++pool) {
+      const KvPoolSpec& spec = pools[static_cast<size_t>(pool)];
+      if (spec.layers == 0) continue;
+      const int64_t first = pool == kWindowPool ? std::max<int64_t>(0, kind.context - window_) : 0;
+      for (int i = 0; i < kind.sequences; ++i) {
+        for (int64_t at = first; at < kind.context; at += kRowsMax) {
+          const int rows = static_cast<int>(std::min<int64_t>(kRowsMax, kind.context - at));
+          const std::span<const int32_t> table = TableOf(kind, i);
+          Store(pool, spec, {0, rows, at, {table, table}});
+        }
+      }
+    }
+  }
+
   void Step(const StepKind& kind, Communicator* communicator) {
-    const int blocks = BlocksOf(kind) / kind.sequences;
     std::vector<SequenceRun> runs;
     std::vector<TokenId> tokens;
     std::vector<int32_t> last_rows;
     for (int i = 0; i < kind.sequences; ++i) {
-      const std::span<const int32_t> table =
-          std::span(table_).subspan(static_cast<size_t>(i * blocks), static_cast<size_t>(blocks));
+      const std::span<const int32_t> table = TableOf(kind, i);
       runs.push_back({i * kind.rows, kind.rows, kind.context, {table, table}});
       for (int row = 0; row < kind.rows; ++row) tokens.push_back(100 + 37 * (row + i) % 5000);
       last_rows.push_back((i + 1) * kind.rows - 1);
@@ -168,6 +188,39 @@ class BenchRank {
  private:
   static int BlocksOf(const StepKind& kind) {
     return kind.sequences * ((kind.context + kind.rows + kBlockTokens - 1) / kBlockTokens);
+  }
+
+  std::span<const int32_t> TableOf(const StepKind& kind, int sequence) const {
+    const auto blocks = static_cast<size_t>(BlocksOf(kind) / kind.sequences);
+    return std::span(table_).subspan(static_cast<size_t>(sequence) * blocks, blocks);
+  }
+
+  // kRowsMax keys and values of a layer of any pool.
+  void MakeVectors() {
+    int64_t size = 0;
+    for (const KvPoolSpec& spec : forward_->pools()) {
+      size = std::max(size, int64_t{2} * kRowsMax * spec.kv_heads * spec.head_dim);
+    }
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> element(-1, 1);
+    std::vector<float> values(static_cast<size_t>(size));
+    for (float& value : values) value = element(random);
+    vectors_ = *device_.AllocateFloats(size);
+    device_.CopyIn(values, vectors_);
+  }
+
+  // Stores keys and values of a run's positions in all layers of a pool.
+  void Store(int pool, const KvPoolSpec& spec, const SequenceRun& run) {
+    const StepLayout layout{run.rows, std::span(&run, 1)};
+    device_.BeginStep(layout);
+    AttentionSpec attention;  // no query heads, no rotation
+    attention.pool = pool;
+    attention.kv_heads = spec.kv_heads;
+    attention.head_dim = spec.head_dim;
+    for (int layer = 0; layer < spec.layers; ++layer) {
+      attention.pool_layer = layer;
+      device_.RopeAndStore(attention, vectors_);
+    }
   }
 
   void LookAtLogits(std::span<const int32_t> rows) {
@@ -189,6 +242,8 @@ class BenchRank {
   Weights weights_;
   std::unique_ptr<Forward> forward_;
   std::vector<int32_t> table_;
+  int64_t window_ = 0;
+  Floats vectors_;  // what contexts are filled with
 };
 
 void Print(const StepKind& kind, std::vector<double> steps, const Communicator::Times& collectives,
@@ -219,6 +274,7 @@ void Print(const StepKind& kind, std::vector<double> steps, const Communicator::
 void RunRank(const Options& options, BenchRank* rank, Communicator* communicator) {
   uint64_t number = 0;
   for (const StepKind& kind : options.steps) {
+    rank->FillContext(kind);
     std::vector<double> times;
     Clock::time_point begin;
     for (int i = 0;; ++i) {

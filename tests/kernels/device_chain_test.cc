@@ -1,9 +1,11 @@
-// Products of rows that a norm has written, which a device may hold in another form as well: every
-// way to change the rows, or to read others, in between gives what the reference device gives.
+// Products of rows that other operations have written, which a device may keep in another form
+// (Device::AllocateInputs): every way to write the rows, or to read others, in between gives what
+// the reference device gives.
 
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <utility>
 
 #include "kernels/reference/reference_device.h"
 #include "tests/kernels/tested_devices.h"
@@ -136,6 +138,100 @@ TEST(DeviceChain, RowsThatHaveChangedSinceTheyWereNormed) {
         (chain.*change)(row);
         chain.Multiply(chain.normed(), kRows);
       });
+    }
+  }
+}
+
+// The feed-forward part of a layer, with arrays that only products read.
+class FeedForward {
+ public:
+  static constexpr int kFfn = 160;
+  static constexpr int kRowsMax = 130;  // panels are unpacked from 61 on
+
+  FeedForward(Device& device, TensorType type, TensorType down_type) : device_(device) {
+    Random random(7);
+    const TestMatrix gate = MakeMatrix(type, kFfn, kColumns, 0.1f, random);
+    const TestMatrix up = MakeMatrix(type, kFfn, kColumns, 0.1f, random);
+    const TestMatrix down = MakeMatrix(down_type, kOutputs, kFfn, 0.1f, random);
+    const LeafCut cut{2, 0, CutColumns(kFfn, 2, 32)};
+    gate_ = *device.LoadMatrix(gate.source(), nullptr);
+    up_ = *device.LoadMatrix(up.source(), nullptr);
+    down_ = *device.LoadMatrix(down.source(), &cut);
+    weight_ = Upload(device, MakeFloats(kColumns, 1, random));
+    x_ = Upload(device, MakeActivations(kRowsMax, kColumns, random));
+    update_ = Upload(device, MakeActivations(kRowsMax, kColumns, random));
+    const Matrix* const readers[] = {gate_.get(), up_.get()};
+    const Matrix* const reader = down_.get();
+    normed_ = *device.AllocateInputs(kRowsMax * kColumns, readers);
+    gated_ = *device.AllocateInputs(kRowsMax * kFfn, std::span(&reader, 1));
+    roots_ = *device.AllocateFloats(kRowsMax * kOutputs);
+  }
+
+  void Norm(int rows) { device_.RmsNorm(x_, rows, kColumns, weight_, 1e-6f, normed_); }
+  void AddAndNorm(int rows) {
+    device_.ResidualNorm({.residual = x_,
+                          .update = update_,
+                          .post_weight = weight_,
+                          .next_weight = weight_,
+                          .out = normed_,
+                          .rows = rows,
+                          .width = kColumns,
+                          .epsilon = 1e-6f});
+  }
+  void CopyFloats(int rows) {
+    device_.CopyIn(std::vector<float>(static_cast<size_t>(rows * kColumns), 0.5f), normed_);
+  }
+  // The products of `rows` rows with one matrix, and through all three.
+  void Multiply(int rows) {
+    const Matrix* part = gate_.get();
+    const Floats out = *device_.AllocateFloats(rows * kFfn);
+    device_.Product(std::span(&part, 1), normed_, rows, out);
+    Append(out, rows * kFfn);
+    device_.GatedProduct(Activation::kGeluTanh, *gate_, *up_, normed_, rows, gated_);
+    device_.ProductRoots(*down_, gated_, rows, roots_);
+    Append(roots_, rows * kOutputs);
+  }
+  const std::vector<float>& result() const { return result_; }
+
+ private:
+  void Append(Floats out, int size) {
+    const std::vector<float> values = Download(device_, out);
+    result_.insert(result_.end(), values.begin(), values.begin() + size);
+  }
+
+  Device& device_;
+  std::unique_ptr<Matrix> gate_, up_, down_;
+  Floats weight_, x_, update_, normed_, gated_, roots_;
+  std::vector<float> result_;
+};
+
+void FeedRows(FeedForward& layer, int rows) {
+  layer.Norm(rows);
+  layer.Multiply(rows);
+  layer.AddAndNorm(rows);
+  layer.Multiply(rows);
+  layer.CopyFloats(rows);
+  layer.Multiply(rows);
+}
+
+TEST(DeviceChain, RowsThatOnlyProductsRead) {
+  const std::pair<TensorType, TensorType> kTypes[] = {{TensorType::kQ8_0, TensorType::kQ4_0},
+                                                      {TensorType::kQ4_1, TensorType::kQ8_0},
+                                                      {TensorType::kF16, TensorType::kQ8_0},
+                                                      {TensorType::kQ8_0, TensorType::kF16}};
+  for (const auto& [type, down_type] : kTypes) {
+    for (const int rows : Shapes<int>({1, 4, 5, 6, 7, 15, 49, 130}, {1, 7})) {
+      const std::unique_ptr<Device> reference = MakeReferenceDevice();
+      FeedForward expected(*reference, type, down_type);
+      FeedRows(expected, rows);
+      FeedRows(expected, 2);
+      for (const NamedDevice& named : TestedDevices({1, 3})) {
+        FeedForward got(*named.device, type, down_type);
+        FeedRows(got, rows);
+        FeedRows(got, 2);
+        EXPECT_EQ(FirstDifference(got.result(), expected.result()), -1)
+            << named.name << ", " << rows << " rows";
+      }
     }
   }
 }
