@@ -2,13 +2,14 @@
 #define FACET_SHARD_WORKER_RUNTIME_RANK_H_
 
 // One rank of a group: its slice of the model on its device, its KV pools, and its end of the
-// communicator. The service layer loads it once and then, for every epoch of its group, attaches the
-// communicator when all ranks are ready, makes the leader's executor or follows, and detaches.
+// communicator. The service layer loads it once and then, for every epoch of its group, attaches
+// the communicator when all ranks are ready, makes the leader's executor or follows, and detaches.
 
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -34,13 +35,16 @@ struct RankOptions {
   std::string device = "auto";  // as DeviceChoice's name
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
-  bool profile = false;         // from the start on; see Rank::Profile()
+  bool profile = false;  // from the start on; see Rank::Profile()
+  // Whether a step may begin before the one before it is read, where that is possible: alone (one
+  // rank). Unset: where the device computes apart from its caller. No token changes.
+  std::optional<bool> overlap;
   KvType kv_type = KvType::kF16;
-  int context_tokens = 0;       // 0: the model's own
-  int64_t kv_tokens = 16384;    // keys the pool of full layers holds, over all sequences
+  int context_tokens = 0;     // 0: the model's own
+  int64_t kv_tokens = 16384;  // keys the pool of full layers holds, over all sequences
   int step_tokens_max = 512;
-  int prefill_chunk_max = 0;    // of one sequence per step; 0: step_tokens_max
-  int mixed_prefill_max = 0;    // of prompts in a step that also decodes; 0: step_tokens_max
+  int prefill_chunk_max = 0;  // of one sequence per step; 0: step_tokens_max
+  int mixed_prefill_max = 0;  // of prompts in a step that also decodes; 0: step_tokens_max
   int sequences_max = 64;
   // Of each collective. A leader that idles runs an empty plan well within it, and a rank that does
   // not move for 2 s inside a step is given up anyhow: this is what holds if nobody watches.
