@@ -105,8 +105,9 @@ class RankImpl : public Rank {
     steps.step_tokens_max = options_.step_tokens_max;
     steps.slices = plan_.Slices(options_.rank);
     steps.vocabulary = spec_.vocabulary;
-    steps.overlap = options_.world == 1 && options_.overlap.value_or(device_->asynchronous());
-    if (steps.overlap) FACET_RETURN_IF_ERROR(device_->AllocateTokens(options_.sequences_max));
+    overlap_ = options_.world == 1 && options_.overlap.value_or(device_->asynchronous());
+    steps.overlap = overlap_;
+    if (overlap_) FACET_RETURN_IF_ERROR(device_->AllocateTokens(options_.sequences_max));
     steps.progress = [this] { ++moved_; };
     steps_.emplace(std::move(steps), forward_.get(), device_.get());
     model_.ReleaseAll();
@@ -145,6 +146,7 @@ class RankImpl : public Rank {
     engine.vocabulary_size = facts_.vocabulary_size;
     engine.step_tokens_max = options_.step_tokens_max;
     engine.sequences_max = options_.sequences_max;
+    engine.steps_max = overlap_ ? 2 : 1;
     engine.prefill_chunk_max =
         options_.prefill_chunk_max > 0 ? options_.prefill_chunk_max : options_.step_tokens_max;
     engine.mixed_prefill_max =
@@ -393,6 +395,7 @@ class RankImpl : public Rank {
   int64_t window_ = 0;
   ModelFacts facts_;
   std::string gpu_bus_id_;
+  bool overlap_ = false;            // two steps may be under way
   std::vector<std::byte> message_;  // the plan as bytes, kept for its memory
   std::mutex abort_mutex_;          // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;

@@ -108,7 +108,7 @@ class Rank {
   virtual RankMemory memory() const = 0;
   // Of the shard plan, the KV pools and the options that must agree between ranks.
   virtual uint64_t plan_hash() const = 0;
-  // Options of an engine that schedules for this group.
+  // Options of an engine that schedules for this group, with as many steps at a time as pay.
   virtual EngineOptions engine_options() const = 0;
 
   // How the communicator of an epoch can be one between the ranks' devices; null where they compute

@@ -243,6 +243,7 @@ TEST(StepOverlapDefault, IsTheDevices) {
     ASSERT_TRUE(group.ok()) << group.status();
     (*group)->Run({Request(3, 5, 4)});
     EXPECT_EQ((*group)->overlapped() > 0, overlaps) << device;
+    EXPECT_EQ((*group)->leader().engine_options().steps_max, overlaps ? 2 : 1) << device;
   }
 }
 
