@@ -143,6 +143,12 @@ struct LogitEdit {
   float subtract = 0;
 };
 
+// Stands among the rows of EmbedRows() for the row of the token that lies in a place of the
+// device's (AllocateTokens()).
+constexpr int32_t RowOfKept(int32_t place) { return -1 - place; }
+constexpr bool IsKept(int32_t row) { return row < 0; }
+constexpr int32_t PlaceOfKept(int32_t row) { return -1 - row; }
+
 // What a rank is asked about its slice of one row of logits.
 struct CandidateQuery {
   std::span<const LogitEdit> edits;  // rows ascending, each at most once
@@ -191,6 +197,10 @@ struct HeadSearch {
   const VocabularySlices* slices = nullptr;
   std::span<const CandidateQuery> queries;  // one per row of x
   Floats scratch;                           // [queries.size(), head->rows()]; left undefined
+  // keep[i]: the place (AllocateTokens()) that gets the id of row i's best candidate, -1: none. Of
+  // logits that are not finite it gets some id of the head. Who keeps one wants one candidate, or
+  // more of them up to 512. Empty: nothing is kept.
+  std::span<const int32_t> keep = {};
   // Of a head that several ranks share: called exactly once (without queries: not at all), on the
   // calling thread, whatever the device leaves unread. floors[i] is an order that queries[i].count candidates of this rank
   // reach (-infinity: not known); afterwards one that as many candidates of all ranks reach.
@@ -217,6 +227,9 @@ class Device {
   virtual std::string name() const = 0;
   // Whether Floats lie in host memory, so that a communicator of the host can work on them.
   virtual bool host_memory() const { return true; }
+  // Whether operations run apart from the thread that calls them, so that a step can be asked for
+  // while the one before it runs.
+  virtual bool asynchronous() const { return false; }
   // How ranks exchange Floats that are not in host memory (collectives/device_collectives.h); null
   // where nothing but the host can.
   virtual DeviceCollectives* collectives() { return nullptr; }
@@ -242,6 +255,10 @@ class Device {
   }
   // Keys and values of every layer of both pools; a pool without layers takes nothing.
   virtual absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) = 0;
+  // Places for token ids in device memory, [0, places), each 0 at first: what a search keeps there
+  // an embedding finds there, in the next step too, and the host need not have read it meanwhile.
+  // REQUIRES: there are none yet.
+  virtual absl::Status AllocateTokens(int places) = 0;
   virtual int AddRope(RopeSpec spec) = 0;
   virtual void CopyIn(std::span<const float> host, Floats device) = 0;
   virtual void CopyOut(Floats device, std::span<float> host) = 0;
@@ -255,6 +272,7 @@ class Device {
   // Names some of the step's rows as those that the rest of its calls are about.
   virtual void NarrowStep(const StepLayout& layout) { BeginStep(layout); }
   // out[i] = scale * row `rows[i]` of the table, dequantised.  [rows.size(), columns]
+  // RowOfKept(place) is the row of the token in that place, a row of the table.
   virtual void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
                          Floats out) = 0;
   // out[i] = x[rows[i]].  width floats each
@@ -286,6 +304,15 @@ class Device {
   // but for candidates below the agreed floor.
   // A device may leave rows of the head unread that provably change no reply.
   virtual void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) = 0;
+  // SearchHead() in two halves, the second of which may come after the calls of the next step: a
+  // device that is asynchronous() waits for nothing in between. What `search` borrows need not
+  // outlive the call. The caller bounds what is asked and not read. REQUIRES: no `agree`.
+  virtual void AskHead(const HeadSearch& search) = 0;
+  // The replies to the oldest search that was asked and not read, one per query. An error says what
+  // has gone wrong on the device since it was begun, or after; it says nothing else from then on.
+  virtual absl::Status ReadReplies(std::span<CandidateReply> replies) = 0;
+  // Forgets what was asked and not read; what was kept stays.
+  virtual void DropReplies() = 0;
   virtual HeadReads head_reads() const = 0;
   // The step's last operation has been called. Nothing depends on it, and a step that breaks off has
   // none: it is for devices that tell where time goes.

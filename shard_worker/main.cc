@@ -116,9 +116,10 @@ ABSL_FLAG(double, rejoin_s, 30,
           "How long the leader waits for ranks that were lost, and a rank for a leader that does "
           "not answer.");
 ABSL_FLAG(
-    int, steps_max, 1,
+    int, steps_max, 0,
     "Steps under way at a time: 2 prepares a step while the one before runs, which pays where "
-    "a processor is left for it; 1 does not.");
+    "a processor is left for it, and on one GPU launches it, too; 1 does not. 0: 2 on one GPU, "
+    "else 1.");
 ABSL_FLAG(double, news_period_ms, 5,
           "How far apart routers are told of tokens: those that several steps sample within it go "
           "in one message. A sequence's first token and its end never wait; 0: no token does.");
@@ -308,8 +309,8 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   FACET_ASSIGN_OR_RETURN(options.rejoin, Duration("rejoin_s", absl::GetFlag(FLAGS_rejoin_s)));
   options.link.patience = options.rejoin;
   options.steps_max = absl::GetFlag(FLAGS_steps_max);
-  if (options.steps_max < 1 || options.steps_max > 2) {
-    return InvalidArgument("--steps_max: {} is neither 1 nor 2", options.steps_max);
+  if (options.steps_max < 0 || options.steps_max > 2) {
+    return InvalidArgument("--steps_max: {} is not in [0, 2]", options.steps_max);
   }
   FACET_ASSIGN_OR_RETURN(options.news_period,
                          NewsPeriod("news_period_ms", absl::GetFlag(FLAGS_news_period_ms)));

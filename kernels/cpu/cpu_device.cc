@@ -105,7 +105,7 @@ class CpuDevice final : public HostDevice {
     const int64_t width = matrix.columns();
     FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
     ForRows(static_cast<int64_t>(rows.size()), kEmbeddingCost * width, [&](int64_t i) {
-      const int32_t row = rows[static_cast<size_t>(i)];
+      const int32_t row = TableRow(rows[static_cast<size_t>(i)]);
       FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
       const int64_t panel = row / kPanelColumns;
       PrefetchPanel(matrix, panel);
@@ -220,6 +220,7 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(search.slices->starts.back() == search.head->rows());
     Written(search.scratch);
     if (rows > 0) head_.Search(search, replies);
+    Keep(search, replies);
   }
 
   HeadReads head_reads() const override { return head_.reads(); }

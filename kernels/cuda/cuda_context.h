@@ -46,6 +46,8 @@ struct CudaContext {
   UploadArea* uploads = nullptr;  // small arguments of one operation
   std::byte* workspace = nullptr;
   int64_t workspace_bytes = 0;
+  int32_t* tokens = nullptr;  // by place: what searches keep
+  int places = 0;
 
   float* workspace_floats() const { return reinterpret_cast<float*>(workspace); }
   // The rows that an operation on `rows` launches for: the bucket's where launches are replayed and

@@ -77,6 +77,7 @@ class CudaDevice final : public Device {
 
   std::string name() const override { return name_; }
   bool host_memory() const override { return false; }
+  bool asynchronous() const override { return true; }
   DeviceCollectives* collectives() override { return &collectives_; }
   std::string arithmetic() const override { return arithmetic_; }
 
@@ -105,6 +106,17 @@ class CudaDevice final : public Device {
     FACET_RETURN_IF_ERROR(UseDevice(index_));
     launches_.Flush();
     return attention_.AllocateKv(pools);
+  }
+
+  absl::Status AllocateTokens(int places) override {
+    FACET_CHECK(context_.tokens == nullptr, "there are places for tokens already");
+    FACET_RETURN_IF_ERROR(UseDevice(index_));
+    const int64_t bytes = places * static_cast<int64_t>(sizeof(int32_t));
+    FACET_ASSIGN_OR_RETURN(void* const memory, memory_.Allocate("work spaces", bytes));
+    if (places > 0) FACET_RETURN_IF_ERROR(Fill(memory, 0, bytes, context_.stream));
+    context_.tokens = static_cast<int32_t*>(memory);
+    context_.places = places;
+    return absl::OkStatus();
   }
 
   int AddRope(RopeSpec spec) override {
@@ -152,13 +164,15 @@ class CudaDevice final : public Device {
     const int64_t width = matrix.columns();
     FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
     for (const int32_t row : rows) {
-      FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
+      FACET_CHECK(IsKept(row) ? PlaceOfKept(row) < context_.places : row < matrix.rows(),
+                  "row {} of {}", row, matrix.rows());
     }
     if (rows.empty()) return;
     const int count = context_.LaunchedRows(static_cast<int>(rows.size()), {{out.size, width}});
+    const int32_t* const kept = context_.tokens;
     launches_.Put<&cuda::EmbedRows>("embedding", matrix.type(), matrix.data(), matrix.row_bytes(),
-                                    PutRows(rows, count), count, static_cast<int>(width), scale,
-                                    out.data);
+                                    PutRows(rows, count), kept, count, static_cast<int>(width),
+                                    scale, out.data);
   }
 
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
@@ -246,29 +260,44 @@ class CudaDevice final : public Device {
   void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
                       CandidateReply* reply) override {
     FACET_CHECK(slices.starts.size() >= 2 && slices.starts.back() <= logits.size);
-    vocabulary_.Find(logits, slices, std::span(&query, 1), std::span(reply, 1));
+    vocabulary_.Find({logits, &slices, std::span(&query, 1)}, std::span(reply, 1));
   }
 
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
-    const int rows = static_cast<int>(search.queries.size());
-    const int64_t size = search.head->rows();
-    if (search.agree && rows > 0) {  // all is read: a floor would save nothing
+    if (search.agree && !search.queries.empty()) {  // all is read: a floor would save nothing
       std::vector<float> floors(search.queries.size(), -std::numeric_limits<float>::infinity());
       search.agree(floors);
     }
-    FACET_CHECK(replies.size() == search.queries.size() && search.slices->starts.back() == size);
+    vocabulary_.Find(ComputeLogits(search), replies);
+  }
+
+  void AskHead(const HeadSearch& search) override {
+    FACET_CHECK(!search.agree, "an answer that others wait for cannot be read later");
+    vocabulary_.Ask(ComputeLogits(search));
+  }
+
+  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
+    return vocabulary_.Read(replies);
+  }
+
+  void DropReplies() override { vocabulary_.Drop(); }
+
+  HeadReads head_reads() const override { return reads_; }
+
+ private:
+  LogitQueries ComputeLogits(const HeadSearch& search) {
+    const int rows = static_cast<int>(search.queries.size());
+    const int64_t size = search.head->rows();
+    FACET_CHECK(search.slices->starts.back() == size);
     Product(std::span(&search.head, 1), search.x, rows, search.scratch);
     if (search.soft_cap > 0) {
       const int count = context_.LaunchedRows(rows, {{search.scratch.size, size}});
       SoftCap(search.scratch, count * size, search.soft_cap);
     }
-    vocabulary_.Find(search.scratch, *search.slices, search.queries, replies);
     reads_.rows += rows * size;
+    return {search.scratch, search.slices, search.queries, search.keep};
   }
 
-  HeadReads head_reads() const override { return reads_; }
-
- private:
   static void CheckProduct(const Matrix& matrix, Floats x, int rows) {
     FACET_CHECK(rows * matrix.columns() <= x.size, "{} rows of {} in {} floats", rows,
                 matrix.columns(), x.size);

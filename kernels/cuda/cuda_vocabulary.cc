@@ -13,6 +13,8 @@ namespace {
 
 // Bytes of results that come back at a time.
 constexpr int64_t kHostBytes = int64_t{4} << 20;
+// The same, of searches that are read later: they want few candidates.
+constexpr int64_t kArrivalBytes = int64_t{256} << 10;
 
 int64_t Padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -35,11 +37,21 @@ bool NeedsHost(const CandidateQuery& query, int64_t size) {
 }  // namespace
 
 CudaVocabulary::~CudaVocabulary() {
+  for (Arrival& arrival : arrivals_) {
+    if (arrival.event != nullptr) DestroyEvent(arrival.event);
+  }
+  if (asked_host_ != nullptr) FreePinned(asked_host_);
   if (host_ != nullptr) FreePinned(host_);
 }
 
 absl::Status CudaVocabulary::Init() {
   FACET_ASSIGN_OR_RETURN(host_, context_.memory->AllocatePinned("candidates", kHostBytes));
+  FACET_ASSIGN_OR_RETURN(asked_host_,
+                         context_.memory->AllocatePinned("candidates", kArrivals * kArrivalBytes));
+  for (int i = 0; i < kArrivals; ++i) {
+    arrivals_[i].host = asked_host_ + i * kArrivalBytes;
+    FACET_ASSIGN_OR_RETURN(arrivals_[i].event, MakeEvent());
+  }
   return absl::OkStatus();
 }
 
@@ -61,20 +73,76 @@ absl::Status CudaVocabulary::Prepare(int64_t size) {
   return absl::OkStatus();
 }
 
-void CudaVocabulary::Find(Floats logits, const VocabularySlices& slices,
-                          std::span<const CandidateQuery> queries,
-                          std::span<CandidateReply> replies) {
-  const Call call = {logits, &slices, slices.starts.back(), queries, replies};
-  for (size_t begin = 0; begin < queries.size();) {
-    if (NeedsHost(queries[begin], call.size)) {
+void CudaVocabulary::Find(const LogitQueries& asked, std::span<CandidateReply> replies) {
+  FACET_CHECK(asked.queries.size() == replies.size());
+  const Call call{asked, asked.slices->starts.back(), replies, kHostBytes};
+  for (size_t begin = 0; begin < replies.size();) {
+    if (NeedsHost(call.queries[begin], call.size)) {
       FindOnHost(call, begin++);
       continue;
     }
-    const size_t end = GroupEnd(call, begin);
-    FindGroup(call, begin, end);
-    begin = end;
+    const Group group = Launch(call, begin, GroupEnd(call, begin), host_);
+    CheckOk(Wait(context_.stream), "candidates");
+    Fill(call, group, host_);
+    begin = group.end;
   }
 }
+
+void CudaVocabulary::Ask(const LogitQueries& queries) {
+  Asked& asked = asked_.emplace_back();  // at once: its first groups may have to be settled
+  asked.queries.assign(queries.queries.begin(), queries.queries.end());
+  for (CandidateQuery& query : asked.queries) query.edits = {};
+  asked.size = queries.slices->starts.back();
+  asked.replies.resize(asked.queries.size());
+  const Call call{queries, asked.size, asked.replies, kArrivalBytes};
+  for (size_t begin = 0; begin < asked.replies.size();) {
+    if (NeedsHost(call.queries[begin], call.size)) {
+      FindOnHost(call, begin);
+      asked.groups.push_back({{begin, begin + 1, 0, {}}, nullptr});
+    } else {
+      Arrival* const arrival = TakeArrival();
+      asked.groups.push_back({Launch(call, begin, GroupEnd(call, begin), arrival->host), arrival});
+      CheckOk(Record(arrival->event, context_.stream), "candidates");
+    }
+    begin = asked.groups.back().end;
+  }
+}
+
+CudaVocabulary::Arrival* CudaVocabulary::TakeArrival() {
+  Arrival* const arrival = &arrivals_[static_cast<size_t>(next_arrival_)];
+  next_arrival_ = (next_arrival_ + 1) % kArrivals;
+  for (Asked& asked : asked_) {
+    for (AskedGroup& group : asked.groups) {
+      if (group.arrival == arrival) CheckOk(Settle(&asked, &group), "candidates");
+    }
+  }
+  return arrival;
+}
+
+absl::Status CudaVocabulary::Settle(Asked* asked, AskedGroup* group) {
+  Arrival* const arrival = group->arrival;
+  if (arrival == nullptr) return absl::OkStatus();
+  FACET_RETURN_IF_ERROR(Wait(arrival->event));
+  Call call;
+  call.queries = asked->queries;
+  call.size = asked->size;
+  call.replies = asked->replies;
+  Fill(call, *group, arrival->host);
+  group->arrival = nullptr;
+  return absl::OkStatus();
+}
+
+absl::Status CudaVocabulary::Read(std::span<CandidateReply> replies) {
+  FACET_CHECK(!asked_.empty() && asked_.front().replies.size() == replies.size(), "{} replies",
+              replies.size());
+  Asked& asked = asked_.front();
+  for (AskedGroup& group : asked.groups) FACET_RETURN_IF_ERROR(Settle(&asked, &group));
+  std::move(asked.replies.begin(), asked.replies.end(), replies.begin());
+  asked_.pop_front();
+  return absl::OkStatus();
+}
+
+void CudaVocabulary::Drop() { asked_.clear(); }
 
 CudaVocabulary::Results CudaVocabulary::ResultsOf(const Call& call, size_t begin, size_t end) {
   Results results;
@@ -113,7 +181,7 @@ size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
     const Results results = ResultsOf(call, begin, end + 1);
     const auto rows = static_cast<int64_t>(end + 1 - begin);
     const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
-                      results.bytes(rows) <= kHostBytes &&
+                      results.bytes(rows) <= call.arrival_bytes &&
                       UploadBytes(call, begin, end + 1, rows) <= context_.uploads->size();
     if (!fits) break;
     ++end;
@@ -128,7 +196,7 @@ int64_t CudaVocabulary::LaunchedRows(const Call& call, size_t begin, size_t end,
   const int64_t logits = call.logits.size - static_cast<int64_t>(begin) * call.size;
   const int64_t rows = context_.LaunchedRows(count, {{logits, call.size}});
   const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
-                    results.bytes(rows) <= kHostBytes &&
+                    results.bytes(rows) <= call.arrival_bytes &&
                     UploadBytes(call, begin, end, rows) <= context_.uploads->size();
   return fits ? rows : count;
 }
@@ -146,6 +214,7 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int
   rows.rows = static_cast<int>(rows_launched);
   rows.size = call.size;
   rows.first_id = call.slices->first_id;
+  rows.kept = context_.tokens;
   const auto queries = area.Make(rows.rows, &rows.queries);
   std::fill(queries.begin(), queries.end(), QueryOnDevice());  // also behind the last
   int64_t edit_count = 0;
@@ -154,9 +223,14 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int
     const auto first = static_cast<int32_t>(edit_count);
     edit_count += static_cast<int64_t>(query.edits.size());
     rows.edits_max = std::max(rows.edits_max, static_cast<int>(query.edits.size()));
-    queries[i - begin] = {query.key,     query.inverse_temperature,        query.gumbel,
-                          first,         static_cast<int32_t>(edit_count), query.sums,
-                          query.raw_sums};
+    queries[i - begin] = {query.key,
+                          query.inverse_temperature,
+                          query.gumbel,
+                          first,
+                          static_cast<int32_t>(edit_count),
+                          query.sums,
+                          query.raw_sums,
+                          PlaceOf(call, i)};
   }
   if (context_.launches->deferring()) rows.edits_max = EditBucket(rows.edits_max);
   const auto edits = area.Make(edit_count, &rows.edits);
@@ -171,7 +245,15 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int
   return rows;
 }
 
-void CudaVocabulary::FindGroup(const Call& call, size_t begin, size_t end) {
+int32_t CudaVocabulary::PlaceOf(const Call& call, size_t row) const {
+  const int32_t place = call.keep.empty() ? -1 : call.keep[row];
+  FACET_CHECK(place < context_.places, "place {} of {}", place, context_.places);
+  FACET_CHECK(place < 0 || call.queries[row].count > 0, "no candidate to keep");
+  return place;
+}
+
+CudaVocabulary::Group CudaVocabulary::Launch(const Call& call, size_t begin, size_t end,
+                                             std::byte* host) {
   const Results results = ResultsOf(call, begin, end);
   const int64_t count = LaunchedRows(call, begin, end, results);
   const Layout layout = LayoutOf(call, results, count);
@@ -193,16 +275,15 @@ void CudaVocabulary::FindGroup(const Call& call, size_t begin, size_t end) {
     launches.Put<&SelectTop>("candidates", rows, true, results.raw_best, lists, to);
   }
   launches.Flush();
-  CheckOk(CopyToHost(host_, device, results.bytes(count), context_.stream), "candidates");
-  CheckOk(Wait(context_.stream), "candidates");
-  Fill(call, begin, end, count, results);
+  CheckOk(CopyToHost(host, device, results.bytes(count), context_.stream), "candidates");
+  return {begin, end, count, results};
 }
 
-void CudaVocabulary::Fill(const Call& call, size_t begin, size_t end, int64_t rows,
-                          const Results& results) const {
-  const auto* slices = reinterpret_cast<const SliceOnDevice*>(host_);
-  const auto* best = reinterpret_cast<const CandidateOnDevice*>(host_ + results.best_at(rows));
-  const auto* raw = reinterpret_cast<const CandidateOnDevice*>(host_ + results.raw_at(rows));
+void CudaVocabulary::Fill(const Call& call, const Group& group, const std::byte* host) {
+  const auto& [begin, end, rows, results] = group;
+  const auto* slices = reinterpret_cast<const SliceOnDevice*>(host);
+  const auto* best = reinterpret_cast<const CandidateOnDevice*>(host + results.best_at(rows));
+  const auto* raw = reinterpret_cast<const CandidateOnDevice*>(host + results.raw_at(rows));
   const auto copy = [](const CandidateOnDevice* from, int count, std::vector<Candidate>* to) {
     for (int i = 0; i < count; ++i) {
       to->push_back({from[i].order, from[i].processed, from[i].raw, from[i].id});
@@ -225,6 +306,7 @@ void CudaVocabulary::Fill(const Call& call, size_t begin, size_t end, int64_t ro
 }
 
 void CudaVocabulary::FindOnHost(const Call& call, size_t index) {
+  FACET_CHECK(PlaceOf(call, index) < 0, "kept among more than {} candidates", kTopMax);
   std::vector<float> logits(static_cast<size_t>(call.size));
   context_.launches->Flush();
   CheckOk(CopyToHost(logits.data(), call.logits.data + static_cast<int64_t>(index) * call.size,

@@ -22,8 +22,10 @@ namespace facet::cuda {
 int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, int width,
                float* out);
 // out[i] = scale * row rows[i] of the table, whose rows lie `row_bytes` apart in a file's format.
+// A row below 0 is the one of the token kept[-1 - rows[i]].
 int EmbedRows(Stream stream, TensorType type, const uint8_t* table, int64_t row_bytes,
-              const int32_t* rows, int count, int width, float scale, float* out);
+              const int32_t* rows, const int32_t* kept, int count, int width, float scale,
+              float* out);
 // out may be x.
 int RmsNorm(Stream stream, const float* x, int rows, int width, const float* weight, float epsilon,
             float* out);
@@ -144,7 +146,7 @@ struct AttentionPass {
   int first_split = 0;
   int splits = 0;
   bool last = false;
-  bool direct = false;  // AttendTiles() alone: all splits at once, straight to `out`
+  bool direct = false;         // AttendTiles() alone: all splits at once, straight to `out`
   const float* qkv = nullptr;  // of row 0
   float* out = nullptr;        // of row 0
   float* partials = nullptr;   // [rows, heads, splits, head_dim + 2]
@@ -194,6 +196,7 @@ struct QueryOnDevice {
   int32_t edits_end;
   int32_t sums;
   int32_t raw_sums;
+  int32_t place = -1;  // in `kept`, for the best candidate's id; -1: none
 };
 struct SliceOnDevice {
   float max;
@@ -218,6 +221,7 @@ struct LogitRows {
   const QueryOnDevice* queries = nullptr;  // [rows]
   const EditOnDevice* edits = nullptr;
   int edits_max = 0;  // of one row
+  int32_t* kept = nullptr;
   bool operator==(const LogitRows&) const = default;
 };
 // Fills `processed`: edits, then temperature.
@@ -231,8 +235,8 @@ inline constexpr int kTopMax = 512;
 // Keys that one list of a row needs while `count` are selected.
 int64_t TopKeys(int64_t size, int count);
 // The best `count` of every row, best first; [rows, count]. By raw logit if `raw`, else as the
-// query orders. `lists`: two lists of TopKeys(size, count) keys per row.
-// REQUIRES: 1 <= count <= min(kTopMax, size).
+// query orders; then the best one's id is put into `kept`, where the query wants it. `lists`: two
+// lists of TopKeys(size, count) keys per row. REQUIRES: 1 <= count <= min(kTopMax, size).
 int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
               CandidateOnDevice* out);
 

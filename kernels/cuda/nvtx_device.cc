@@ -104,6 +104,14 @@ class NvtxDevice final : public ForwardingDevice {
     const Range range(domain_, "head", static_cast<int64_t>(search.queries.size()));
     ForwardingDevice::SearchHead(search, replies);
   }
+  void AskHead(const HeadSearch& search) override {
+    const Range range(domain_, "head", static_cast<int64_t>(search.queries.size()));
+    ForwardingDevice::AskHead(search);
+  }
+  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
+    const Range range(domain_, "replies", static_cast<int64_t>(replies.size()));
+    return ForwardingDevice::ReadReplies(replies);
+  }
 
  private:
   // Of one operation, on the calling thread.

@@ -15,9 +15,11 @@ __global__ void GatherKernel(const float* x, const int32_t* rows, int width, flo
 }
 
 __global__ void EmbedKernel(TensorType type, const uint8_t* table, int64_t row_bytes,
-                            const int32_t* rows, int width, float scale, float* out) {
+                            const int32_t* rows, const int32_t* kept, int width, float scale,
+                            float* out) {
   const int64_t row = BlockIndex().x;
-  const uint8_t* from = table + rows[row] * row_bytes;
+  const int32_t named = rows[row];
+  const uint8_t* from = table + (named < 0 ? kept[-1 - named] : named) * row_bytes;
   for (int i = ThreadIndex().x; i < width; i += kThreads) {
     out[row * width + i] = MulRn(ElementAt(type, from, i), scale);
   }
@@ -86,10 +88,11 @@ int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, in
 }
 
 int EmbedRows(Stream stream, TensorType type, const uint8_t* table, int64_t row_bytes,
-              const int32_t* rows, int count, int width, float scale, float* out) {
+              const int32_t* rows, const int32_t* kept, int count, int width, float scale,
+              float* out) {
   if (count == 0) return 0;
-  return Launch(stream, RowShape(count), EmbedKernel, type, table, row_bytes, rows, width, scale,
-                out);
+  return Launch(stream, RowShape(count), EmbedKernel, type, table, row_bytes, rows, kept, width,
+                scale, out);
 }
 
 int RmsNorm(Stream stream, const float* x, int rows, int width, const float* weight, float epsilon,

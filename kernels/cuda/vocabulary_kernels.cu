@@ -170,6 +170,8 @@ __global__ void CandidatesKernel(LogitRows rows, bool raw, int count, const uint
   const int64_t at = id - rows.first_id;
   out[row * count + i] = {OrderOf(rows, row, raw, at), rows.processed[row * rows.size + at],
                           rows.logits[row * rows.size + at], id};
+  const int32_t place = rows.queries[row].place;
+  if (i == 0 && !raw && place >= 0) rows.kept[place] = id;
 }
 
 unsigned Parts(int64_t size, int part) { return static_cast<unsigned>((size + part - 1) / part); }

@@ -18,6 +18,7 @@ class ForwardingDevice : public Device {
 
   std::string name() const override { return inner_->name(); }
   bool host_memory() const override { return inner_->host_memory(); }
+  bool asynchronous() const override { return inner_->asynchronous(); }
   DeviceCollectives* collectives() override { return inner_->collectives(); }
   std::string arithmetic() const override { return inner_->arithmetic(); }
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
@@ -35,6 +36,7 @@ class ForwardingDevice : public Device {
   absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override {
     return inner_->AllocateKv(pools);
   }
+  absl::Status AllocateTokens(int places) override { return inner_->AllocateTokens(places); }
   int AddRope(RopeSpec spec) override { return inner_->AddRope(std::move(spec)); }
   void CopyIn(std::span<const float> host, Floats device) override { inner_->CopyIn(host, device); }
   void CopyOut(Floats device, std::span<float> host) override { inner_->CopyOut(device, host); }
@@ -76,6 +78,11 @@ class ForwardingDevice : public Device {
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
     inner_->SearchHead(search, replies);
   }
+  void AskHead(const HeadSearch& search) override { inner_->AskHead(search); }
+  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
+    return inner_->ReadReplies(replies);
+  }
+  void DropReplies() override { inner_->DropReplies(); }
   HeadReads head_reads() const override { return inner_->head_reads(); }
   void EndStep() override { inner_->EndStep(); }
 

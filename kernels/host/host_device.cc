@@ -22,6 +22,38 @@ absl::Status HostDevice::AllocateKv(const std::array<KvPoolSpec, kKvPools>& pool
   return absl::OkStatus();
 }
 
+absl::Status HostDevice::AllocateTokens(int places) {
+  FACET_CHECK(tokens_.empty(), "there are places for tokens already");
+  tokens_.assign(static_cast<size_t>(places), 0);
+  return absl::OkStatus();
+}
+
+int32_t HostDevice::TableRow(int32_t row) const {
+  return IsKept(row) ? tokens_.at(static_cast<size_t>(PlaceOfKept(row))) : row;
+}
+
+void HostDevice::Keep(const HeadSearch& search, std::span<const CandidateReply> replies) {
+  for (size_t i = 0; i < search.keep.size(); ++i) {
+    if (search.keep[i] < 0) continue;
+    const bool found = !replies[i].best.empty();  // else the logits are not finite
+    tokens_.at(static_cast<size_t>(search.keep[i])) =
+        found ? replies[i].best.front().id : search.slices->first_id;
+  }
+}
+
+void HostDevice::AskHead(const HeadSearch& search) {
+  FACET_CHECK(!search.agree, "an answer that others wait for cannot be read later");
+  SearchHead(search, asked_.emplace_back(search.queries.size()));
+}
+
+absl::Status HostDevice::ReadReplies(std::span<CandidateReply> replies) {
+  FACET_CHECK(!asked_.empty() && asked_.front().size() == replies.size(), "{} replies",
+              replies.size());
+  std::move(asked_.front().begin(), asked_.front().end(), replies.begin());
+  asked_.pop_front();
+  return absl::OkStatus();
+}
+
 int HostDevice::AddRope(RopeSpec spec) {
   ropes_.push_back(std::move(spec));
   return static_cast<int>(ropes_.size()) - 1;

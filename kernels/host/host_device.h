@@ -2,6 +2,8 @@
 #define FACET_KERNELS_HOST_HOST_DEVICE_H_
 
 #include <array>
+#include <cstdint>
+#include <deque>
 #include <span>
 #include <vector>
 
@@ -17,17 +19,25 @@ class HostDevice : public Device {
  public:
   absl::StatusOr<Floats> AllocateFloats(int64_t size) override;
   absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override;
+  absl::Status AllocateTokens(int places) override;
   int AddRope(RopeSpec spec) override;
   void CopyIn(std::span<const float> host, Floats device) override;
   void CopyOut(Floats device, std::span<float> host) override;
   void Synchronize() override {}
   void BeginStep(const StepLayout& layout) override;
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override;
+  void AskHead(const HeadSearch& search) override;
+  absl::Status ReadReplies(std::span<CandidateReply> replies) override;
+  void DropReplies() override { asked_.clear(); }
 
  protected:
   const StepLayout& layout() const { return *layout_; }
   KvMemory& kv(int pool) { return kv_[static_cast<size_t>(pool)]; }
   const RopeSpec& rope(int index) const { return ropes_[static_cast<size_t>(index)]; }
+  // The row of a table that EmbedRows() is asked for.
+  int32_t TableRow(int32_t row) const;
+  // Keeps what a search wants kept. REQUIRES: it has been answered.
+  void Keep(const HeadSearch& search, std::span<const CandidateReply> replies);
   // CHECKs that a spec agrees with its pool and itself, and that `qkv` holds the step's rows.
   void CheckAttention(const AttentionSpec& spec, Floats qkv);
 
@@ -36,6 +46,8 @@ class HostDevice : public Device {
   std::vector<AlignedBuffer> floats_;
   std::array<KvMemory, kKvPools> kv_;
   std::vector<RopeSpec> ropes_;
+  std::vector<int32_t> tokens_;                    // by place
+  std::deque<std::vector<CandidateReply>> asked_;  // and not read
 };
 
 }  // namespace facet

@@ -59,7 +59,7 @@ class ReferenceDevice final : public HostDevice {
     const int64_t width = table.columns();
     for (size_t i = 0; i < rows.size(); ++i) {
       float* to = out.data + static_cast<int64_t>(i) * width;
-      Own(table).Dequantize(rows[i], to);
+      Own(table).Dequantize(TableRow(rows[i]), to);
       for (int64_t k = 0; k < width; ++k) to[k] *= scale;
     }
   }
@@ -175,6 +175,7 @@ class ReferenceDevice final : public HostDevice {
       FindCandidatesBySorting(search.scratch.data + row * size, *search.slices,
                               search.queries[row], &replies[row]);
     }
+    Keep(search, replies);
     reads_.rows += rows * size;
     reads_.bytes += static_cast<double>(search.head->packed_bytes());
   }

@@ -253,6 +253,10 @@ void Forward::PlanGather(int rows, std::span<const TokenId> tokens) {
   owners_.clear();
   places_.clear();
   gather_counts_.assign(static_cast<size_t>(plan_.world()), 0);
+  if (plan_.world() == 1) {  // of kept tokens, too
+    owned_.assign(tokens.begin(), tokens.end());
+    return;
+  }
   for (int row = 0; row < rows; ++row) {
     const int owner = plan_.OwnerOf(tokens[row]);
     owners_.push_back(owner);
@@ -320,8 +324,8 @@ Floats Forward::Logits(std::span<const int32_t> rows) {
   return logits_;
 }
 
-void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slices,
-                     std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
+HeadSearch Forward::MakeSearch(std::span<const int32_t> rows, const VocabularySlices& slices,
+                               std::span<const CandidateQuery> queries) {
   FACET_CHECK(rows.size() <= kLogitRowsMax && queries.size() == rows.size());
   device_->GatherRows(final_, PlacesOf(rows), spec_.width, logit_inputs_);
   HeadSearch search;
@@ -331,11 +335,25 @@ void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slic
   search.slices = &slices;
   search.queries = queries;
   search.scratch = logits_;
+  return search;
+}
+
+void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slices,
+                     std::span<const CandidateQuery> queries, std::span<CandidateReply> replies) {
+  HeadSearch search = MakeSearch(rows, slices, queries);
   // A device with memory of its own reads all of the head, whatever the floors.
   if (plan_.world() > 1 && device_->host_memory() && rows.size() <= kAgreedRowsMax) {
     search.agree = [this](std::span<float> floors) { AgreeOnFloors(floors); };
   }
   device_->SearchHead(search, replies);
+}
+
+void Forward::Ask(std::span<const int32_t> rows, const VocabularySlices& slices,
+                  std::span<const CandidateQuery> queries, std::span<const int32_t> keep) {
+  FACET_CHECK(plan_.world() == 1 && keep.size() == rows.size());
+  HeadSearch search = MakeSearch(rows, slices, queries);
+  search.keep = keep;
+  device_->AskHead(search);
 }
 
 void Forward::AgreeOnFloors(std::span<float> floors) {

@@ -42,7 +42,8 @@ class Forward {
   std::array<KvPoolSpec, kKvPools> pools() const { return pools_; }
 
   // Computes the final hidden states of the step's rows, as far as `wanted` asks for them: rows,
-  // ascending, the same on all ranks. `tokens` has one id per row.
+  // ascending, the same on all ranks. `tokens` has one id per row, or, alone (one rank),
+  // RowOfKept(place) for the one that Ask() kept there.
   absl::Status Run(const StepLayout& layout, std::span<const TokenId> tokens,
                    std::span<const int32_t> wanted, Communicator* communicator);
   // This rank's logits of up to kLogitRowsMax rows of the step just run, [rows.size(), slice].
@@ -54,6 +55,16 @@ class Forward {
   // REQUIRES: as many queries and replies as rows.
   void Search(std::span<const int32_t> rows, const VocabularySlices& slices,
               std::span<const CandidateQuery> queries, std::span<CandidateReply> replies);
+  // Search() in two halves, for one rank, to be read in the order of asking: the second half may
+  // come after the next steps' first. keep[i], unless -1, is the device's place that gets the id of
+  // row i's best candidate.
+  void Ask(std::span<const int32_t> rows, const VocabularySlices& slices,
+           std::span<const CandidateQuery> queries, std::span<const int32_t> keep);
+  absl::Status ReadReplies(std::span<CandidateReply> replies) {
+    return device_->ReadReplies(replies);
+  }
+  // Forgets what was asked and not read.
+  void DropReplies() { device_->DropReplies(); }
   int64_t vocabulary_rows() const { return vocabulary_rows_; }
 
  private:
@@ -97,6 +108,8 @@ class Forward {
   // update_ = the product of all ranks' x with the matrix that they share.
   absl::Status ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
                             Communicator* communicator);
+  HeadSearch MakeSearch(std::span<const int32_t> rows, const VocabularySlices& slices,
+                        std::span<const CandidateQuery> queries);
   // floors[i] = the largest of all ranks' floors[i].
   void AgreeOnFloors(std::span<float> floors);
   // x += update, normed; out = RMS(x; next).

@@ -169,13 +169,22 @@ void ProfiledDevice::SearchHead(const HeadSearch& search, std::span<CandidateRep
   }
   Count(
       StepOperation::kHead, [&] { ForwardingDevice::SearchHead(timed, replies); },
-      [&] {
-        const auto rows = static_cast<double>(search.queries.size());
-        return Work{head_reads().bytes - before, 2 * rows *
-                                                     static_cast<double>(search.head->columns()) *
-                                                     static_cast<double>(search.head->rows())};
-      });
+      [&] { return HeadWork(search, before); });
   profile_[StepOperation::kHead].seconds -= agreeing;
+}
+
+void ProfiledDevice::AskHead(const HeadSearch& search) {
+  const double before = on_ ? head_reads().bytes : 0;
+  Count(
+      StepOperation::kHead, [&] { ForwardingDevice::AskHead(search); },
+      [&] { return HeadWork(search, before); });
+}
+
+ProfiledDevice::Work ProfiledDevice::HeadWork(const HeadSearch& search, double bytes_before) const {
+  const auto rows = static_cast<double>(search.queries.size());
+  return {head_reads().bytes - bytes_before, 2 * rows *
+                                                 static_cast<double>(search.head->columns()) *
+                                                 static_cast<double>(search.head->rows())};
 }
 
 }  // namespace facet

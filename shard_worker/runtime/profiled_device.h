@@ -54,6 +54,7 @@ class ProfiledDevice final : public ForwardingDevice {
   void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
                       CandidateReply* reply) override;
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override;
+  void AskHead(const HeadSearch& search) override;
 
   static double SteadySeconds();
 
@@ -70,6 +71,8 @@ class ProfiledDevice final : public ForwardingDevice {
     Count(operation, call, [] { return Work(); });
   }
   StepOperation LabelOf(const Matrix& matrix) const;
+  // Of a search, before which the device had read `bytes_before` of heads.
+  Work HeadWork(const HeadSearch& search, double bytes_before) const;
   Work AttentionWork(const AttentionSpec& spec) const;
 
   const Seconds seconds_;

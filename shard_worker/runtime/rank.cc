@@ -71,6 +71,9 @@ class GroupExecutor : public Executor {
  public:
   explicit GroupExecutor(RankImpl* rank) : rank_(rank) {}
   absl::StatusOr<StepResult> Run(const StepPlan& plan) override;
+  bool MayBegin(const StepPlan& plan) const override;
+  absl::Status Begin(const StepPlan& plan) override;
+  absl::StatusOr<StepResult> End() override;
 
  private:
   RankImpl* const rank_;
@@ -102,6 +105,9 @@ class RankImpl : public Rank {
     steps.step_tokens_max = options_.step_tokens_max;
     steps.slices = plan_.Slices(options_.rank);
     steps.vocabulary = spec_.vocabulary;
+    overlap_ = options_.world == 1 && options_.overlap.value_or(device_->asynchronous());
+    steps.overlap = overlap_;
+    if (overlap_) FACET_RETURN_IF_ERROR(device_->AllocateTokens(options_.sequences_max));
     steps.progress = [this] { ++moved_; };
     steps_.emplace(std::move(steps), forward_.get(), device_.get());
     model_.ReleaseAll();
@@ -140,6 +146,7 @@ class RankImpl : public Rank {
     engine.vocabulary_size = facts_.vocabulary_size;
     engine.step_tokens_max = options_.step_tokens_max;
     engine.sequences_max = options_.sequences_max;
+    engine.steps_max = overlap_ ? 2 : 1;
     engine.prefill_chunk_max =
         options_.prefill_chunk_max > 0 ? options_.prefill_chunk_max : options_.step_tokens_max;
     engine.mixed_prefill_max =
@@ -204,6 +211,27 @@ class RankImpl : public Rank {
     const InStep in_step(this);
     if (options_.world > 1) FACET_RETURN_IF_ERROR(SendPlan(plan));
     return RunStep(plan);
+  }
+
+  // Profiled operations are waited for, one by one: there is nothing to overlap.
+  bool MayBegin(const StepPlan& plan) const { return !device_->on() && steps_->MayBegin(plan); }
+
+  absl::Status BeginStep(const StepPlan& plan) {
+    const InStep in_step(this);
+    placement_->BindCaller();
+    const Communicator::Times idle = communicator_->TakeTimes();
+    const Clock::time_point start = Clock::now();
+    FACET_RETURN_IF_ERROR(steps_->Begin(plan, communicator_.get()));
+    CountTimes(SecondsSince(start), idle, false);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<StepResult> EndStep() {
+    const InStep in_step(this);
+    const Clock::time_point start = Clock::now();
+    FACET_ASSIGN_OR_RETURN(StepResult result, steps_->End());
+    CountTimes(SecondsSince(start), {}, true);
+    return result;
   }
 
  private:
@@ -367,6 +395,7 @@ class RankImpl : public Rank {
   int64_t window_ = 0;
   ModelFacts facts_;
   std::string gpu_bus_id_;
+  bool overlap_ = false;            // two steps may be under way
   std::vector<std::byte> message_;  // the plan as bytes, kept for its memory
   std::mutex abort_mutex_;          // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;
@@ -380,6 +409,9 @@ class RankImpl : public Rank {
 absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {
   return rank_->LeadStep(plan);
 }
+bool GroupExecutor::MayBegin(const StepPlan& plan) const { return rank_->MayBegin(plan); }
+absl::Status GroupExecutor::Begin(const StepPlan& plan) { return rank_->BeginStep(plan); }
+absl::StatusOr<StepResult> GroupExecutor::End() { return rank_->EndStep(); }
 
 }  // namespace
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -35,6 +36,9 @@ struct RankOptions {
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
   bool profile = false;  // from the start on; see Rank::Profile()
+  // Whether a step may begin before the one before it is read, where that is possible: alone (one
+  // rank). Unset: where the device computes apart from its caller. No token changes.
+  std::optional<bool> overlap;
   KvType kv_type = KvType::kF16;
   int context_tokens = 0;     // 0: the model's own
   int64_t kv_tokens = 16384;  // keys the pool of full layers holds, over all sequences
@@ -104,7 +108,7 @@ class Rank {
   virtual RankMemory memory() const = 0;
   // Of the shard plan, the KV pools and the options that must agree between ranks.
   virtual uint64_t plan_hash() const = 0;
-  // Options of an engine that schedules for this group.
+  // Options of an engine that schedules for this group, with as many steps at a time as pay.
   virtual EngineOptions engine_options() const = 0;
 
   // How the communicator of an epoch can be one between the ranks' devices; null where they compute

@@ -231,8 +231,19 @@ bool Sampler::NeedsLogits(const SampleRow& row) {
   return !Greedy(p) && Filters(p) && p.top_k <= 0;
 }
 
-absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows,
-                             Communicator* communicator, std::vector<SampleOutcome>* outcomes) {
+bool Sampler::BestIsChosen(const SequenceStart& start) {
+  const SamplingParams& p = start.sampling;
+  return (Greedy(p) || !Filters(p)) && !Penalises(p) && start.logprobs < 0;
+}
+
+SampleOutcome Sampler::OutcomeOf(const CandidateReply& reply) {
+  SampleOutcome outcome;
+  outcome.finite = reply.finite;
+  if (reply.finite) outcome.sampled.emplace().id = reply.best.front().id;
+  return outcome;
+}
+
+std::span<const CandidateQuery> Sampler::Queries(std::span<const SampleRow> rows) {
   edits_.resize(std::max(edits_.size(), rows.size()));
   queries_.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
@@ -240,8 +251,13 @@ absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows
     edits_[i] = row.state->Edits(slices_.first_id, slices_.starts.back(), row.assumed);
     queries_.push_back(MakeQuery(row, FirstCount(row.state->sampling(), vocabulary_), edits_[i]));
   }
+  return queries_;
+}
+
+absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows,
+                             Communicator* communicator, std::vector<SampleOutcome>* outcomes) {
   const std::span<CandidateReply> found = MakeRoom(rows.size());
-  ask(queries_, found);
+  ask(Queries(rows), found);
   mine_.clear();
   for (const CandidateReply& reply : found) WriteReply(reply, {}, &mine_);
   FACET_RETURN_IF_ERROR(Exchange(communicator));

@@ -63,6 +63,13 @@ class Sampler {
   // The same as Run() for rows of which none needs its logits. Every rank decides alike.
   absl::Status Search(const AskHead& ask, std::span<const SampleRow> rows,
                       Communicator* communicator, std::vector<SampleOutcome>* outcomes);
+  // True for sequences whose tokens are the best candidate of a query that no earlier token of
+  // theirs changes: of several steps all can be asked before any is answered.
+  static bool BestIsChosen(const SequenceStart& start);
+  // What Search() would ask about such rows. Valid until the next call.
+  std::span<const CandidateQuery> Queries(std::span<const SampleRow> rows);
+  // What follows from the answer, where one rank has all of the vocabulary.
+  static SampleOutcome OutcomeOf(const CandidateReply& reply);
   const VocabularySlices& slices() const { return slices_; }
 
  private:

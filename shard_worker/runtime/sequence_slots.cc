@@ -40,11 +40,6 @@ SequenceState::SequenceState(SequenceStart start) : start_(std::move(start)) {
   start_.history.clear();
 }
 
-bool SequenceState::penalises() const {
-  const SamplingParams& p = start_.sampling;
-  return p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
-}
-
 void SequenceState::Count(TokenId token, bool output) {
   Counts& counts = counts_[token];
   ++counts.all;
@@ -104,9 +99,9 @@ std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows,
 void SequenceSlots::Apply(const StepPlan& plan) {
   for (const SlotId slot : plan.ends) states_.at(slot.value).reset();
   for (const SequenceStart& start : plan.starts) {
-    std::unique_ptr<SequenceState>& state = states_.at(start.slot.value);
+    std::shared_ptr<SequenceState>& state = states_.at(start.slot.value);
     FACET_CHECK(state == nullptr, "slot {} is taken", start.slot.value);
-    state = std::make_unique<SequenceState>(start);
+    state = std::make_shared<SequenceState>(start);
   }
 }
 

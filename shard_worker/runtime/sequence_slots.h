@@ -17,6 +17,11 @@
 
 namespace facet {
 
+// Whether a token that is sampled changes the logits of those after it.
+inline bool Penalises(const SamplingParams& p) {
+  return p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
+}
+
 // An incremental SHA-256.
 class Sha256 {
  public:
@@ -37,6 +42,7 @@ class SequenceState {
  public:
   explicit SequenceState(SequenceStart start);
 
+  const SequenceStart& start() const { return start_; }  // without its history
   uint64_t seed() const { return start_.seed; }
   const SamplingParams& sampling() const { return start_.sampling; }
   int logprobs() const { return start_.logprobs; }
@@ -46,8 +52,12 @@ class SequenceState {
 
   // Counts a token just sampled, and remembers it for the next step.
   void Append(TokenId token);
-  // What kSampledToken stands for. REQUIRES: a token was sampled.
+  // What kSampledToken stands for. REQUIRES: a token was sampled, and none is awaited.
   TokenId last_sampled() const;
+  // Tokens that steps under way sample: Append() has yet to be told, or will not be.
+  int awaited() const { return awaited_; }
+  void Await() { ++awaited_; }
+  void Arrived() { --awaited_; }
 
   // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row, as
   // if the tokens `assumed` had been appended.
@@ -55,7 +65,7 @@ class SequenceState {
                                std::span<const TokenId> assumed) const;
 
  private:
-  bool penalises() const;
+  bool penalises() const { return Penalises(start_.sampling); }
   void Count(TokenId token, bool output);
   LogitEdit Penalty(int32_t row, int64_t output) const;
 
@@ -66,6 +76,7 @@ class SequenceState {
   };
   std::map<TokenId, Counts> counts_;  // ordered: edits come out by row
   std::optional<TokenId> last_sampled_;
+  int awaited_ = 0;
   Sha256 digest_;
 };
 
@@ -77,9 +88,11 @@ class SequenceSlots {
   void Apply(const StepPlan& plan);
   SequenceState& operator[](SlotId slot);
   const SequenceState& operator[](SlotId slot) const;
+  // For who looks at it after its end.
+  std::shared_ptr<SequenceState> Share(SlotId slot) const { return states_.at(slot.value); }
 
  private:
-  std::vector<std::unique_ptr<SequenceState>> states_;
+  std::vector<std::shared_ptr<SequenceState>> states_;
 };
 
 }  // namespace facet

@@ -1,5 +1,7 @@
 #include "shard_worker/runtime/step_runner.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <utility>
@@ -28,19 +30,30 @@ StepRunner::StepRunner(Options options, Forward* forward, Device* device)
       sampler_(device, options_.slices, options_.vocabulary),
       slots_(options_.sequences_max) {}
 
-void StepRunner::Reset() { slots_ = SequenceSlots(options_.sequences_max); }
+void StepRunner::Reset() {
+  slots_ = SequenceSlots(options_.sequences_max);
+  forward_->DropReplies();
+  for (UnderWay& step : under_way_) step.rows.clear();
+  count_ = 0;
+}
 
-absl::StatusOr<StepResult> StepRunner::Run(const StepPlan& plan, Communicator* communicator) {
+absl::Status StepRunner::Compute(const StepPlan& plan, Communicator* communicator) {
   communicator_ = communicator;
   communicator->SetStep(plan.step);
   slots_.Apply(plan);
-  StepResult result;
-  result.step = plan.step;
-  if (plan.segments.empty()) return result;
+  if (plan.segments.empty()) return absl::OkStatus();
   LayOut(plan);
   const StepLayout layout{static_cast<int>(tokens_.size()), runs_};
   FACET_CHECK(layout.rows <= options_.step_tokens_max, "{} rows", layout.rows);
-  FACET_RETURN_IF_ERROR(forward_->Run(layout, tokens_, wanted_, communicator));
+  return forward_->Run(layout, tokens_, wanted_, communicator);
+}
+
+absl::StatusOr<StepResult> StepRunner::Run(const StepPlan& plan, Communicator* communicator) {
+  FACET_CHECK(count_ == 0, "step {} while {} are under way", plan.step, count_);
+  FACET_RETURN_IF_ERROR(Compute(plan, communicator));
+  StepResult result;
+  result.step = plan.step;
+  if (plan.segments.empty()) return result;
   result.segments.resize(plan.segments.size());
   const std::span<const LogitRow> rows = logit_rows_;
   for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
@@ -50,6 +63,79 @@ absl::StatusOr<StepResult> StepRunner::Run(const StepPlan& plan, Communicator* c
   }
   Remember(plan, result.segments);
   device_->EndStep();
+  return result;
+}
+
+const SequenceStart& StepRunner::StartOf(const StepPlan& plan, SlotId slot) const {
+  for (const SequenceStart& start : plan.starts) {
+    if (start.slot == slot) return start;
+  }
+  return slots_[slot].start();
+}
+
+// Every row that is sampled must be one whose token the device can keep, and no row may be wanted
+// for anything else. Then whatever follows is known before the step is read.
+bool StepRunner::MayBegin(const StepPlan& plan) const {
+  if (!options_.overlap || count_ == kStepsUnderWay || plan.segments.empty()) return false;
+  return std::all_of(plan.segments.begin(), plan.segments.end(), [&](const Segment& segment) {
+    const SequenceStart& start = StartOf(plan, segment.slot);
+    return segment.proposals == 0 && !segment.score_prompt && !start.logits_digest &&
+           (!segment.sample || Sampler::BestIsChosen(start));
+  });
+}
+
+absl::Status StepRunner::Begin(const StepPlan& plan, Communicator* communicator) {
+  FACET_RETURN_IF_ERROR(Compute(plan, communicator));
+  UnderWay& step = under_way_[static_cast<size_t>((first_ + count_++) % kStepsUnderWay)];
+  step.step = plan.step;
+  step.segments = plan.segments.size();
+  step.rows.clear();
+  const std::span<const LogitRow> rows = logit_rows_;
+  for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
+    Ask(plan, rows.subspan(first, std::min<size_t>(kLogitRowsMax, rows.size() - first)), &step);
+  }
+  device_->EndStep();
+  return absl::OkStatus();
+}
+
+void StepRunner::Ask(const StepPlan& plan, std::span<const LogitRow> rows, UnderWay* under_way) {
+  Name(rows);
+  keep_.clear();
+  for (const LogitRow& row : rows) {
+    const SlotId slot = plan.segments[row.segment].slot;
+    keep_.push_back(static_cast<int32_t>(slot.value));
+    slots_[slot].Await();
+    under_way->rows.push_back({row.segment, slots_.Share(slot)});
+  }
+  forward_->Ask(step_rows_, sampler_.slices(), sampler_.Queries(samples_), keep_);
+}
+
+absl::StatusOr<StepResult> StepRunner::End() {
+  FACET_CHECK(count_ > 0, "no step is under way");
+  UnderWay& step = under_way_[static_cast<size_t>(first_)];
+  first_ = (first_ + 1) % kStepsUnderWay;
+  --count_;
+  StepResult result;
+  result.step = step.step;
+  result.segments.resize(step.segments);
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    const size_t in_tile = i % kLogitRowsMax;
+    if (in_tile == 0) {
+      replies_.resize(std::min<size_t>(kLogitRowsMax, step.rows.size() - i));
+      const absl::Status read = forward_->ReadReplies(replies_);
+      if (!read.ok()) return Annotate(read, fmt::format("step {}", step.step));
+      options_.progress();
+    }
+    const SampleOutcome outcome = Sampler::OutcomeOf(replies_[in_tile]);
+    SequenceState& state = *step.rows[i].state;
+    state.Arrived();
+    SegmentResult& segment = result.segments[step.rows[i].segment];
+    segment.finite = outcome.finite;
+    if (!outcome.sampled) continue;
+    state.Append(outcome.sampled->id);
+    segment.sampled.push_back(*outcome.sampled);
+  }
+  step.rows.clear();
   return result;
 }
 
@@ -68,9 +154,14 @@ void StepRunner::LayOut(const StepPlan& plan) {
     for (int pool = 0; pool < kKvPools; ++pool) run.blocks[pool] = segment.blocks[pool];
     AddLogitRows(segment, i, run.first_row);
     for (const TokenId token : segment.tokens) {
-      tokens_.push_back(token == kSampledToken ? slots_[segment.slot].last_sampled() : token);
+      tokens_.push_back(token == kSampledToken ? SampledIn(segment.slot) : token);
     }
   }
+}
+
+TokenId StepRunner::SampledIn(SlotId slot) const {
+  const SequenceState& state = slots_[slot];
+  return state.awaited() > 0 ? RowOfKept(static_cast<int32_t>(slot.value)) : state.last_sampled();
 }
 
 void StepRunner::AddLogitRows(const Segment& segment, size_t index, int first_row) {
@@ -97,14 +188,18 @@ void StepRunner::AddLogitRows(const Segment& segment, size_t index, int first_ro
   }
 }
 
-absl::Status StepRunner::ComputeLogits(const StepPlan& plan, std::span<const LogitRow> rows,
-                                       std::span<SegmentResult> results) {
+void StepRunner::Name(std::span<const LogitRow> rows) {
   step_rows_.clear();
   samples_.clear();
   for (const LogitRow& row : rows) {
     step_rows_.push_back(row.row);
     samples_.push_back(row.sample);
   }
+}
+
+absl::Status StepRunner::ComputeLogits(const StepPlan& plan, std::span<const LogitRow> rows,
+                                       std::span<SegmentResult> results) {
+  Name(rows);
   // Where no row needs its logits, the output layer is searched and they are never written.
   const bool whole = std::any_of(rows.begin(), rows.end(), [](const LogitRow& row) {
     return row.sample.state->logits_digest() || Sampler::NeedsLogits(row.sample);

@@ -4,8 +4,10 @@
 // What a rank does in a step: its part of the model over the plan's tokens, then, with the other
 // ranks, the choice of the next ones.
 
+#include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -25,22 +27,32 @@ namespace facet {
 class StepRunner {
  public:
   struct Options {
-    int sequences_max = 0;           // slots
-    int step_tokens_max = 0;         // rows of a step
-    VocabularySlices slices;         // this rank's
-    int64_t vocabulary = 0;          // all ranks' ids
+    int sequences_max = 0;    // slots
+    int step_tokens_max = 0;  // rows of a step
+    VocabularySlices slices;  // this rank's
+    int64_t vocabulary = 0;   // all ranks' ids
+    // Steps may begin before the one before them is read: on one rank, with the device's places
+    // for tokens by slot.
+    bool overlap = false;
     std::function<void()> progress;  // called at least once per tile of logits
   };
   // Borrows `forward` and `device`, its device.
   StepRunner(Options options, Forward* forward, Device* device);
 
-  // Forgets all sequences.
+  // Forgets all sequences, and the steps that are under way.
   void Reset();
   // Every rank runs the same plans in the same order. A plan without segments only ends and begins
   // sequences. After an error nothing of the epoch can be computed any more.
   absl::StatusOr<StepResult> Run(const StepPlan& plan, Communicator* communicator);
 
+  // Run() in two halves, with up to kStepsUnderWay steps between them: Executor's MayBegin(),
+  // Begin() and End().
+  bool MayBegin(const StepPlan& plan) const;
+  absl::Status Begin(const StepPlan& plan, Communicator* communicator);
+  absl::StatusOr<StepResult> End();
+
  private:
+  static constexpr int kStepsUnderWay = 2;
   // A row of the step whose logits somebody needs.
   struct LogitRow {
     int32_t row;
@@ -48,7 +60,27 @@ class StepRunner {
     SampleRow sample;
   };
 
+  // A row whose token was asked for.
+  struct AskedRow {
+    size_t segment;
+    std::shared_ptr<SequenceState> state;  // the sequence may end before the row is read
+  };
+  struct UnderWay {
+    uint64_t step = 0;
+    size_t segments = 0;
+    std::vector<AskedRow> rows;
+  };
+
+  // The sequence of a segment as the plan begins it, or as it runs.
+  const SequenceStart& StartOf(const StepPlan& plan, SlotId slot) const;
+  // Makes `plan` the step that runs, whose final hidden states are there then.
+  absl::Status Compute(const StepPlan& plan, Communicator* communicator);
+  // Names a tile's rows to the sampler.
+  void Name(std::span<const LogitRow> rows);
+  void Ask(const StepPlan& plan, std::span<const LogitRow> rows, UnderWay* under_way);
   void LayOut(const StepPlan& plan);
+  // What kSampledToken stands for: a token, or the device's place that has it.
+  TokenId SampledIn(SlotId slot) const;
   void AddLogitRows(const Segment& segment, size_t index, int first_row);
   absl::Status ComputeLogits(const StepPlan& plan, std::span<const LogitRow> rows,
                              std::span<SegmentResult> results);
@@ -71,6 +103,12 @@ class StepRunner {
   std::vector<int32_t> step_rows_;
   std::vector<SampleRow> samples_;
   std::vector<SampleOutcome> outcomes_;
+  std::vector<int32_t> keep_;
+  std::vector<CandidateReply> replies_;
+  // The steps that are under way, from the first_th on, in a ring.
+  std::array<UnderWay, kStepsUnderWay> under_way_;
+  int first_ = 0;
+  int count_ = 0;
 };
 
 }  // namespace facet

@@ -41,7 +41,7 @@ v1::RankMessage::Hello HelloOf(const Rank& rank, int world) {
 EngineLoopOptions LoopOptions(const WorkerOptions& options, const Rank& rank, uint64_t epoch) {
   EngineLoopOptions loop;
   loop.core.engine = rank.engine_options();
-  loop.core.engine.steps_max = options.steps_max;
+  if (options.steps_max > 0) loop.core.engine.steps_max = options.steps_max;
   loop.core.engine.speculation = options.speculation;
   loop.core.canary = options.canary;
   loop.core.epoch = epoch;

@@ -22,7 +22,8 @@ struct WorkerOptions {
   std::string model_name;  // what requests call the model
   bool allow_logits_digest = false;
   int routers_max = 64;
-  int steps_max = 2;  // outstanding at a time; 1: the next is planned after the last
+  // Outstanding at a time; 1: the next is planned after the last; 0: as the rank would have it.
+  int steps_max = 0;
   SpeculationOptions speculation;
   std::chrono::microseconds news_period{0};  // as LeaderCoreOptions'
   std::chrono::microseconds news_period_max{0};

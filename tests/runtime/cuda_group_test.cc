@@ -3,19 +3,13 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "base/check.h"
 #include "base/prng.h"
-#include "base/status.h"
-#include "kernels/cuda/cuda_device.h"
-#include "tests/cuda_emulator/driver_host.h"
 #include "tests/cuda_emulator/nccl_host.h"
-#include "tests/runtime/in_process_group.h"
+#include "tests/runtime/emulated_device.h"
 
 namespace facet::testing {
 namespace {
@@ -36,25 +30,6 @@ GroupOptions Options(const std::string& model, int world) {
 
 GroupOptions OnReference(GroupOptions options) {
   options.rank.device = "reference";
-  return options;
-}
-
-std::unique_ptr<Device> MakeEmulated(int index) {
-  cuda::CudaDeviceOptions options;
-  options.device = index;
-  options.workspace_bytes = int64_t{16} << 20;
-  options.graph_bytes = int64_t{1} << 20;
-  options.full_blocks = 16;  // chunks are cut by splits, the whole prompt is not
-  auto device = cuda::MakeCudaDevice(options);
-  FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
-  return *std::move(device);
-}
-
-// Every rank has a GPU of its own.
-GroupOptions OnCuda(GroupOptions options) {
-  options.rank.make_device = [next = std::make_shared<std::atomic<int>>(0)] {
-    return MakeEmulated((*next)++ % cuda_emulator::kDevices);
-  };
   return options;
 }
 

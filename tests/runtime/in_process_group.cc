@@ -41,14 +41,29 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const Grou
       FACET_CHECK(status.ok(), "{}", MessageOf(status));
     });
   }
-  group->executor_ = group->ranks_[0]->MakeExecutor();
-  EngineOptions engine = group->ranks_[0]->engine_options();
-  engine.steps_max = options.steps_max;
-  engine.prefix_cache = options.prefix_cache;
-  engine.speculation = options.speculation;
-  group->engine_ = std::make_unique<Engine>(engine);
-  group->steps_max_ = options.steps_max;
+  group->options_ = options;
+  group->BeginEpoch();
   return group;
+}
+
+void InProcessGroup::BeginEpoch() {
+  executor_ = ranks_[0]->MakeExecutor();
+  EngineOptions engine = ranks_[0]->engine_options();
+  engine.steps_max = options_.steps_max;
+  engine.prefix_cache = options_.prefix_cache;
+  engine.speculation = options_.speculation;
+  engine_ = std::make_unique<Engine>(engine);
+  plans_.clear();
+  begun_ = 0;
+}
+
+void InProcessGroup::BreakOff() {
+  FACET_CHECK(options_.world == 1);
+  ranks_[0]->Abort();
+  ranks_[0]->Detach();
+  const absl::Status status = Attach(MakeLocalGroup(1));
+  FACET_CHECK(status.ok(), "{}", MessageOf(status));
+  BeginEpoch();
 }
 
 // Devices with collectives of their own join each other, all at once.
@@ -74,18 +89,29 @@ InProcessGroup::~InProcessGroup() {
   for (std::thread& follower : followers_) follower.join();
 }
 
-std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
-  const uint64_t first_id = next_id_;
-  next_id_ += requests.size();
-  std::vector<Output> outputs(requests.size());
+std::vector<uint64_t> InProcessGroup::Submit(std::vector<EngineRequest> requests) {
   std::vector<uint64_t> seeds;
-  size_t open = requests.size();
-  for (size_t i = 0; i < requests.size(); ++i) {
-    requests[i].id = SequenceId{first_id + i};
-    seeds.push_back(requests[i].seed);
-    const absl::Status status = engine_->Submit(std::move(requests[i]), 0);
+  for (EngineRequest& request : requests) {
+    request.id = SequenceId{next_id_++};
+    seeds.push_back(request.seed);
+    const absl::Status status = engine_->Submit(std::move(request), 0);
     FACET_CHECK(status.ok(), "{}", MessageOf(status));
   }
+  return seeds;
+}
+
+void InProcessGroup::RunSteps(std::vector<EngineRequest> requests, int steps) {
+  std::vector<Output> outputs(requests.size());
+  const std::vector<uint64_t> seeds = Submit(std::move(requests));
+  for (int i = 0; i < steps; ++i) Step(seeds, &outputs);
+}
+
+std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests,
+                                        const std::map<size_t, int>& cancel_at) {
+  const uint64_t first_id = next_id_;
+  std::vector<Output> outputs(requests.size());
+  size_t open = requests.size();
+  const std::vector<uint64_t> seeds = Submit(std::move(requests));
   while (open > 0 || engine_->outstanding() > 0) {
     Step(seeds, &outputs);
     for (EngineDelta& delta : engine_->TakeDeltas()) {
@@ -93,6 +119,10 @@ std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
       FACET_CHECK(delta.offset == static_cast<int>(output.tokens.size()));
       for (ScoredToken& token : delta.tokens) output.tokens.push_back(std::move(token));
       for (ScoredToken& token : delta.prompt) output.prompt.push_back(std::move(token));
+      const auto cancel = cancel_at.find(delta.id.value - first_id);
+      if (cancel != cancel_at.end() && static_cast<int>(output.tokens.size()) >= cancel->second) {
+        engine_->Cancel(delta.id, 0);
+      }
       if (!delta.finish) continue;
       output.finish = *delta.finish;
       output.error = delta.error;
@@ -105,7 +135,7 @@ std::vector<Output> InProcessGroup::Run(std::vector<EngineRequest> requests) {
 }
 
 void InProcessGroup::Step(const std::vector<uint64_t>& seeds, std::vector<Output>* outputs) {
-  while (engine_->outstanding() < steps_max_) {
+  while (engine_->outstanding() < options_.steps_max) {
     std::optional<StepPlan> plan = engine_->Plan(0);
     if (!plan) break;
     for (const SequenceStart& start : plan->starts) {
@@ -116,8 +146,15 @@ void InProcessGroup::Step(const std::vector<uint64_t>& seeds, std::vector<Output
     plans_.push_back(std::move(*plan));
   }
   FACET_CHECK(!plans_.empty(), "requests are open and the engine has no plan");
-  absl::StatusOr<StepResult> result = executor_->Run(plans_.front());
+  for (; begun_ < plans_.size() && executor_->MayBegin(plans_[begun_]); ++begun_) {
+    const absl::Status status = executor_->Begin(plans_[begun_]);
+    FACET_CHECK(status.ok(), "{}", MessageOf(status));
+    if (begun_ > 0) ++overlapped_;
+  }
+  absl::StatusOr<StepResult> result =
+      begun_ > 0 ? executor_->End() : executor_->Run(plans_.front());
   FACET_CHECK(result.ok(), "{}", MessageOf(result.status()));
+  if (begun_ > 0) --begun_;
   plans_.pop_front();
   engine_->Complete(*result, 0);
   FACET_CHECK(engine_->Check().ok(), "{}", MessageOf(engine_->Check()));

@@ -6,6 +6,7 @@
 // produced.
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -44,24 +45,39 @@ class InProcessGroup {
   static absl::StatusOr<std::unique_ptr<InProcessGroup>> Start(const GroupOptions& options);
   ~InProcessGroup();
 
-  // Submits all requests at once and steps until they end; outputs are in the requests' order.
-  std::vector<Output> Run(std::vector<EngineRequest> requests);
+  // Submits all requests at once and steps until they end; outputs are in the requests' order. The
+  // i-th is cancelled once it has cancel_at.at(i) tokens.
+  std::vector<Output> Run(std::vector<EngineRequest> requests,
+                          const std::map<size_t, int>& cancel_at = {});
+  // Submits all requests and completes so many steps.
+  void RunSteps(std::vector<EngineRequest> requests, int steps);
   Rank& leader() { return *ranks_[0]; }
   Executor& executor() { return *executor_; }  // for engines other than the group's
   EngineStats stats() const { return engine_->stats(); }
+  // Steps that began before the one before them was read.
+  int overlapped() const { return overlapped_; }
+  // Steps that have begun and are not complete.
+  int under_way() const { return static_cast<int>(begun_); }
+  // As if the epoch broke off, whatever is under way, and another began, without a sequence.
+  void BreakOff();
 
  private:
   InProcessGroup() = default;
   absl::Status Attach(std::vector<std::unique_ptr<Communicator>> communicators);
-  // Plans as far as the engine goes, then runs the oldest plan.
+  void BeginEpoch();
+  // Returns their seeds. The ids go on from the last call's.
+  std::vector<uint64_t> Submit(std::vector<EngineRequest> requests);
+  // Plans as far as the engine goes, then begins what may begin, and completes the oldest plan.
   void Step(const std::vector<uint64_t>& seeds, std::vector<Output>* outputs);
 
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<std::thread> followers_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Engine> engine_;
-  int steps_max_ = 0;
+  GroupOptions options_;
   std::deque<StepPlan> plans_;  // outstanding
+  size_t begun_ = 0;            // of them
+  int overlapped_ = 0;
   uint64_t next_id_ = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -65,8 +66,24 @@ class FakeRank::GroupExecutor : public Executor {
     return result;
   }
 
+  bool MayBegin(const StepPlan& plan) const override {
+    return rank_->options_.overlapped != nullptr && !plan.segments.empty() && under_way_.size() < 2;
+  }
+  absl::Status Begin(const StepPlan& plan) override {
+    FACET_ASSIGN_OR_RETURN(StepResult result, Run(plan));
+    under_way_.push_back(std::move(result));
+    if (under_way_.size() == 2) ++*rank_->options_.overlapped;
+    return absl::OkStatus();
+  }
+  absl::StatusOr<StepResult> End() override {
+    StepResult result = std::move(under_way_.front());
+    under_way_.pop_front();
+    return result;
+  }
+
  private:
   FakeRank* const rank_;
+  std::deque<StepResult> under_way_;
 };
 
 FakeRank::FakeRank(const FakeRankOptions& options)

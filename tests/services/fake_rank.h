@@ -42,6 +42,8 @@ struct FakeRankOptions {
   std::optional<uint64_t> breaks_at;
   // Steps wait here, inside the step, and the rank does not move.
   StepGate* stuck = nullptr;
+  // Not null: two steps may be under way; counts how often that was so.
+  std::atomic<int>* overlapped = nullptr;
   // While true, its answers are wrong by a hair.
   const std::atomic<bool>* lies = nullptr;
 };

@@ -1,6 +1,7 @@
 // Sessions between routers and a leader.
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,39 @@ TEST_F(WorkerService, SequencesComeBackWholeAndInOrder) {
   EXPECT_EQ(router.state.prompt_tokens_done(), 206);
   EXPECT_EQ(router.state.output_tokens_done(), 67);
   EXPECT_EQ(router.state.kv_tokens_used(), 0);
+}
+
+// Each step begins before the one before it is read: a stop token and a cancelled sequence leave a
+// step under way that computes them once more, and their slots change hands.
+TEST_F(WorkerService, StepsThatOverlapGiveTheSameTokens) {
+  std::atomic<int> overlapped = 0;
+  rank_.overlapped = &overlapped;
+  rank_.engine.sequences_max = 2;
+  StartAlone();
+  Router router(address());
+  router.First();
+  std::vector<v1::Submit> submits = {Submit(1, 5, 20), Submit(2, 70, 30), Submit(3, 1, 40),
+                                     Submit(4, 9, 200)};
+  const std::vector<int32_t> all = Expected(submits[1], rank_.engine);
+  submits[1].add_stop_token_ids(all[6]);
+  router.Send(submits);
+  while (router.answers[4].tokens.size() < 3) ASSERT_TRUE(router.Read());
+  router.Send({Submit(5, 3, 12)}, {4});
+  router.ReadUntilFinished({1, 2, 3, 4, 5});
+  submits.push_back(Submit(5, 3, 12));
+  for (const v1::Submit& submit : submits) {
+    const std::vector<int32_t> expected = Expected(submit, rank_.engine);
+    const Answer& answer = router.answers[submit.sequence()];
+    ASSERT_LE(answer.tokens.size(), expected.size());
+    EXPECT_TRUE(std::equal(answer.tokens.begin(), answer.tokens.end(), expected.begin()));
+    if (submit.sequence() != 2 && submit.sequence() != 4) {
+      EXPECT_EQ(answer.tokens.size(), expected.size());
+    }
+  }
+  EXPECT_EQ(router.answers[2].last.finish(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(router.answers[2].tokens.back(), all[6]);
+  EXPECT_EQ(router.state.kv_tokens_used(), 0);
+  EXPECT_GT(overlapped, 20);
 }
 
 TEST_F(WorkerService, ScoresAndDigestsReachTheRouter) {
