@@ -13,6 +13,7 @@
 #include "base/prng.h"
 #include "base/status.h"
 #include "kernels/cuda/cuda_device.h"
+#include "tests/cuda_emulator/cublaslt_host.h"
 #include "tests/cuda_emulator/driver_host.h"
 #include "tests/cuda_emulator/nccl_host.h"
 #include "tests/runtime/in_process_group.h"
@@ -39,9 +40,12 @@ GroupOptions OnReference(GroupOptions options) {
   return options;
 }
 
-std::unique_ptr<Device> MakeEmulated(int index) {
+std::unique_ptr<Device> MakeEmulated(int index, bool fast = false) {
   cuda::CudaDeviceOptions options;
   options.device = index;
+  options.fast = fast;
+  options.panel_bytes = int64_t{32} << 10;  // several panels to a matrix
+  options.library_bytes = int64_t{8} << 10;
   options.workspace_bytes = int64_t{16} << 20;
   options.graph_bytes = int64_t{1} << 20;
   options.full_blocks = 16;  // chunks are cut by splits, the whole prompt is not
@@ -51,9 +55,9 @@ std::unique_ptr<Device> MakeEmulated(int index) {
 }
 
 // Every rank has a GPU of its own.
-GroupOptions OnCuda(GroupOptions options) {
-  options.rank.make_device = [next = std::make_shared<std::atomic<int>>(0)] {
-    return MakeEmulated((*next)++ % cuda_emulator::kDevices);
+GroupOptions OnCuda(GroupOptions options, bool fast = false) {
+  options.rank.make_device = [fast, next = std::make_shared<std::atomic<int>>(0)] {
+    return MakeEmulated((*next)++ % cuda_emulator::kDevices, fast);
   };
   return options;
 }
@@ -138,6 +142,60 @@ TEST_P(CudaGroupOfHalfKeys, SameBitsAtEveryDegreeChunkAndBatchAndTheReferencesTo
   EXPECT_EQ(RunFirst(OnReference(Options(GetParam(), 1))).ids(), alone.ids());
 }
 
+// --- Fast arithmetic: the prompt goes through the library, what follows through products of a row.
+
+// Of a log-probability. Factors are rounded to 8 bits, each at most 2^-8 of itself off; as these
+// errors are independent, a sum of them moves by about 2^-8 / sqrt(3) of its terms' root mean
+// square, and a layer's by a few of these. Seen: see the test's output where it fails.
+constexpr double kFastTolerance = 0.1;
+
+std::vector<ScoredToken> Scored(const GroupOptions& options) {
+  auto group = InProcessGroup::Start(options);
+  EXPECT_TRUE(group.ok()) << group.status();
+  std::vector<EngineRequest> requests = {Request(kPromptTokens, 1, 6)};
+  requests[0].logprobs = 2;
+  return (*group)->Run(std::move(requests)).front().tokens;
+}
+
+class CudaGroupOfFastArithmetic : public ::testing::TestWithParam<std::tuple<const char*, int>> {};
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaGroupOfFastArithmetic,
+                         ::testing::Combine(::testing::Values("gemma3_8h", "gemma3_8h_quantized",
+                                                              "llama_quantized"),
+                                            ::testing::Values(1, 2)),
+                         [](const auto& info) {
+                           return std::string(std::get<0>(info.param)) + "_" +
+                                  std::to_string(std::get<1>(info.param));
+                         });
+
+TEST_P(CudaGroupOfFastArithmetic, GivesTheReferencesTokensWhereItsMarginExceedsTheTolerance) {
+  const auto [model, world] = GetParam();
+  const std::vector<ScoredToken> want = Scored(OnReference(Options(model, 1)));
+  const int64_t runs = cuda_emulator::CublasLtRuns();
+  const std::vector<ScoredToken> got = Scored(OnCuda(Options(model, world), true));
+  EXPECT_GT(cuda_emulator::CublasLtRuns(), runs);
+  ASSERT_EQ(got.size(), want.size());
+  size_t same = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_EQ(want[i].top.size(), 2u);
+    const double margin = want[i].top[0].second - want[i].top[1].second;
+    if (margin <= 2 * kFastTolerance) break;  // from here on the two may say different things
+    ASSERT_EQ(got[i].id, want[i].id) << "token " << i << ", margin " << margin;
+    EXPECT_NEAR(got[i].logprob, want[i].logprob, kFastTolerance) << "token " << i;
+    ++same;
+  }
+  EXPECT_GE(same, 1u) << "nothing was compared";
+}
+
+// What is kept: the algorithms are pinned, so that a run repeats itself.
+TEST(CudaGroupOfFastProducts, TheSameStepsGiveTheSameBits) {
+  const GroupOptions options = Options("llama_quantized", 1);
+  const Output once = RunFirst(OnCuda(options, true));
+  const Output again = RunFirst(OnCuda(options, true));
+  EXPECT_EQ(again.logits_sha256, once.logits_sha256);
+  EXPECT_EQ(again.ids(), once.ids());
+}
+
 // Groups of another arithmetic are not taken for this one: no stream migrates between them.
 TEST(CudaGroup, FingerprintNamesTheArithmetic) {
   auto cuda = InProcessGroup::Start(OnCuda(Options("llama_quantized", 1)));
@@ -147,6 +205,11 @@ TEST(CudaGroup, FingerprintNamesTheArithmetic) {
   EXPECT_EQ((*cuda)->leader().facts().fingerprint,
             (*cpu)->leader().facts().fingerprint + "-" + arithmetic);
   EXPECT_TRUE(arithmetic.ends_with("-mma"));
+  auto fast = InProcessGroup::Start(OnCuda(Options("llama_quantized", 1), true));
+  ASSERT_TRUE(fast.ok()) << fast.status();
+  EXPECT_EQ((*fast)->leader().facts().fingerprint,
+            (*cpu)->leader().facts().fingerprint + "-" + MakeEmulated(1, true)->arithmetic());
+  EXPECT_NE((*fast)->leader().facts().fingerprint, (*cuda)->leader().facts().fingerprint);
 }
 
 }  // namespace
