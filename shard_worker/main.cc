@@ -83,6 +83,13 @@ ABSL_FLAG(std::string, device, "auto",
           "What computes: auto (a GPU if libfacet_cuda.so beside this program finds one, else the "
           "CPU), cuda or cuda:N, cpu, avx512, avx2, or reference (slow and simple, for "
           "comparison).");
+ABSL_FLAG(
+    std::string, arithmetic, "canonical",
+    "How products are computed: canonical (a request gives the same bits alone, in any batch, "
+    "on any number of ranks and after a failover) or fast (GPUs only: matrix-vector kernels "
+    "and cuBLASLt, whose bits depend on how many rows a step has, so that tokens may differ "
+    "with the load; the same steps give the same bits). Must be the same on all ranks; "
+    "requests do not move between groups of different arithmetic.");
 ABSL_FLAG(std::string, screened_head, "auto",
           "Whether searches for tokens may leave most of the output layer unread, which changes no "
           "token: auto (where it pays) or off.");
@@ -142,8 +149,8 @@ constexpr char kUsage[] =
 
 A group is one copy of a model. With --world=N it is split over N processes, each of which holds
 and computes a slice of every layer; all answer as one. Rank 0, the leader, schedules and speaks to
-routers; the others name it with --leader. Options that decide what is computed (--kv_type,
---kv_tokens, --context_tokens, --step_tokens, --sequences) must be the same on all ranks.
+routers; the others name it with --leader. Options that decide what is computed (--arithmetic,
+--kv_type, --kv_tokens, --context_tokens, --step_tokens, --sequences) must be the same on all ranks.
 
   facet-worker --model=gemma.gguf --listen=localhost:8480
   facet-worker --model=gemma.gguf --world=2 --rank=0 --listen=unix:/tmp/group.sock
@@ -241,6 +248,11 @@ absl::StatusOr<RankOptions> RankOptionsFromFlags() {
   rank.prefill_chunk_max = absl::GetFlag(FLAGS_prefill_chunk);
   rank.mixed_prefill_max = absl::GetFlag(FLAGS_mixed_prefill);
   rank.sequences_max = absl::GetFlag(FLAGS_sequences);
+  const std::string arithmetic = absl::GetFlag(FLAGS_arithmetic);
+  if (arithmetic != "canonical" && arithmetic != "fast") {
+    return InvalidArgument("--arithmetic: '{}' is neither canonical nor fast", arithmetic);
+  }
+  rank.fast_arithmetic = arithmetic == "fast";
   const std::string screened_head = absl::GetFlag(FLAGS_screened_head);
   if (screened_head != "auto" && screened_head != "off") {
     return InvalidArgument("--screened_head: '{}' is neither auto nor off", screened_head);
@@ -296,6 +308,7 @@ absl::StatusOr<CollectiveOptions> CollectiveFromFlags() {
 absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   WorkerOptions options;
   FACET_ASSIGN_OR_RETURN(options.rank, RankOptionsFromFlags());
+  options.canary.exact = !options.rank.fast_arithmetic;
   options.server.listen = absl::GetFlag(FLAGS_listen);
   options.server.address_file = absl::GetFlag(FLAGS_address_file);
   options.link.leader = absl::GetFlag(FLAGS_leader);

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
 
@@ -34,7 +35,7 @@ inline void CheckOk(const absl::Status& status, const char* what) {
   FACET_CHECK(status.ok(), "{}: {}", what, MessageOf(status));
 }
 inline void CheckLaunch(int code, const char* what) {
-  if (code != 0) CheckOk(LaunchStatus(code), what);
+  if (code != 0) CheckOk(CallStatus(code), what);
 }
 
 // What the parts of one device share: its stream, in whose order everything happens, and what they

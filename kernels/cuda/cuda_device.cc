@@ -38,7 +38,8 @@ class CudaDevice final : public Device {
       : index_(options.device),
         name_(fmt::format("cuda:{} ({}, sm_{}{})", options.device, properties.name,
                           properties.major, properties.minor)),
-        arithmetic_(fmt::format("cuda-sm{}{}-mma", properties.major, properties.minor)),
+        arithmetic_(fmt::format("cuda-sm{}{}-{}", properties.major, properties.minor,
+                                options.fast ? "fast" : "mma")),
         uuid_(properties.uuid),
         memory_(name_),
         attention_(context_, {options.rows, options.sequences, options.context, options.full_blocks,
@@ -72,6 +73,10 @@ class CudaDevice final : public Device {
                        &memory_, context_.stream));
     collectives_.Init({.device = index_, .stream = context_.stream}, uuid_, &memory_);
     FACET_RETURN_IF_ERROR(vocabulary_.Init());
+    if (options.fast) {
+      FACET_RETURN_IF_ERROR(Annotate(
+          product_.MakeFast({options.panel_bytes, options.library_bytes}), "--arithmetic=fast"));
+    }
     return attention_.AllocateKv({});
   }
 

@@ -9,9 +9,9 @@
 
 namespace facet::cuda {
 
-// A device that computes on a CUDA GPU, in the reference's order of operations. Its Floats are
-// device memory. FailedPrecondition where there is no such GPU or it is too old,
-// ResourceExhausted where its memory is.
+// A device that computes on a CUDA GPU, in the reference's order of operations; with options.fast
+// but for products. Its Floats are device memory. FailedPrecondition where there is no such GPU or
+// it is too old, ResourceExhausted where its memory is.
 absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions& options);
 
 }  // namespace facet::cuda

@@ -75,10 +75,14 @@ absl::Status CudaMatrix::CopyLeaves(DeviceMemory* memory, Stream stream) {
   std::vector<int32_t> values(leaves_.starts.begin(), leaves_.starts.end());
   const size_t starts = values.size();
   values.insert(values.end(), leaves_.root_begin.begin(), leaves_.root_begin.end());
+  for (int root = 0; root <= root_count(); ++root) {
+    values.push_back(static_cast<int32_t>(root_start(root)));
+  }
   const auto bytes = static_cast<int64_t>(values.size() * sizeof(int32_t));
   FACET_ASSIGN_OR_RETURN(void* const data, memory->Allocate("weights", bytes));
   leaf_starts_ = static_cast<int32_t*>(data);
   root_begin_ = leaf_starts_ + starts;
+  root_starts_ = root_begin_ + leaves_.root_begin.size();
   FACET_RETURN_IF_ERROR(CopyToDevice(data, values.data(), bytes, stream));
   return Wait(stream);
 }

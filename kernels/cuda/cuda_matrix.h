@@ -32,6 +32,12 @@ class CudaMatrix final : public Matrix {
   // On the device: LeafRoots' starts and root_begin.
   const int32_t* leaf_starts() const { return leaf_starts_; }
   const int32_t* root_begin() const { return root_begin_; }
+  // On the device: the column where each root begins, and `columns` at the end.
+  const int32_t* root_starts() const { return root_starts_; }
+  // The same on the host.
+  int64_t root_start(int root) const {
+    return leaves_.starts[static_cast<size_t>(leaves_.root_begin[static_cast<size_t>(root)])];
+  }
 
  private:
   absl::Status CopyRows(const MatrixSource& source, Stream stream);
@@ -45,6 +51,7 @@ class CudaMatrix final : public Matrix {
   uint8_t* data_ = nullptr;
   const int32_t* leaf_starts_ = nullptr;
   const int32_t* root_begin_ = nullptr;
+  const int32_t* root_starts_ = nullptr;
 };
 
 }  // namespace facet::cuda

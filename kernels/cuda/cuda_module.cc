@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_module.h"
 
 #include "base/status.h"
+#include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/nccl_api.h"
@@ -26,10 +27,16 @@ absl::StatusOr<int> NcclVersion() {
   return nccl->version();
 }
 
+absl::StatusOr<int64_t> CublasLtVersion() {
+  FACET_ASSIGN_OR_RETURN(facet::cuda::CublasLt* const library, facet::cuda::OpenCublasLt());
+  return library->version();
+}
+
 }  // namespace
 
 extern "C" [[gnu::visibility("default")]] const facet::cuda::CudaModule* facet_cuda_module() {
   static constexpr facet::cuda::CudaModule kModule = {FACET_CUDA_ABI, &facet::cuda::DeviceCount,
-                                                      &MakeDevice, &BusId, &NcclVersion};
+                                                      &MakeDevice,    &BusId,
+                                                      &NcclVersion,   &CublasLtVersion};
   return &kModule;
 }

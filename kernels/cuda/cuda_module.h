@@ -17,6 +17,12 @@ namespace facet::cuda {
 
 struct CudaDeviceOptions {
   int device = 0;  // which of the machine's GPUs
+  // --arithmetic=fast: products in other orders, by batch (kernels/cuda/README.md).
+  bool fast = false;
+  // Device memory for weights that are rounded to bf16 on their way into cuBLASLt, a panel at a
+  // time, and for cuBLASLt itself.
+  int64_t panel_bytes = int64_t{32} << 20;
+  int64_t library_bytes = int64_t{32} << 20;
   // How large a step can be.
   int rows = 512;
   int sequences = 64;
@@ -45,7 +51,9 @@ struct CudaModule {
   absl::StatusOr<std::unique_ptr<Device>> (*make_device)(const CudaDeviceOptions&) = nullptr;
   // The PCI address of a GPU ("0000:3b:00.0"), by which others than CUDA know it.
   absl::StatusOr<std::string> (*bus_id)(int device) = nullptr;
-  absl::StatusOr<int> (*nccl_version)() = nullptr;  // FailedPrecondition says why there is none
+  // FailedPrecondition says why there is none.
+  absl::StatusOr<int> (*nccl_version)() = nullptr;
+  absl::StatusOr<int64_t> (*cublaslt_version)() = nullptr;
 };
 using CudaModuleEntry = const CudaModule* (*)();
 inline constexpr const char* kCudaModuleSymbol = "facet_cuda_module";

@@ -10,15 +10,19 @@ namespace {
 
 // Rows of activations that are quantised at a time.
 constexpr int kGroupRows = 512;
+static_assert(kGroupRows == LibraryProducts::kRowsMax);
 
 int64_t LeafFloats(const CudaMatrix& matrix) { return matrix.leaf_count() * matrix.rows(); }
 
-// Every root is one leaf: nothing is left to add.
-bool LeavesAreRoots(const CudaMatrix& matrix) { return matrix.leaf_count() == matrix.root_count(); }
-
 }  // namespace
 
+absl::Status CudaProduct::MakeFast(const LibraryProducts::Options& options) {
+  library_ = std::make_unique<LibraryProducts>(context_);
+  return library_->Init(options);
+}
+
 absl::Status CudaProduct::Prepare(const CudaMatrix& matrix) {
+  if (library_ != nullptr) FACET_RETURN_IF_ERROR(library_->Prepare(matrix));
   if (LeafFloats(matrix) > context_.workspace_size()) {
     return ResourceExhausted("the leaves of one row, {} x {} floats, exceed the work space",
                              matrix.leaf_count(), matrix.rows());
@@ -42,6 +46,12 @@ void CudaProduct::Quantize(const float* x, int rows, int64_t columns) {
   context_.launches->Put<&QuantizeRows>("quantised activations", x, rows, columns, quantized_);
 }
 
+CudaProduct::ColumnParts CudaProduct::PartsOf(const CudaMatrix& matrix) const {
+  const int roots = matrix.root_count();
+  if (library_ != nullptr) return {matrix.root_starts(), roots, true};
+  return {matrix.leaf_starts(), matrix.leaf_count(), matrix.leaf_count() == roots};
+}
+
 void CudaProduct::Multiply(const CudaMatrix& matrix, const CudaMatrix* up, Gate gate,
                            const float* x, int rows, const Target& target) {
   LeafProducts args;
@@ -52,37 +62,53 @@ void CudaProduct::Multiply(const CudaMatrix& matrix, const CudaMatrix* up, Gate 
   args.rows = static_cast<int>(matrix.rows());
   args.columns = matrix.columns();
   args.row_bytes = matrix.row_bytes();
-  args.leaf_starts = matrix.leaf_starts();
-  args.leaves = matrix.leaf_count();
+  const ColumnParts parts = PartsOf(matrix);
+  args.leaf_starts = parts.starts;
+  args.leaves = parts.count;
   args.x_rows = rows;
   args.x = x;
   args.quantized = quantized_;
   args.out = target.out;
   args.out_stride = target.out_stride;
   args.leaf_stride = target.leaf_stride;
-  if (matrix.integer_product()) {
+  if (library_ != nullptr && rows <= kVectorRowsMax) {
+    context_.launches->Put<&VectorProducts>("a product", args);
+  } else if (matrix.integer_product()) {
     context_.launches->Put<&IntegerProducts>("a product", args);
   } else {
     context_.launches->Put<&FloatProducts>("a product", args);
   }
 }
 
+void CudaProduct::PutActivations(std::span<const CudaMatrix* const> parts, const float* x,
+                                 int rows) {
+  bool rounded = false;
+  bool quantized = false;
+  for (const CudaMatrix* part : parts) {
+    const bool of_library = OfLibrary(*part, rows);
+    rounded = rounded || of_library;
+    quantized = quantized || (!of_library && part->integer_product());
+  }
+  if (rounded) library_->Round(x, rows, parts.front()->columns());
+  if (quantized) Quantize(x, rows, parts.front()->columns());
+}
+
 void CudaProduct::Product(std::span<const CudaMatrix* const> parts, const float* x, int rows,
                           float* out) {
   const int64_t columns = parts.front()->columns();
   int64_t width = 0;
-  bool quantized = false;
-  for (const CudaMatrix* part : parts) {
-    width += part->rows();
-    quantized = quantized || part->integer_product();
-  }
+  for (const CudaMatrix* part : parts) width += part->rows();
   for (int first = 0; first < rows; first += kGroupRows) {
     const int count = std::min(kGroupRows, rows - first);
     const float* const group = x + first * columns;
-    if (quantized) Quantize(group, count, columns);
+    PutActivations(parts, group, count);
     float* to = out + first * width;
     for (const CudaMatrix* part : parts) {
-      Multiply(*part, nullptr, Gate::kNone, group, count, {to, width, 0});
+      if (OfLibrary(*part, count)) {
+        library_->Multiply(*part, nullptr, Gate::kNone, count, {to, width, 0});
+      } else {
+        Multiply(*part, nullptr, Gate::kNone, group, count, {to, width, 0});
+      }
       to += part->rows();
     }
   }
@@ -97,6 +123,11 @@ void CudaProduct::GatedProduct(Gate gate, const CudaMatrix& matrix, const CudaMa
     const int count = std::min(step, rows - first);
     const float* const group = x + first * matrix.columns();
     float* const to = out + first * width;
+    if (OfLibrary(matrix, count) && OfLibrary(up, count)) {
+      library_->Round(group, count, matrix.columns());
+      library_->Multiply(matrix, &up, gate, count, {to, width, 0});
+      continue;
+    }
     if (matrix.integer_product() || up.integer_product()) {
       Quantize(group, count, matrix.columns());
     }
@@ -116,14 +147,20 @@ int CudaProduct::GroupRows(int64_t floats) const {
 }
 
 void CudaProduct::ProductRoots(const CudaMatrix& matrix, const float* x, int rows, float* roots) {
-  const int step = LeavesAreRoots(matrix) ? kGroupRows : GroupRows(LeafFloats(matrix));
+  const bool whole = PartsOf(matrix).roots;
+  const int step = whole ? kGroupRows : GroupRows(LeafFloats(matrix));
   const int64_t width = matrix.rows();
   for (int first = 0; first < rows; first += step) {
     const int count = std::min(step, rows - first);
     const float* const group = x + first * matrix.columns();
     float* const to = roots + first * width;
+    if (OfLibrary(matrix, count)) {
+      library_->Round(group, count, matrix.columns());
+      library_->Multiply(matrix, nullptr, Gate::kNone, count, {to, width, rows * width});
+      continue;
+    }
     if (matrix.integer_product()) Quantize(group, count, matrix.columns());
-    if (LeavesAreRoots(matrix)) {
+    if (whole) {
       Multiply(matrix, nullptr, Gate::kNone, group, count, {to, width, rows * width});
       continue;
     }

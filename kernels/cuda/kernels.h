@@ -84,6 +84,49 @@ int IntegerProducts(Stream stream, const LeafProducts& args);
 // REQUIRES: F32, F16 or BF16.
 int FloatProducts(Stream stream, const LeafProducts& args);
 
+// --- vector_product_kernels.cu
+
+// The same products in another order of additions, for --arithmetic=fast and a few rows of
+// activations: the lanes of a warp, or of four, have shares of the columns. Which share a column is
+// in, and the order in which shares are added, follow from the matrix's shape alone.
+// REQUIRES: args.x_rows <= kVectorRowsMax.
+inline constexpr int kVectorRowsMax = 8;
+int VectorProducts(Stream stream, const LeafProducts& args);
+
+// --- bf16_kernels.cu, for --arithmetic=fast
+
+// out[i * stride + k] = column begin + k of row i, rounded to bf16; zero from `columns` to `stride`
+// and from `rows` to `out_rows`. REQUIRES: stride is a multiple of 8, out aligned to 16 bytes; of
+// quantised rows stride == columns, out_rows == rows, and begin a multiple of 32.
+struct Bf16Rows {
+  TensorType type = TensorType::kF32;
+  const uint8_t* from = nullptr;  // row 0
+  int64_t row_bytes = 0;
+  int rows = 0;
+  int64_t begin = 0;
+  int64_t columns = 0;
+  int out_rows = 0;
+  int64_t stride = 0;
+  uint16_t* out = nullptr;
+  bool operator==(const Bf16Rows&) const = default;
+};
+int RoundToBf16(Stream stream, const Bf16Rows& args);
+// out[r * out_stride + i] = values[r * stride + i]; with a gate act(values) * up.
+struct StoredProducts {
+  const float* values = nullptr;
+  const float* up = nullptr;
+  Gate gate = Gate::kNone;
+  int rows = 0;
+  int width = 0;
+  int64_t stride = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  bool operator==(const StoredProducts&) const = default;
+};
+int StoreProducts(Stream stream, const StoredProducts& args);
+
+// --- product_kernels.cu
+
 // roots[k * elements + i] = the sum tree over element i of leaves [root_begin[k],
 // root_begin[k + 1]), which lie `leaf_stride` floats apart.
 inline constexpr int kRootLeavesMax = 255;

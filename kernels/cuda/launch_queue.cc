@@ -109,7 +109,7 @@ void LaunchQueue::Capture(Sequence* sequence) {
   if (reserve_ != nullptr) memory_->Release(std::exchange(reserve_, nullptr));
   absl::Status status = BeginCapture(stream_);
   if (status.ok()) {
-    for (const KernelCall& call : sequence->calls) status.Update(LaunchStatus(Run(call, stream_)));
+    for (const KernelCall& call : sequence->calls) status.Update(CallStatus(Run(call, stream_)));
     absl::StatusOr<Graph> graph = EndCapture(stream_);
     status.Update(graph.status());
     if (graph.ok()) sequence->graph = *graph;

@@ -10,13 +10,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/kernels.h"
 
 namespace facet::cuda {
 
-// A function of kernels.h with the arguments that it will be called with.
+// A function of kernels.h, or a library's product, with the arguments that it will be called with.
 template <auto kFunction>
 struct Call;
 template <typename... Arguments, int (*kFunction)(Stream, Arguments...)>
@@ -33,8 +34,10 @@ struct KernelCall {
   const char* what = "";  // for the sentence where it fails
   std::variant<Call<&GatherRows>, Call<&EmbedRows>, Call<&RmsNorm>, Call<&ResidualNorm>,
                Call<&SoftCap>, Call<&ApplyGate>, Call<&QuantizeRows>, Call<&IntegerProducts>,
-               Call<&FloatProducts>, Call<&SumLeaves>, Call<&RopeAndStore>, Call<&Attend>,
-               Call<&AttendTiles>, Call<&ProcessLogits>, Call<&SumSlices>, Call<&SelectTop>>
+               Call<&FloatProducts>, Call<&VectorProducts>, Call<&RoundToBf16>,
+               Call<&RunLibraryProduct>, Call<&StoreProducts>, Call<&SumLeaves>,
+               Call<&RopeAndStore>, Call<&Attend>, Call<&AttendTiles>, Call<&ProcessLogits>,
+               Call<&SumSlices>, Call<&SelectTop>>
       call;
   bool operator==(const KernelCall& other) const { return call == other.call; }
 };

@@ -14,6 +14,9 @@ struct CanaryOptions {
   bool enabled = true;                      // false: only tests that count steps
   std::vector<TokenId> prompt = {1, 2, 3};  // taken modulo the vocabulary
   int output_tokens = 2;
+  // False where bits depend on what else a step computes: an answer need only come to its end, and
+  // be numbers.
+  bool exact = true;
   TimeUs quiet = 1'000'000;  // without progress of real work before one runs
   // A canary that took d runs again after d x this at the earliest: what an idle group may cost.
   int rest_factor = 100;
@@ -33,9 +36,9 @@ struct CanaryStats {
 };
 
 // Decides when a group must prove that it still computes, and whether it has. A canary is a tiny
-// fixed prompt, greedy, whose answer must be the same bits for as long as the process lives. One
-// runs at the start of an epoch, and then after a time without real work that went forward.
-// Sans-IO; part of LeaderCore.
+// fixed prompt, greedy, whose answer must be the same bits for as long as the process lives
+// (exact). One runs at the start of an epoch, and then after a time without real work that went
+// forward. Sans-IO; part of LeaderCore.
 class Canary {
  public:
   // `expected`: the answer of the process's first canary; absent: this epoch's first makes it.

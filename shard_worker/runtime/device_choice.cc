@@ -30,6 +30,7 @@ absl::StatusOr<Gpu> MakeCuda(const DeviceChoice& choice, std::optional<int> inde
   FACET_ASSIGN_OR_RETURN(const int count, module->device_count());
   cuda::CudaDeviceOptions options;
   options.device = index.value_or(choice.rank % count);
+  options.fast = choice.fast;
   options.rows = choice.rows;
   options.sequences = choice.sequences;
   options.context = choice.context;
@@ -50,6 +51,10 @@ absl::StatusOr<ChosenDevice> ChooseAuto(const DeviceChoice& choice) {
   if (gpu.ok()) return Explained(*std::move(gpu), "a GPU was found");
   if (!absl::IsNotFound(gpu.status()) && !absl::IsFailedPrecondition(gpu.status())) {
     return gpu.status();
+  }
+  if (choice.fast) {
+    return FailedPrecondition("--arithmetic=fast needs a GPU, and there is none to use: {}",
+                              MessageOf(gpu.status()));
   }
   FACET_ASSIGN_OR_RETURN(std::unique_ptr<Device> cpu, MakeCpu(choice, CpuDeviceOptions::kAuto));
   return Explained({std::move(cpu), {}}, fmt::format("no GPU, as {}", MessageOf(gpu.status())));
@@ -80,6 +85,11 @@ absl::StatusOr<Gpu> MakeNamed(const DeviceChoice& choice) {
   if (choice.name == "cuda") return MakeCuda(choice, std::nullopt);
   if (const std::optional<int> index = CudaIndex(choice.name)) return MakeCuda(choice, index);
   FACET_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeNamedCpu(choice));
+  if (choice.fast) {
+    return InvalidArgument(
+        "--arithmetic=fast: {} computes in canonical arithmetic only, as every device but GPUs",
+        device->name());
+  }
   return Gpu{std::move(device), {}};
 }
 

@@ -20,6 +20,8 @@ struct DeviceChoice {
   int rank = 0;     // ranks of one machine take its GPUs in turn, unless "cuda:N" names one
   int threads = 1;  // of a CPU device
   std::function<void(int thread)> begin_thread = {};  // of a CPU device; see CpuDeviceOptions
+  // --arithmetic=fast, which only a GPU has: products in other orders, by batch.
+  bool fast = false;
   int rows = 512;
   int sequences = 64;
   int64_t context = 16384;  // tokens of one sequence
@@ -33,7 +35,8 @@ struct ChosenDevice {
   std::string why;         // for the log: "computing on cpu-avx512: no GPU, as there is no ...so"
 };
 
-// InvalidArgument where the name is none of the above; else what the device's maker says.
+// InvalidArgument where the name is none of the above, or a device has no fast arithmetic that was
+// asked for; else what the device's maker says.
 absl::StatusOr<ChosenDevice> ChooseDevice(const DeviceChoice& choice);
 
 }  // namespace facet

@@ -277,6 +277,7 @@ class RankImpl : public Rank {
     } else {
       DeviceChoice choice;
       choice.name = options_.device;
+      choice.fast = options_.fast_arithmetic;
       choice.rank = options_.rank;
       choice.threads = options_.threads;
       choice.begin_thread = [this](int thread) { placement_->Bind(thread); };

@@ -33,6 +33,8 @@ struct RankOptions {
   int threads = 1;
   PlacementOptions placement;   // of a device that computes in host memory
   std::string device = "auto";  // as DeviceChoice's name
+  // --arithmetic=fast, as DeviceChoice's.
+  bool fast_arithmetic = false;
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
   bool profile = false;  // from the start on; see Rank::Profile()

@@ -24,6 +24,7 @@ KERNEL = r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
 BYTES_S = 3.35e12
 INT8_S = 1979e12
 HALF_S = 989e12
+CACHE_BYTES_S = 5.5e12  # of the L2 cache, as measured by others
 INSTRUCTIONS_S = 67e12 / 2
 MULTIPROCESSORS = 132
 FULL_BLOCKS = 256  # from which on AttendTilesKernel leaves splits to one block
@@ -37,13 +38,16 @@ class Format:
     # Per element of the result: to float, times both scales, fused multiply-add; one more with a minimum.
     instructions: int = 3
     products: int = 1  # of the tensor cores
+    # Of VectorProductKernel, per block and row of activations: four lanes with two dot products, and
+    # to float, times both scales, fused multiply-add; with a minimum one more.
+    vector_instructions: int = 20
 
 
 FORMATS = {
     "Q4_0": Format(18),
     "Q8_0": Format(34),
-    "Q4_K": Format(18, instructions=4),
-    "Q6_K": Format(26.25, instructions=6, products=2),
+    "Q4_K": Format(18, instructions=4, vector_instructions=24),
+    "Q6_K": Format(26.25, instructions=6, products=2, vector_instructions=32),
 }
 
 
@@ -110,6 +114,7 @@ class Work:
     what: str
     launches: int = 0
     bytes: float = 0
+    cache: float = 0  # bytes that stay in the L2 cache
     int8: float = 0
     half: float = 0
     instructions: float = 0
@@ -118,6 +123,7 @@ class Work:
     def times(self):
         return {
             "memory": self.bytes / BYTES_S,
+            "L2 cache": self.cache / CACHE_BYTES_S,
             "tensor cores": self.int8 / INT8_S + self.half / HALF_S,
             "instructions": self.instructions / INSTRUCTIONS_S,
         }
@@ -149,6 +155,10 @@ NOT_IN_A_STEP = {
     "EditKernel": "penalties and biases",
     "AttendSplitKernel": "float32 keys, where AttendTilesKernel is there",
     "TreeRootsKernel": "sums of a group of several GPUs",
+    "VectorProductKernel": "--arithmetic=fast",
+    "DequantizeKernel": "--arithmetic=fast",
+    "RoundKernel": "--arithmetic=fast",
+    "StoreKernel": "--arithmetic=fast",
 }
 
 
@@ -300,6 +310,47 @@ class Step:
         return m.layers * layer + m.vocabulary * m.width / 32 * self.head.bytes
 
 
+LIBRARY = "cuBLASLt"  # not a kernel of the tree
+
+
+class FastStep(Step):
+    """The same under --arithmetic=fast: products without leaves, by the number of rows."""
+
+    VECTOR_ROWS_MAX = 8
+    CANONICAL_ROWS_MAX = 64
+
+    def quantize(self, count, rows, width):
+        if rows <= self.CANONICAL_ROWS_MAX:
+            return super().quantize(count, rows, width)
+        self.add("RoundKernel", "activations", -(-rows * width // 1024), count,
+                 bytes=rows * width * (4 + 2), instructions=4 * rows * width)
+
+    def rooted(self, count, what, width, columns, leaves):
+        self.product(count, what, width, columns, self.workload.rows)
+
+    def product(self, count, what, width, columns, rows, parts=1, leaves=1, head=False):
+        form = self.head if head else self.weights
+        if rows <= self.VECTOR_ROWS_MAX:
+            weights = parts * width * columns / 32
+            self.add("VectorProductKernel", what, -(-width // 8), count,
+                     bytes=weights * form.bytes + rows * columns * (1 + 8 / 32) + 4 * rows * width,
+                     instructions=weights * rows * form.vector_instructions)
+        elif rows <= self.CANONICAL_ROWS_MAX:
+            super().product(count, what, width, columns, rows, parts, 1, head)
+        else:
+            self.multiply(count * parts, what, width, columns, rows, form)
+            self.add("StoreKernel", what, -(-rows * width // 128), count, bytes=4 * rows * width,
+                     cache=4 * parts * rows * width, instructions=4 * rows * width)
+
+    def multiply(self, count, what, width, columns, rows, form):
+        elements = width * columns
+        self.add("DequantizeKernel", what, -(-elements // 1024), count,
+                 bytes=elements / 32 * form.bytes, cache=2 * elements, instructions=4 * elements)
+        self.add(LIBRARY, what, -(-width // 128) * -(-rows // 128), count,
+                 bytes=2 * rows * columns, cache=2 * elements + 4 * rows * width,
+                 half=2 * ceil_to(rows, 64) * elements)
+
+
 def attention_of_the_tree():
     tiles = "AttendTilesKernel"
     return tiles if tiles in kernels_of_the_tree() else "AttendSplitKernel"
@@ -308,6 +359,26 @@ def attention_of_the_tree():
 def steps(weights, head):
     attention = attention_of_the_tree()
     return [Step(m, w, weights, head, attention) for m in MODELS for w in WORKLOADS]
+
+
+def fast_steps(weights, head):
+    attention = attention_of_the_tree()
+    return [FastStep(m, w, weights, head, attention) for m in MODELS for w in WORKLOADS]
+
+
+def fast_summary(canonical, fast):
+    """Products only: the rest of a step is the same."""
+    products = {"IntegerProductKernel", "SumLeavesKernel", "QuantizeKernel", "VectorProductKernel",
+                "RoundKernel", "DequantizeKernel", "StoreKernel", LIBRARY}
+    rows = []
+    for one, other in zip(canonical, fast):
+        times = {kernel: sum(w.seconds() for w in other.work.values() if w.kernel == kernel) * 1e3
+                 for kernel in sorted(products)}
+        before = sum(w.seconds() for w in one.work.values() if w.kernel in products) * 1e3
+        parts = ", ".join(f"{kernel} {ms:.2f}" for kernel, ms in times.items() if ms)
+        rows.append((one.model.name, one.workload.name, f"{before:.2f}",
+                     f"{sum(times.values()):.2f}", parts))
+    return table(("model", "step", "canonical products, ms", "fast, ms", "of these"), rows)
 
 
 def amount(value, unit):
@@ -362,6 +433,7 @@ def price(weights):
 
 def document(weights, head):
     all_steps = steps(weights, head)
+    fast = fast_steps(weights, head)
     return f"""<!-- Made by tests/bench/cuda_roofline.py --update; a test holds it to that. -->
 # Roofline sheet: H100 (SXM), on paper
 
@@ -392,6 +464,15 @@ to; a step of many rows is bound by them:
 
 Row-parallel products also write one result per leaf (up to 16) and read them again: that is
 `SumLeavesKernel`'s bytes below and as many of the product's.
+
+## What --arithmetic=fast takes
+
+Products and what stands before and behind them; the rest of a step is the same. Up to
+{FastStep.VECTOR_ROWS_MAX} rows matrix-vector kernels, up to {FastStep.CANONICAL_ROWS_MAX} the canonical ones without
+leaves, above the library, whose panels of rounded weights and results are taken to stay in the L2 cache
+({CACHE_BYTES_S / 1e12:.1f} TB/s) and whose product to reach the bf16 peak, which none does:
+
+{fast_summary(all_steps, fast)}
 
 ## Kernels
 

@@ -26,6 +26,15 @@ class Roofline(unittest.TestCase):
         self.assertEqual(tree - counted - set(roofline.NOT_IN_A_STEP), set())
         self.assertEqual(counted - tree, set(), "not in the tree")
 
+    def test_fast_kernels_are_those_of_the_tree(self):
+        fast = roofline.fast_steps("Q4_0", "Q8_0")
+        counted = {work.kernel for step in fast for work in step.work.values()}
+        self.assertEqual(counted - roofline.kernels_of_the_tree(), {roofline.LIBRARY})
+        said = {k for k, why in roofline.NOT_IN_A_STEP.items() if why == "--arithmetic=fast"}
+        self.assertEqual(said - counted, set())
+        for step in fast:
+            self.assertGreater(step.seconds(), step.weight_bytes() / roofline.BYTES_S)
+
     def test_matrices_are_as_large_as_the_models_are_published_to_be(self):
         for model in roofline.MODELS:
             load = roofline.WORKLOADS[0]

@@ -96,6 +96,23 @@ TEST(Canary, OtherAnswerCondemnsTheGroup) {
   EXPECT_EQ(*other.core.canary_answer(), answer) << "the first answer stays the measure";
 }
 
+// Where bits depend on the batch, as in --arithmetic=fast.
+TEST(Canary, OtherBitsAreNoFaultWhereBitsAreNotExact) {
+  Leader good(WithCanary());
+  good.LiveUntil(10'000);
+  CanaryAnswer answer = *good.core.canary_answer();
+  answer.logprob_bits[1] ^= 1;
+  LeaderCoreOptions options = WithCanary();
+  options.canary.exact = false;
+  Leader other(options, answer);
+  other.LiveUntil(10'000);
+  EXPECT_TRUE(other.core.verdict().ok());
+  EXPECT_EQ(other.core.stats().canary.failures, 0);
+  Leader broken(options, {}, TokenId{2});
+  broken.LiveUntil(10'000);
+  EXPECT_THAT(MessageOf(broken.core.verdict()), HasSubstr("not finite"));
+}
+
 TEST(Canary, ThatIsNotANumberCondemnsTheGroup) {
   Leader leader(WithCanary(), {}, TokenId{2});  // one of its prompt
   leader.LiveUntil(10'000);

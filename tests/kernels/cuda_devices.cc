@@ -29,6 +29,18 @@ std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
   return devices;
 }
 
+std::unique_ptr<Device> MakeFastDevice() {
+  cuda::CudaDeviceOptions options;
+  options.fast = true;
+  options.workspace_bytes = kWorkspaceBytes;
+  options.panel_bytes = int64_t{64} << 10;  // most matrices are several panels
+  options.library_bytes = int64_t{8} << 10;
+  options.graph_bytes = int64_t{1} << 20;
+  auto device = cuda::MakeCudaDevice(options);
+  FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
+  return *std::move(device);
+}
+
 bool TestedDevicesAreSlow() { return true; }
 
 double TestedDevicesMmaError() { return 0x1p-24; }  // the emulator rounds once, to nearest

@@ -15,10 +15,10 @@ namespace {
 // What ctest takes for "skipped".
 constexpr int kSkipped = 77;
 
-absl::StatusOr<std::unique_ptr<Device>> MakeGpu() {
+absl::StatusOr<std::unique_ptr<Device>> MakeGpu(const cuda::CudaDeviceOptions& options = {}) {
   FACET_ASSIGN_OR_RETURN(const cuda::CudaModule* const module, cuda::OpenCudaModule());
   FACET_RETURN_IF_ERROR(module->device_count().status());
-  return module->make_device({});
+  return module->make_device(options);
 }
 
 }  // namespace
@@ -30,6 +30,14 @@ std::vector<NamedDevice> TestedDevices(std::initializer_list<int>) {
   std::vector<NamedDevice> devices;
   devices.push_back({(*device)->name(), 1, *std::move(device)});
   return devices;
+}
+
+std::unique_ptr<Device> MakeFastDevice() {
+  cuda::CudaDeviceOptions options;
+  options.fast = true;
+  auto device = MakeGpu(options);
+  FACET_CHECK(device.ok(), "{}", MessageOf(device.status()));
+  return *std::move(device);
 }
 
 bool TestedDevicesAreSlow() { return false; }

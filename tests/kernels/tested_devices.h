@@ -26,6 +26,10 @@ struct NamedDevice {
 // The devices that the tests of this binary are about; `threads` for those that have some.
 std::vector<NamedDevice> TestedDevices(std::initializer_list<int> threads);
 
+// The CUDA device with --arithmetic=fast: a test of its products is linked with cuda_devices.cc and
+// gpu_devices.cc alone.
+std::unique_ptr<Device> MakeFastDevice();
+
 // Whether each takes about a thousand times as long as a processor: an emulator.
 bool TestedDevicesAreSlow();
 // `all`, or `few` of them where the devices are slow.

@@ -51,6 +51,23 @@ TEST(ChooseDevice, CudaWithoutAModuleIsAnError) {
   }
 }
 
+// Nobody asks for speed and silently gets a processor, or another arithmetic than that.
+TEST(ChooseDevice, FastArithmeticIsRefusedWhereThereIsNone) {
+  for (const char* name : {"cpu", "reference"}) {
+    DeviceChoice choice = Named(name);
+    choice.fast = true;
+    const absl::Status refused = ChooseDevice(choice).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(MessageOf(refused), HasSubstr("canonical arithmetic only")) << name;
+  }
+  DeviceChoice choice = Named("auto");
+  choice.fast = true;
+  const absl::Status refused = ChooseDevice(choice).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(MessageOf(refused), HasSubstr("--arithmetic=fast needs a GPU"));
+  EXPECT_THAT(MessageOf(refused), HasSubstr("there is no /nonexistent/cuda.so"));
+}
+
 TEST(ChooseDevice, NamesThatMeanNothingAreRefused) {
   for (const char* name : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CPU"}) {
     EXPECT_EQ(ChooseDevice(Named(name)).status().code(), absl::StatusCode::kInvalidArgument)
@@ -84,6 +101,21 @@ TEST(CudaModule, OpensAndAnswersWithOrWithoutAGpu) {
   EXPECT_FALSE(MessageOf(count.status()).empty());
   EXPECT_EQ((*module)->make_device({}).status(), count.status());
   EXPECT_FALSE((*module)->bus_id(0).ok());
+}
+
+// What --arithmetic=fast needs is there, with all that is called of it, or is named.
+TEST(CudaModule, OpensCublasLtOrSaysWhatIsMissing) {
+  const std::string path = std::string(FACET_BIN_DIR) + "/" + cuda::kCudaModuleFile;
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "this build has no nvcc: no " << path;
+  const auto module = cuda::OpenCudaModule(path);
+  ASSERT_TRUE(module.ok()) << module.status();
+  const absl::StatusOr<int64_t> version = (*module)->cublaslt_version();
+  if (version.ok()) {
+    EXPECT_GE(*version, 120000);
+    return;
+  }
+  EXPECT_EQ(version.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(MessageOf(version.status()), HasSubstr("cublasLt"));
 }
 
 }  // namespace

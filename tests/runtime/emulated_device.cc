@@ -9,9 +9,12 @@
 
 namespace facet::testing {
 
-std::unique_ptr<Device> MakeEmulated(int index) {
+std::unique_ptr<Device> MakeEmulated(int index, bool fast) {
   cuda::CudaDeviceOptions options;
   options.device = index;
+  options.fast = fast;
+  options.panel_bytes = int64_t{32} << 10;
+  options.library_bytes = int64_t{8} << 10;
   options.workspace_bytes = int64_t{16} << 20;
   options.graph_bytes = int64_t{1} << 20;
   options.full_blocks = 16;
@@ -20,9 +23,9 @@ std::unique_ptr<Device> MakeEmulated(int index) {
   return *std::move(device);
 }
 
-GroupOptions OnCuda(GroupOptions options) {
-  options.rank.make_device = [next = std::make_shared<std::atomic<int>>(0)] {
-    return MakeEmulated((*next)++ % cuda_emulator::kDevices);
+GroupOptions OnCuda(GroupOptions options, bool fast) {
+  options.rank.make_device = [fast, next = std::make_shared<std::atomic<int>>(0)] {
+    return MakeEmulated((*next)++ % cuda_emulator::kDevices, fast);
   };
   return options;
 }

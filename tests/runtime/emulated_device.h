@@ -9,11 +9,11 @@
 namespace facet::testing {
 
 // A CUDA device whose kernels the emulator runs, with little memory and chunks that are cut by
-// splits where the whole prompt is not.
-std::unique_ptr<Device> MakeEmulated(int index);
+// splits where the whole prompt is not. `fast`: its arithmetic, with several panels to a matrix.
+std::unique_ptr<Device> MakeEmulated(int index, bool fast = false);
 
 // Every rank has a GPU of its own.
-GroupOptions OnCuda(GroupOptions options);
+GroupOptions OnCuda(GroupOptions options, bool fast = false);
 
 }  // namespace facet::testing
 

@@ -53,6 +53,7 @@ THIRD_PARTY = [
     (r"openssl/", ["kernels", "shard_worker/runtime", "router/service", "shard_worker/service",
                    "tests"]),
     (r"nccl\.h", ["kernels/cuda", "kernels/collectives"]),
+    (r"cublasLt\.h", ["kernels/cuda"]),
     (r"nvml\.h", ["tests"]),  # the program opens the library with declarations of its own
     (r"nvtx3/", ["kernels/cuda", "tests"]),
     (r"(cuda|cub|thrust|cooperative_groups|nv)[a-z0-9_]*(/|\.h)", ["kernels/cuda"]),
