@@ -49,6 +49,22 @@ inline constexpr float kGumbelBound = 17.33f;
 inline constexpr float kCeilingPerBit = 0x1.62e43p-1f * 0x1p-23f;  // ln 2
 inline constexpr float kCeilingAtZero = 152 * 0x1.62e43p-1f + 0x1p-10f;
 
+// a * b + c for numbers of bfloat16 a and b, as dot products of bfloat16 round and flush it:
+// subnormal inputs count as zeros, and so does a result that would be smaller than the normal
+// numbers if it were rounded to as many bits as they have.
+FACET_ALWAYS_INLINE float FlushedFma(float a, float b, float c) {
+  const auto flushed = [](float x) {
+    return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x;
+  };
+  a = flushed(a);
+  b = flushed(b);
+  c = flushed(c);
+  const float rounded = __builtin_fmaf(a, b, c);
+  // The product is exact, and the sum is where it is small enough to matter.
+  const double sum = double{a} * double{b} + double{c};
+  return __builtin_fabs(sum) < 0x1p-126 - 0x1p-151 ? __builtin_copysignf(0.0f, rounded) : rounded;
+}
+
 }  // namespace canonical
 
 // e^x: 0 below -104, infinity above 89, subnormals kept, NaN stays NaN.

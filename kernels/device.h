@@ -223,7 +223,7 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  // "cpu-avx512", "cpu-avx2", "reference", "cuda:0 (NVIDIA H100, sm_90)": goes into logs.
+  // "cpu-avx512-bf16", "cpu-avx2", "reference", "cuda:0 (NVIDIA H100, sm_90)": goes into logs.
   virtual std::string name() const = 0;
   // Whether Floats lie in host memory, so that a communicator of the host can work on them.
   virtual bool host_memory() const { return true; }

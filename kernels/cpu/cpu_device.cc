@@ -40,6 +40,34 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+bool HasAvx512Bf16() { return HasAvx512() && __builtin_cpu_supports("avx512bf16"); }
+
+const KernelTable& Avx512Bf16Kernels() {
+  static const KernelTable table = [] {
+    KernelTable replaced = avx512::Kernels();
+    avx512bf16::AddBfloatKernels(&replaced);
+    return replaced;
+  }();
+  return table;
+}
+
+// A form of the kernels.
+struct Form {
+  CpuDeviceOptions::Isa isa;
+  const char* name;  // of the device
+  const char* needs;
+  bool (*runs_here)();
+  const KernelTable& (*kernels)();
+};
+// The best first.
+constexpr Form kForms[] = {
+    {CpuDeviceOptions::kAvx512Bf16, "cpu-avx512-bf16", "AVX-512 (F, BW, DQ, VL, VNNI, BF16)",
+     HasAvx512Bf16, Avx512Bf16Kernels},
+    {CpuDeviceOptions::kAvx512, "cpu-avx512", "AVX-512 (F, BW, DQ, VL, VNNI)", HasAvx512,
+     avx512::Kernels},
+    {CpuDeviceOptions::kAvx2, "cpu-avx2", "AVX2, FMA or F16C", HasAvx2, avx2::Kernels},
+};
+
 const PackedMatrix& Own(const Matrix& matrix) { return static_cast<const PackedMatrix&>(matrix); }
 
 // A row of a panel is a few bytes of every other line: read one after the other, each would be
@@ -317,16 +345,13 @@ class CpuDevice final : public HostDevice {
 
 absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options) {
   if (options.threads < 1) return InvalidArgument("{} threads", options.threads);
-  using Isa = CpuDeviceOptions::Isa;
-  const bool wide = options.isa == Isa::kAvx512 || (options.isa == Isa::kAuto && HasAvx512());
-  if (wide && !HasAvx512()) {
-    return FailedPrecondition("this processor lacks AVX-512 (F, BW, DQ, VL, VNNI)");
+  const char* lacking = nullptr;
+  for (const Form& form : kForms) {
+    if (options.isa != CpuDeviceOptions::kAuto && options.isa != form.isa) continue;
+    if (form.runs_here()) return std::make_unique<CpuDevice>(form.name, form.kernels(), options);
+    lacking = form.needs;
   }
-  if (!wide && !HasAvx2()) {
-    return FailedPrecondition("this processor lacks AVX2, FMA or F16C");
-  }
-  return std::make_unique<CpuDevice>(wide ? "cpu-avx512" : "cpu-avx2",
-                                     wide ? avx512::Kernels() : avx2::Kernels(), options);
+  return FailedPrecondition("this processor lacks {}", lacking);
 }
 
 }  // namespace facet

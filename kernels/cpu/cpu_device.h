@@ -10,7 +10,7 @@
 namespace facet {
 
 struct CpuDeviceOptions {
-  enum Isa { kAuto, kAvx2, kAvx512 };
+  enum Isa { kAuto, kAvx2, kAvx512, kAvx512Bf16 };
   int threads = 1;  // the calling thread is one of them
   Isa isa = kAuto;  // kAuto: the widest that this processor has
   // Called by each of its threads but the caller's before it computes; may be empty.
@@ -18,7 +18,8 @@ struct CpuDeviceOptions {
 };
 
 // A device that computes on this machine's processor, bit for bit as the reference device does.
-// AVX2 needs AVX2, FMA and F16C; AVX-512 needs F, BW, DQ, VL and VNNI on top. FailedPrecondition
+// AVX2 needs AVX2, FMA and F16C; AVX-512 needs F, BW, DQ, VL and VNNI on top, and its last form
+// BF16. FailedPrecondition
 // where the processor lacks them, InvalidArgument for fewer than one thread.
 absl::StatusOr<std::unique_ptr<Device>> MakeCpuDevice(const CpuDeviceOptions& options);
 

@@ -72,12 +72,12 @@ void CpuProduct::Panels(const Part& part, int64_t begin, int64_t end, bool goes_
 
 void CpuProduct::Prepare(std::span<const Part> parts, const float* x, int rows) {
   const int64_t columns = parts.front().matrix->columns();
-  bool quantize = false;
+  Forms forms;
   for (const Part& part : parts) {
-    quantize |= part.matrix->integer_product();
-    if (part.up != nullptr) quantize |= part.up->integer_product();
+    forms.Add(*part.matrix);
+    if (part.up != nullptr) forms.Add(*part.up);
   }
-  rows_ = &Inputs(x, rows, columns, quantize);
+  rows_ = &Inputs(x, rows, columns, forms);
   tiles_per_pass_ = static_cast<int>(std::max<int64_t>(1, kPassBytes / (kTileRows * columns)));
   SizeScratch(parts);
   FindFollower(*parts.front().matrix);
@@ -135,17 +135,18 @@ void CpuProduct::SizeTiles(int64_t columns) {
   }
 }
 
-const QuantizedRows& CpuProduct::Inputs(const float* x, int rows, int64_t columns, bool quantize) {
+const QuantizedRows& CpuProduct::Inputs(const float* x, int rows, int64_t columns,
+                                        const Forms& forms) {
   const ProductInputs* inputs = InputsAt(x);
   if (inputs != nullptr && !inputs->rows.empty()) {
-    FACET_CHECK(inputs->rows.Are(x, rows, columns) && quantize,
+    FACET_CHECK(inputs->rows.Are(x, rows, columns) && forms.blocks && !forms.pairs,
                 "{} rows of {} are read, but others were written", rows, columns);
     return inputs->rows;
   }
   own_.Cut(x, rows, columns);
-  if (quantize) {
-    QuantizeTiles(own_, [&](int tile, int) { return own_.tiles()[static_cast<size_t>(tile)].x; });
-  }
+  const auto find = [&](int tile, int) { return own_.tiles()[static_cast<size_t>(tile)].x; };
+  if (forms.blocks) FillTiles(own_, find, kernels_.quantize_tile);
+  if (forms.pairs) FillTiles(own_, find, kernels_.round_tile);
   return own_;
 }
 

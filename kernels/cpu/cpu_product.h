@@ -71,14 +71,15 @@ class CpuProduct {
   void WriteRows(const QuantizedRows& rows, const Write& write) {
     const int64_t columns = rows.tiles().front().columns;
     SizeTiles(columns);
-    QuantizeTiles(rows, [&](int tile, int thread) {
+    const auto find = [&](int tile, int thread) {
       float* const x = tile_of(thread);
       float* to = x;
       for (int row = rows.first_row(tile); row < rows.first_row(tile + 1); ++row, to += columns) {
         write(row, to);
       }
       return x;
-    });
+    };
+    FillTiles(rows, find, kernels_.quantize_tile);
   }
   // Floats in [begin, end) are about to be written.
   void Written(const float* begin, const float* end);
@@ -91,6 +92,15 @@ class CpuProduct {
     int64_t end;
     Upcoming Begin() const { return Upcoming::Of(*part->matrix, begin); }
   };
+  // In which forms, beside floats, matrices read their activations.
+  struct Forms {
+    bool blocks = false;
+    bool pairs = false;
+    void Add(const PackedMatrix& matrix) {
+      blocks |= matrix.integer_product();
+      pairs |= matrix.bfloat_product();
+    }
+  };
   // What a thread needs.
   struct Scratch {
     AlignedBuffer panel;    // unpacked
@@ -99,10 +109,11 @@ class CpuProduct {
   };
 
   void Prepare(std::span<const Part> parts, const float* x, int rows);
-  // Quantises tiles, each from where find(tile, thread) says that its floats are, in parallel if
-  // there is enough to do.
+  // Makes a form of tiles, each from where find(tile, thread) says that its floats are, in parallel
+  // if there is enough to do.
   template <typename Find>
-  void QuantizeTiles(const QuantizedRows& rows, const Find& find) {
+  void FillTiles(const QuantizedRows& rows, const Find& find,
+                 void (*fill)(const ActivationTile& tile)) {
     const int tiles = static_cast<int>(rows.tiles().size());
     if (tiles == 0) return;
     const int64_t tile_floats = kTileRows * rows.tiles().front().columns;
@@ -112,7 +123,7 @@ class CpuProduct {
       for (int index = begin; index < std::min(begin + step, tiles); ++index) {
         ActivationTile tile = rows.tiles()[static_cast<size_t>(index)];
         tile.x = find(index, thread);
-        kernels_.quantize_tile(tile);
+        fill(tile);
       }
     });
   }
@@ -121,7 +132,7 @@ class CpuProduct {
     return reinterpret_cast<float*>(scratch_[static_cast<size_t>(thread)].tile.data());
   }
   ProductInputs* InputsAt(const float* x);
-  const QuantizedRows& Inputs(const float* x, int rows, int64_t columns, bool quantize);
+  const QuantizedRows& Inputs(const float* x, int rows, int64_t columns, const Forms& forms);
   void CutTasks(std::span<const Part> parts, int rows);
   void SizeScratch(std::span<const Part> parts);
   void Drain(Scratch* scratch);

@@ -7,6 +7,7 @@ namespace {
 KernelTable MakeTable() {
   KernelTable table;
   AddProductKernels(&table);
+  AddBfloatKernels(&table);
   AddRowKernels(&table);
   AddAttentionKernels(&table);
   AddVocabularyKernels(&table);

@@ -9,6 +9,7 @@ namespace facet {
 namespace FACET_ISA {
 
 void AddProductKernels(KernelTable* table);
+void AddBfloatKernels(KernelTable* table);
 void AddRowKernels(KernelTable* table);
 void AddAttentionKernels(KernelTable* table);
 void AddVocabularyKernels(KernelTable* table);

@@ -16,8 +16,8 @@ namespace facet {
 // A product works on tiles of up to this many rows of activations.
 inline constexpr int kTileRows = 6;
 
-// The activations of one tile of `rows` rows. Integer products read the quantised form, float
-// products `x`.
+// The activations of one tile of `rows` rows. Integer products read the quantised form, products of
+// bfloat16 the pairs, other float products `x`.
 struct ActivationTile {
   int rows = 0;
   const float* x = nullptr;  // [rows][columns]
@@ -27,6 +27,10 @@ struct ActivationTile {
   float* scaled_sum = nullptr;  // [columns / 32][rows]: scale x float(sum of q)
   // [columns / 32][rows], -128 x the sum of q: over the block, its first and its second half.
   int32_t* offset_sum[3] = {};
+  // [rows][pair_stride]: columns 2i and 2i + 1 rounded to bfloat16, the first in the low half,
+  // subnormal ones as zeros, zeros behind the last.
+  int32_t* pairs = nullptr;
+  int64_t pair_stride = 0;  // a multiple of 16
 };
 
 // Products of one panel with tiles of activations.
@@ -36,8 +40,8 @@ struct PanelArgs {
   const ActivationTile* tiles = nullptr;
   int tile_count = 0;
   // Sums the columns [leaf_starts[i], leaf_starts[i + 1]) of each leaf by itself, and the leaves
-  // [root_begin[k], root_begin[k + 1]) of each root by the tree of kernels/sum_tree.h. Integer
-  // products: multiples of 32.
+  // [root_begin[k], root_begin[k + 1]) of each root by the tree of kernels/sum_tree.h. Leaves begin
+  // at multiples of LeafUnit().
   const int64_t* leaf_starts = nullptr;
   const int* root_begin = nullptr;
   int roots = 0;
@@ -180,6 +184,8 @@ struct KernelTable {
 
   // The quantised form of a tile from its `x`.
   void (*quantize_tile)(const ActivationTile& tile) = nullptr;
+  // The pairs of a tile from its `x`.
+  void (*round_tile)(const ActivationTile& tile) = nullptr;
   // Block `block` of the quantised form of some tiles from `x`, [rows of all tiles][32].
   void (*quantize_block)(const ActivationTile* tiles, int tile_count, int64_t block,
                          const float* x) = nullptr;
@@ -221,6 +227,10 @@ const KernelTable& Kernels();
 namespace avx512 {
 const KernelTable& Kernels();
 }
+namespace avx512bf16 {
+// Replaces those of avx512.
+void AddBfloatKernels(KernelTable* table);
+}  // namespace avx512bf16
 
 }  // namespace facet
 

@@ -188,7 +188,7 @@ void PackIntegers(const TileRows& rows, int64_t begin, int64_t end, Panel* panel
   }
 }
 
-// F16 and BF16: as they are.
+// F16: as it is.
 void PackHalves(const TileRows& rows, int64_t begin, int64_t end, Panel* panel) {
   const auto out = [&](int64_t k) { return panel->bytes + (k * kPanelColumns + rows.column) * 2; };
   const Bytes16 present = _mm_set1_epi64x(static_cast<int64_t>(rows.present));
@@ -213,6 +213,27 @@ void PackHalves(const TileRows& rows, int64_t begin, int64_t end, Panel* panel) 
     const Byte* at[kTileRows];
     for (int i = 0; i < kTileRows; ++i) at[i] = rows.row[i] + 2 * k;
     Store64(out(k), ReadHalves(at, 0) & rows.present);
+  }
+}
+
+// BF16: as it is, the two of a pair of K side by side.
+void PackPairs(const TileRows& rows, int64_t begin, int64_t end, Panel* panel) {
+  const auto out = [&](int64_t k) {
+    return panel->bytes + (k / 2 * kPanelColumns + rows.column) * 4;
+  };
+  int64_t k = begin;
+  for (; k + 8 <= end; k += 8) {
+    Bytes16 row[kTileRows], columns[4];
+    for (int i = 0; i < kTileRows; ++i) row[i] = Load16Bytes(rows.row[i] + 2 * k);
+    Transpose4(row, columns);
+    for (int i = 0; i < 4; ++i) {
+      Store16Bytes(out(k + 2 * i), _mm_and_si128(columns[i], rows.words()));
+    }
+  }
+  for (; k < end; ++k) {
+    for (int i = 0; i < rows.count(); ++i) {
+      std::memcpy(out(k) + 4 * i + 2 * (k % 2), rows.row[i] + 2 * k, sizeof(uint16_t));
+    }
   }
 }
 
@@ -269,8 +290,9 @@ using PackTile = void (*)(const TileRows& rows, int64_t begin, int64_t end, Pane
 PackTile PackerOf(const MatrixSource& source, PackedFormat format) {
   switch (source.type) {
     case TensorType::kF16:
-    case TensorType::kBF16:
       return PackHalves;
+    case TensorType::kBF16:
+      return PackPairs;
     case TensorType::kQ4_0:
       return PackIntegers<TensorType::kQ4_0, PackedFormat::kQ4>;
     case TensorType::kQ4_1:
@@ -360,6 +382,7 @@ PackedFormat PackedFormatOf(const MatrixSource& source) {
 int64_t PanelBytes(PackedFormat format, int64_t columns) {
   if (IsSplit(format)) return SplitLayoutOf(format).narrow_bytes(columns / kBlockColumns);
   const PackedLayout layout = LayoutOf(format);
+  if (format == PackedFormat::kBF16) columns += columns % 2;
   return layout.is_float ? columns * layout.weight_bytes : layout.bytes(columns / kBlockColumns);
 }
 

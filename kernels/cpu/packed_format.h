@@ -17,7 +17,8 @@
 //             the low nibbles
 //   high bits the fifth bit: [half], bit g for group g; the fifth and sixth:
 //             [groups 0-3, 4-7][half], bits 2i and 2i + 1 for group i of the four
-// Float weights: per K 32 values of the type.
+// Float weights: per K 32 values of the type; of bfloat16 per two of K 32 pairs, filled up with
+// zeros.
 //
 // A product of many rows first unpacks a panel of less than 8 bits or of a split format (below),
 // because tile after tile reads it: scales and minima as floats, [32] or of Q6_K [2][32], then

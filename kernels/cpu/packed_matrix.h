@@ -45,6 +45,7 @@ class PackedMatrix final : public Matrix {
 
   PackedFormat format() const { return format_; }
   bool integer_product() const { return !LayoutOf(format_).is_float; }
+  bool bfloat_product() const { return format_ == PackedFormat::kBF16; }
   const LeafRoots& leaves() const { return leaves_; }
   int64_t panels() const { return (rows_ + kPanelColumns - 1) / kPanelColumns; }
   // Of a split format: without its low bits.

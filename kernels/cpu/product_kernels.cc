@@ -1,9 +1,12 @@
-// Products of one panel with tiles of rows. The panel's weights are unpacked once per tile, or
-// once for all; every output element is one lane of one accumulator, and K ascends, so neither the
-// number of rows nor the instruction set changes a bit.
+// Products of one panel of integer weights, F32 or F16 with tiles of rows. The panel's weights are
+// unpacked once per tile, or once for all; every output element is one lane of one accumulator, and
+// K ascends, so neither the number of rows nor the instruction set changes a bit.
+
+#include <type_traits>
 
 #include "kernels/cpu/block_product.h"
 #include "kernels/cpu/isa_kernels.h"
+#include "kernels/cpu/panel_product.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_bytes.h"
 
@@ -11,202 +14,51 @@ namespace facet {
 namespace FACET_ISA {
 namespace {
 
-// Spreads the prefetch of some lines over the steps of a product.
-struct Prefetch {
-  const std::byte* next;
-  const std::byte* end;
-  int lines_per_step;
-
-  FACET_INLINE Prefetch Over(const std::byte* from, int64_t lines, int64_t steps) {
-    return {from, from + 64 * lines,
-            static_cast<int>((lines + steps - 1) / (steps > 0 ? steps : 1))};
-  }
-  [[gnu::always_inline]] void Step() {
-    if (next >= end) return;
-    for (int i = 0; i < lines_per_step; ++i) _mm_prefetch(next + 64 * i, _MM_HINT_T0);
-    next += 64 * static_cast<ptrdiff_t>(lines_per_step);
+template <PackedFormat kFormat>
+struct IntegerLeaf {
+  template <int kRows, int kHalves>
+  FACET_INLINE void Add(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
+                        int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
+                        VecF (&acc)[kRows][kHalves]) {
+    using B = Block<kFormat>;
+    const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
+    const Byte* low = reinterpret_cast<const Byte*>(args.low);
+    for (int64_t b = begin / 32; b < end / 32; ++b) {
+      prefetcher->Step();
+      AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b), first_half,
+                                    BlockInputs<kRows>::At(tile, b), acc);
+    }
   }
 };
 
-// Of what comes next; a step is a block.
 template <PackedFormat kFormat>
-struct Prefetcher {
-  Prefetch panel;
-  Prefetch low;
-
-  FACET_INLINE Prefetcher For(const PanelArgs& args, int64_t steps) {
-    return {Prefetch::Over(args.next, args.next_lines, steps),
-            Prefetch::Over(args.next_low, args.next_low_lines, steps)};
+struct FloatLeaf {
+  FACET_INLINE VecF Weights(const Byte* p) {
+    if constexpr (kFormat == PackedFormat::kF32) return Load(reinterpret_cast<const float*>(p));
+    if constexpr (kFormat == PackedFormat::kF16) return LoadHalf(p);
   }
-  [[gnu::always_inline]] void Step() {
-    panel.Step();
-    if constexpr (IsSplit(kFormat)) low.Step();
+
+  template <int kRows, int kHalves>
+  FACET_INLINE void Add(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
+                        int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
+                        VecF (&acc)[kRows][kHalves]) {
+    constexpr int kStep = LayoutOf(kFormat).weight_bytes;  // per K
+    const Byte* weights = reinterpret_cast<const Byte*>(args.panel) + begin * kStep;
+    const float* x = tile.x;
+    for (int64_t k = begin; k < end; ++k, weights += kStep) {
+      if (k % 32 == 0) prefetcher->Step();
+      VecF w[kHalves];
+      FACET_UNROLL
+      for (int h = 0; h < kHalves; ++h) w[h] = Weights(weights + (first_half + h) * (kStep / 2));
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const VecF value = Set(x[r * tile.columns + k]);
+        FACET_UNROLL
+        for (int h = 0; h < kHalves; ++h) acc[r][h] = Fma(w[h], value, acc[r][h]);
+      }
+    }
   }
 };
-
-template <PackedFormat kFormat, int kRows, int kHalves>
-FACET_INLINE void MultiplyInts(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                               int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
-                               VecF (&acc)[kRows][kHalves]) {
-  using B = Block<kFormat>;
-  const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
-  const Byte* low = reinterpret_cast<const Byte*>(args.low);
-  for (int64_t b = begin / 32; b < end / 32; ++b) {
-    prefetcher->Step();
-    AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b), first_half, BlockInputs<kRows>::At(tile, b),
-                                  acc);
-  }
-}
-
-template <PackedFormat kFormat>
-FACET_INLINE VecF LoadWeights(const Byte* p) {
-  if constexpr (kFormat == PackedFormat::kF32) return Load(reinterpret_cast<const float*>(p));
-  if constexpr (kFormat == PackedFormat::kF16) return LoadHalf(p);
-  if constexpr (kFormat == PackedFormat::kBF16) return LoadBFloat(p);
-}
-
-template <PackedFormat kFormat, int kRows, int kHalves>
-FACET_INLINE void MultiplyFloats(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                                 int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
-                                 VecF (&acc)[kRows][kHalves]) {
-  constexpr int kStep = LayoutOf(kFormat).weight_bytes;  // per K
-  const Byte* weights = reinterpret_cast<const Byte*>(args.panel) + begin * kStep;
-  const float* x = tile.x;
-  for (int64_t k = begin; k < end; ++k, weights += kStep) {
-    if (k % 32 == 0) prefetcher->Step();
-    VecF w[kHalves];
-    FACET_UNROLL
-    for (int h = 0; h < kHalves; ++h) {
-      w[h] = LoadWeights<kFormat>(weights + (first_half + h) * (kStep / 2));
-    }
-    FACET_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const VecF value = Set(x[r * tile.columns + k]);
-      FACET_UNROLL
-      for (int h = 0; h < kHalves; ++h) acc[r][h] = Fma(w[h], value, acc[r][h]);
-    }
-  }
-}
-
-// The depth of a sum tree over 2^31 leaves, far more than there are.
-constexpr int kMaxDepth = 32;
-
-// acc += the newest sum on the stack, which is the left one of the two.
-template <int kRows, int kHalves>
-FACET_INLINE void AddOnto(const float* sums, VecF (&acc)[kRows][kHalves]) {
-  FACET_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FACET_UNROLL
-    for (int h = 0; h < kHalves; ++h) {
-      acc[r][h] = Add(Load(sums + 16 * (r * kHalves + h)), acc[r][h]);
-    }
-  }
-}
-
-template <int kRows, int kHalves>
-FACET_INLINE void StoreSums(const VecF (&acc)[kRows][kHalves], float* sums) {
-  FACET_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FACET_UNROLL
-    for (int h = 0; h < kHalves; ++h) Store(sums + 16 * (r * kHalves + h), acc[r][h]);
-  }
-}
-
-// The first `columns` of the panel's columns from first_half on.
-template <int kRows, int kHalves>
-FACET_INLINE void WriteRows(const VecF (&acc)[kRows][kHalves], int first_half, int columns,
-                            float* out, int64_t row_stride) {
-  FACET_UNROLL
-  for (int h = 0; h < kHalves; ++h) {
-    const int begin = kHalfPanel * (first_half + h);
-    if (begin + kHalfPanel <= columns) {
-      FACET_UNROLL
-      for (int r = 0; r < kRows; ++r) Store(out + r * row_stride + begin, acc[r][h]);
-    } else if (begin < columns) {
-      const Mask rest = FirstLanes(columns - begin);
-      FACET_UNROLL
-      for (int r = 0; r < kRows; ++r) Store(out + r * row_stride + begin, acc[r][h], rest);
-    }
-  }
-}
-
-// One tile with kHalves halves of the panel. After leaf number n (from 1 on) of a root the two
-// newest sums are added once per trailing zero bit of n, and what remains in the end from the
-// newest on: the tree of kernels/sum_tree.h.
-template <PackedFormat kFormat, int kRows, int kHalves>
-FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile, int first_half,
-                               float* out, Prefetcher<kFormat>* prefetcher) {
-  alignas(64) float sums[kMaxDepth][kRows * kHalves * 16];
-  for (int root = 0; root < args.roots; ++root, out += args.root_stride) {
-    const int last = args.root_begin[root + 1];
-    int depth = 0;
-    unsigned leaves = 0;
-    for (int leaf = args.root_begin[root]; leaf < last; ++leaf) {
-      VecF acc[kRows][kHalves];
-      Clear(acc);
-      const int64_t begin = args.leaf_starts[leaf];
-      const int64_t end = args.leaf_starts[leaf + 1];
-      if constexpr (LayoutOf(kFormat).is_float) {
-        MultiplyFloats<kFormat>(args, tile, begin, end, first_half, prefetcher, acc);
-      } else {
-        MultiplyInts<kFormat>(args, tile, begin, end, first_half, prefetcher, acc);
-      }
-      for (unsigned n = ++leaves; n % 2 == 0; n /= 2) AddOnto(sums[--depth], acc);
-      if (leaf + 1 < last) {
-        StoreSums(acc, sums[depth++]);
-        continue;
-      }
-      while (depth > 0) AddOnto(sums[--depth], acc);
-      WriteRows(acc, first_half, args.columns, out, args.row_stride);
-    }
-  }
-}
-
-// Not inlined: the registers of each number of rows are allocated by themselves.
-template <PackedFormat kFormat, int kRows>
-[[gnu::noinline]] void Tile(const PanelArgs& args, const ActivationTile& tile, float* out,
-                            Prefetcher<kFormat>* prefetcher) {
-  Prefetcher<kFormat> local = *prefetcher;
-  if constexpr (kWideTile) {
-    MultiplyTile<kFormat, kRows, 2>(args, tile, 0, out, &local);
-  } else {
-    MultiplyTile<kFormat, kRows, 1>(args, tile, 0, out, &local);
-    MultiplyTile<kFormat, kRows, 1>(args, tile, 1, out, &local);
-  }
-  *prefetcher = local;
-}
-
-template <PackedFormat kFormat>
-void Product(const PanelArgs& args) {
-  static_assert(kTileRows == 6);
-  const int64_t columns = args.tile_count > 0 ? args.tiles[0].columns : 0;
-  auto prefetcher =
-      Prefetcher<kFormat>::For(args, (columns + 31) / 32 * args.tile_count * (kWideTile ? 1 : 2));
-  float* out = args.out;
-  for (int i = 0; i < args.tile_count; ++i) {
-    const ActivationTile& tile = args.tiles[i];
-    switch (tile.rows) {
-      case 1:
-        Tile<kFormat, 1>(args, tile, out, &prefetcher);
-        break;
-      case 2:
-        Tile<kFormat, 2>(args, tile, out, &prefetcher);
-        break;
-      case 3:
-        Tile<kFormat, 3>(args, tile, out, &prefetcher);
-        break;
-      case 4:
-        Tile<kFormat, 4>(args, tile, out, &prefetcher);
-        break;
-      case 5:
-        Tile<kFormat, 5>(args, tile, out, &prefetcher);
-        break;
-      default:
-        Tile<kFormat, 6>(args, tile, out, &prefetcher);
-    }
-    out += tile.rows * args.row_stride;
-  }
-}
 
 // The 8-bit weights of a block in the unpacked format, from group 2 kPair on.
 template <PackedFormat kFormat, int kPair>
@@ -243,7 +95,9 @@ void UnpackPanel(const std::byte* panel, const std::byte* low, int64_t blocks, s
 
 template <PackedFormat kFormat>
 void AddFormat(KernelTable* table) {
-  table->product[static_cast<int>(kFormat)] = &Product<kFormat>;
+  using Leaf =
+      std::conditional_t<LayoutOf(kFormat).is_float, FloatLeaf<kFormat>, IntegerLeaf<kFormat>>;
+  table->product[static_cast<int>(kFormat)] = &Product<kFormat, Leaf>;
   if constexpr (kWideWeights && UnpackedFormat(kFormat) != kFormat) {
     table->unpack[static_cast<int>(kFormat)] = &UnpackPanel<kFormat>;
   }
@@ -262,7 +116,6 @@ void AddProductKernels(KernelTable* table) {
   AddFormat<PackedFormat::kQ6K>(table);
   AddFormat<PackedFormat::kF32>(table);
   AddFormat<PackedFormat::kF16>(table);
-  AddFormat<PackedFormat::kBF16>(table);
   AddFormat<PackedFormat::kQ8Split>(table);
   AddFormat<PackedFormat::kQ6KSplit>(table);
   if constexpr (kWideWeights) {

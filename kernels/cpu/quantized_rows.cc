@@ -12,6 +12,9 @@ constexpr int64_t kLine = 64;
 
 int64_t RoundUp(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
+// Pairs of a row, in whole lines.
+int64_t PairStride(int64_t columns) { return RoundUp((columns + 1) / 2 * 4) / 4; }
+
 }  // namespace
 
 // As few tiles as possible, as equal as possible.
@@ -36,7 +39,8 @@ void QuantizedRows::Cut(const float* x, int rows, int64_t columns) {
 void QuantizedRows::Reserve() {
   const int64_t bytes = RoundUp(rows_ * columns_);
   const int64_t words = RoundUp(rows_ * (columns_ / kBlockColumns) * int64_t{sizeof(float)});
-  const auto size = static_cast<size_t>(bytes + 5 * words);
+  const int64_t pairs = rows_ * PairStride(columns_) * int64_t{sizeof(int32_t)};
+  const auto size = static_cast<size_t>(bytes + 5 * words + pairs);
   if (memory_.size() < size) {
     absl::StatusOr<AlignedBuffer> larger = AlignedBuffer::Make(size);
     FACET_CHECK(larger.ok(), "{}", larger.status().ToString());
@@ -53,6 +57,7 @@ void QuantizedRows::Reserve() {
     sums = reinterpret_cast<int32_t*>(next);
     next += words;
   }
+  pairs_ = reinterpret_cast<int32_t*>(next);
   for (int i = 0; i < static_cast<int>(tiles_.size()); ++i) Place(i);
 }
 
@@ -64,6 +69,8 @@ void QuantizedRows::Place(int index) {
   tile.q = q_ + first * columns_;
   tile.scale = scale_ + block;
   tile.scaled_sum = scaled_sum_ + block;
+  tile.pair_stride = PairStride(columns_);
+  tile.pairs = pairs_ + first * tile.pair_stride;
   for (size_t k = 0; k < 3; ++k) tile.offset_sum[k] = offset_sums_[k] + block;
 }
 

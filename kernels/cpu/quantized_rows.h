@@ -12,7 +12,8 @@ namespace facet {
 
 // Consecutive rows of activations as products read them: cut into tiles of up to kTileRows rows,
 // with memory for their quantised form, which whoever knows the rows fills tile by tile or block by
-// block. Memory is kept from one set of rows to the next. One thread changes it.
+// block, and for that rounded to bfloat16. Memory is kept from one set of rows to the next. One
+// thread changes it.
 class QuantizedRows {
  public:
   // Cuts `rows` rows of `columns` floats from `x` on; integer products need a multiple of 32.
@@ -41,6 +42,7 @@ class QuantizedRows {
   int8_t* q_ = nullptr;
   float *scale_ = nullptr, *scaled_sum_ = nullptr;
   int32_t* offset_sums_[3] = {};
+  int32_t* pairs_ = nullptr;
 };
 
 // An array that only products with integer weights read, as long as it lives

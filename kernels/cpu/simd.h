@@ -3,9 +3,9 @@
 
 // Sixteen lanes, as one AVX-512 register or as two AVX2 registers: sixteen because every canonical
 // reduction has sixteen accumulators. Included only by the files that are compiled once per
-// instruction set, with FACET_ISA naming the namespace (avx2 or avx512). Everything here is
-// always_inline or has a name of its own per instruction set, so that the linker cannot use a copy
-// for AVX-512 anywhere else; for the same reason these files use no inline functions of std.
+// instruction set, with FACET_ISA naming the namespace (avx2, avx512 or avx512bf16). Everything
+// here is always_inline or has a name of its own per instruction set, so that the linker cannot use
+// a copy for AVX-512 anywhere else; for the same reason these files use no inline functions of std.
 // Reductions, bytes and 64-bit lanes have headers of their own: simd_trees.h, simd_bytes.h and
 // simd_longs.h.
 
@@ -53,10 +53,6 @@ FACET_INLINE void StoreHalf(void* p, VecF a) {
   _mm256_storeu_si256(static_cast<__m256i*>(p),
                       _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-FACET_INLINE VecF LoadBFloat(const void* p) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16))};
-}
 FACET_INLINE VecF LoadUnsigned(const void* p) {  // 16 x u8
   return {
       _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))))};
@@ -99,6 +95,8 @@ FACET_INLINE VecI ShiftRight(VecI a) {  // arithmetic
 }
 FACET_INLINE VecF AsFloat(VecI a) { return {_mm512_castsi512_ps(a.v)}; }
 FACET_INLINE VecI AsInt(VecF a) { return {_mm512_castps_si512(a.v)}; }
+// The compiler takes it for changed, and where that is in the program as fixed.
+FACET_INLINE void PinRegisters(VecF* a) { asm volatile("" : "+v"(a->v)); }
 FACET_INLINE VecF ToFloat(VecI a) { return {_mm512_cvtepi32_ps(a.v)}; }
 FACET_INLINE VecI ToInt(VecF a) { return {_mm512_cvtps_epi32(a.v)}; }  // ties to even
 FACET_INLINE VecI Select(Mask m, VecI a, VecI b) {
@@ -162,13 +160,6 @@ FACET_INLINE void StoreHalf(void* p, VecF a) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   _mm_storeu_si128(halves, _mm256_cvtps_ph(a.lo, kNearest));
   _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(a.hi, kNearest));
-}
-FACET_INLINE VecF LoadBFloat(const void* p) {
-  const __m128i* halves = static_cast<const __m128i*>(p);
-  const __m256i lo = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves));
-  const __m256i hi = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves + 1));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
-          _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
 }
 FACET_INLINE VecF LoadUnsigned(const void* p) {  // 16 x u8
   const __m128i* bytes = static_cast<const __m128i*>(p);
@@ -257,6 +248,7 @@ FACET_INLINE VecI ShiftRight(VecI a) {  // arithmetic
 }
 FACET_INLINE VecF AsFloat(VecI a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 FACET_INLINE VecI AsInt(VecF a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+FACET_INLINE void PinRegisters(VecF* a) { asm volatile("" : "+x"(a->lo), "+x"(a->hi)); }
 FACET_INLINE VecF ToFloat(VecI a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 FACET_INLINE VecI ToInt(VecF a) {  // ties to even
   return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};

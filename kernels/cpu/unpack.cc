@@ -116,8 +116,11 @@ void UnpackFloats(PackedFormat format, const Byte* panel, int column, int64_t co
     float value;
     if (format == PackedFormat::kF32) {
       std::memcpy(&value, at, sizeof(value));
+    } else if (format == PackedFormat::kF16) {
+      value = HalfAt(at);
     } else {
-      value = format == PackedFormat::kF16 ? HalfAt(at) : BFloat16ToFloat(Load16(at));
+      const Byte* pair = panel + (k / 2 * kPanelColumns + column) * 4;
+      value = BFloat16ToFloat(Load16(pair + 2 * (k % 2)));
     }
     out[k] = value * scale;
   }

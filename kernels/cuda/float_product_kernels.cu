@@ -3,7 +3,7 @@
 #include "kernels/cuda/kernels.h"
 
 // Products over float activations: one thread owns an element of the result and adds in ascending
-// K. A block computes 32 rows of the matrix, one per lane, for 4 * kRows rows of activations, and
+// K, or of bfloat16 pair by pair. A block computes 32 rows of the matrix, one per lane, for 4 * kRows rows of activations, and
 // stages both through shared memory, 32 columns at a time.
 
 namespace facet::cuda {
@@ -15,20 +15,29 @@ constexpr int kPitch = kChunk + 1;  // lanes read a column of the weights from 3
 constexpr int kWideRows = 8;        // rows of activations per thread when there are enough
 
 struct F32Element {
+  static constexpr bool kPairs = false;
   static __device__ __forceinline__ float Load(const uint8_t* row, int64_t k) {
     return reinterpret_cast<const float*>(row)[k];
   }
 };
 struct F16Element {
+  static constexpr bool kPairs = false;
   static __device__ __forceinline__ float Load(const uint8_t* row, int64_t k) {
     return LoadHalf(row + 2 * k);
   }
 };
 struct Bf16Element {
+  static constexpr bool kPairs = true;
   static __device__ __forceinline__ float Load(const uint8_t* row, int64_t k) {
     return Bf16ToFloat(Load16(row + 2 * k));
   }
 };
+
+template <typename Element>
+__device__ __forceinline__ float Input(float x) {
+  if (!Element::kPairs || x != x) return x;
+  return Bf16ToFloat(FloatToBf16(x));
+}
 
 struct Tiles {
   Shared<float> weights;  // [32 rows, kPitch]
@@ -50,15 +59,44 @@ __device__ __forceinline__ void Stage(const LeafProducts& args, const uint8_t* w
   const int first_x = BlockIndex().z * kWarps * kRows;
   for (int row = warp; row < kWarps * kRows; row += kWarps) {
     const int64_t from = first_x + row < args.x_rows ? first_x + row : args.x_rows - 1;
-    tiles.x[row * kChunk + lane] = args.x[from * args.columns + k + lane];
+    tiles.x[row * kChunk + lane] = Input<Element>(args.x[from * args.columns + k + lane]);
+  }
+}
+
+template <int kRows>
+__device__ __forceinline__ void AddColumns(const Tiles& tiles, int columns, float (&acc)[kRows]) {
+  const int lane = ThreadIndex().x % kWarpSize;
+  const int warp = ThreadIndex().x / kWarpSize;
+  for (int i = 0; i < columns; ++i) {
+    const float w = tiles.weights[lane * kPitch + i];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      acc[r] = FmaRn(w, tiles.x[(warp * kRows + r) * kChunk + i], acc[r]);
+    }
+  }
+}
+
+// The second column of a pair is added first; a missing one counts as zero.
+template <int kRows>
+__device__ __forceinline__ void AddPairs(const Tiles& tiles, int columns, float (&acc)[kRows]) {
+  const int lane = ThreadIndex().x % kWarpSize;
+  const int warp = ThreadIndex().x / kWarpSize;
+  for (int i = 0; i < columns; i += 2) {
+    const bool both = i + 1 < columns;
+    const float first = tiles.weights[lane * kPitch + i];
+    const float second = both ? tiles.weights[lane * kPitch + i + 1] : 0.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int at = (warp * kRows + r) * kChunk + i;
+      acc[r] = FmaFlushed(second, both ? tiles.x[at + 1] : 0.0f, acc[r]);
+      acc[r] = FmaFlushed(first, tiles.x[at], acc[r]);
+    }
   }
 }
 
 template <typename Element, int kRows>
 __device__ __forceinline__ void SumLeaf(const LeafProducts& args, const uint8_t* weights,
                                         const Tiles& tiles, float (&acc)[kRows]) {
-  const int lane = ThreadIndex().x % kWarpSize;
-  const int warp = ThreadIndex().x / kWarpSize;
   for (int r = 0; r < kRows; ++r) acc[r] = 0;
   const int leaf = BlockIndex().y;
   const int64_t end = args.leaf_starts[leaf + 1];
@@ -67,12 +105,10 @@ __device__ __forceinline__ void SumLeaf(const LeafProducts& args, const uint8_t*
     Stage<Element, kRows>(args, weights, k, end, tiles);
     Barrier();
     const int columns = end - k < kChunk ? static_cast<int>(end - k) : kChunk;
-    for (int i = 0; i < columns; ++i) {
-      const float w = tiles.weights[lane * kPitch + i];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        acc[r] = FmaRn(w, tiles.x[(warp * kRows + r) * kChunk + i], acc[r]);
-      }
+    if (Element::kPairs) {
+      AddPairs(tiles, columns, acc);
+    } else {
+      AddColumns(tiles, columns, acc);
     }
   }
 }

@@ -199,6 +199,12 @@ __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&out)[4], Shared
 // Compile with --fmad=false, --ftz=false, --prec-div=true, --prec-sqrt=true.
 
 __device__ __forceinline__ float FmaRn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// With subnormal numbers taken for zeros, read and written.
+__device__ __forceinline__ float FmaFlushed(float a, float b, float c) {
+  float out;
+  asm("fma.rn.ftz.f32 %0, %1, %2, %3;" : "=f"(out) : "f"(a), "f"(b), "f"(c));
+  return out;
+}
 __device__ __forceinline__ float MulRn(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float AddRn(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ float DivRn(float a, float b) { return __fdiv_rn(a, b); }

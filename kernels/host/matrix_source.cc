@@ -71,10 +71,11 @@ absl::Status CheckCut(const MatrixSource& source, const LeafCut& cut) {
     return InvalidArgument("{}: leaves [{}, {}) of {}", source.name, cut.first_leaf,
                            cut.first_leaf + cut.leaves(), cut.leaves_total);
   }
-  for (const int64_t start : starts) {
-    if (HasIntegerProduct(source.type) && start % kBlockColumns != 0) {
+  const int64_t unit = LeafUnit(source.type);
+  for (const int64_t start : std::span(starts).first(starts.size() - 1)) {
+    if (start % unit != 0) {
       return InvalidArgument("{}: a leaf begins at column {}, inside a block of {}", source.name,
-                             start, kBlockColumns);
+                             start, unit);
     }
   }
   return absl::OkStatus();
@@ -96,6 +97,11 @@ bool HasIntegerProduct(TensorType type) {
     default:
       return false;
   }
+}
+
+int64_t LeafUnit(TensorType type) {
+  if (HasIntegerProduct(type)) return kBlockColumns;
+  return type == TensorType::kBF16 ? 2 : 1;
 }
 
 absl::Status CheckSource(const MatrixSource& source, const LeafCut* cut) {

@@ -7,6 +7,7 @@
 
 #include "base/float16.h"
 #include "base/status.h"
+#include "kernels/canonical_math.h"
 #include "kernels/sum_tree.h"
 
 namespace facet {
@@ -159,16 +160,29 @@ void QuantizeBlock(const float* x, int8_t* q, float* scale, float* scaled_sum) {
   *scaled_sum = *scale * static_cast<float>(sum);
 }
 
+// The columns [begin, end) of a leaf, in pairs; a missing last one counts as zero.
+float MultiplyPairs(const float* weights, const float* x, int64_t begin, int64_t end) {
+  float acc = 0;
+  for (int64_t k = begin; k < end; k += 2) {
+    const bool both = k + 1 < end;
+    acc = canonical::FlushedFma(both ? weights[k + 1] : 0.0f, both ? x[k + 1] : 0.0f, acc);
+    acc = canonical::FlushedFma(weights[k], x[k], acc);
+  }
+  return acc;
+}
+
 // One row of weights; one of the two is filled.
 struct DecodedRow {
   std::vector<WeightBlock> blocks;
   std::vector<float> floats;
+  bool pairs = false;  // the floats are bfloat16
 };
 
 // The product of the weights with row `x_row`, over the columns [begin, end).
 float MultiplyLeaf(const DecodedRow& weights, const QuantizedRows& x, int x_row, int64_t begin,
                    int64_t end) {
   const int64_t first = x_row * x.columns;
+  if (weights.pairs) return MultiplyPairs(weights.floats.data(), &x.rounded[first], begin, end);
   float acc = 0;
   if (weights.blocks.empty()) {
     for (int64_t k = begin; k < end; ++k) acc = std::fma(weights.floats[k], x.x[first + k], acc);
@@ -197,6 +211,9 @@ QuantizedRows QuantizeRows(const float* x, int rows, int64_t columns) {
   QuantizedRows out;
   out.columns = columns;
   out.x.assign(x, x + rows * columns);
+  for (const float value : out.x) {
+    out.rounded.push_back(BFloat16ToFloat(FloatToBFloat16(value)));
+  }
   if (columns % kBlockColumns != 0) return out;  // then no integer product will ask
   const size_t blocks = out.x.size() / kBlockColumns;
   out.q.resize(out.x.size());
@@ -241,6 +258,7 @@ void ReferenceMatrix::MultiplyRow(int64_t row, const QuantizedRows& x, int x_row
   } else {
     weights.floats.resize(static_cast<size_t>(columns_));
     Dequantize(row, weights.floats.data());
+    weights.pairs = type_ == TensorType::kBF16;
   }
   const std::vector<int>& root_begin = leaves_.root_begin;
   for (int r = 0; r < x_rows; ++r) {

@@ -15,6 +15,7 @@ namespace facet {
 struct QuantizedRows {
   int64_t columns = 0;
   std::vector<float> x;           // [rows, columns]
+  std::vector<float> rounded;     // [rows, columns]: to bfloat16
   std::vector<int8_t> q;          // [rows, columns]
   std::vector<float> scale;       // [rows, columns / 32]
   std::vector<float> scaled_sum;  // [rows, columns / 32]: scale x float(sum of q)

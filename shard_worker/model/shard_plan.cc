@@ -10,10 +10,11 @@
 namespace facet {
 namespace {
 
-// Elements that a cut along a row must not separate: a block; 1 for the float types.
+// Elements that a cut along a row must not separate: a block, a pair of BF16; 1 for F32 and F16.
 absl::StatusOr<int64_t> BlockOf(const GgufModel& model, const ModelSpec& spec, TensorRole role,
                                 int layer) {
   FACET_ASSIGN_OR_RETURN(const GgufTensor* tensor, FindRole(model, spec, role, layer));
+  if (tensor->type == TensorType::kBF16) return 2;
   return int64_t{FormatOf(tensor->type).elements};
 }
 

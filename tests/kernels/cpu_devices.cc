@@ -7,7 +7,8 @@ namespace facet {
 // Every instruction set this machine has, with each number of threads.
 std::vector<NamedDevice> TestedDevices(std::initializer_list<int> threads) {
   std::vector<NamedDevice> devices;
-  for (const auto isa : {CpuDeviceOptions::kAvx2, CpuDeviceOptions::kAvx512}) {
+  for (const auto isa : {CpuDeviceOptions::kAvx2, CpuDeviceOptions::kAvx512,
+                         CpuDeviceOptions::kAvx512Bf16}) {
     for (const int count : threads) {
       auto device = MakeCpuDevice({count, isa});
       if (!device.ok()) continue;

@@ -33,7 +33,12 @@ struct Expected {
   double bound = 0;  // of the error that rounding the activations can make
 };
 
-Expected Multiply(const std::vector<float>& w, const float* x, bool quantized) {
+// Of an activation's rounding to bfloat16, relative to it.
+constexpr double kBfloatError = 0x1p-8;
+
+Expected Multiply(const std::vector<float>& w, const float* x, TensorType type) {
+  const bool quantized = QuantizesActivations(type);
+  const double relative = 2e-6 + (type == TensorType::kBF16 ? kBfloatError : 0);
   Expected expected;
   for (size_t begin = 0; begin < w.size(); begin += 32) {
     const size_t end = std::min(w.size(), begin + 32);
@@ -42,7 +47,7 @@ Expected Multiply(const std::vector<float>& w, const float* x, bool quantized) {
     for (size_t k = begin; k < end; ++k) {
       expected.value += static_cast<double>(w[k]) * x[k];
       expected.bound += std::fabs(w[k]) * (quantized ? amax / 253.9 : 0.0);
-      expected.bound += 2e-6 * std::fabs(w[k] * x[k]);
+      expected.bound += relative * std::fabs(w[k] * x[k]);
     }
   }
   return expected;
@@ -64,7 +69,7 @@ TEST_P(ReferenceProduct, AgreesWithDoublePrecision) {
   for (int row = 0; row < 37; ++row) {
     const std::vector<float> w = matrix.DequantizedRow(row);
     for (int r = 0; r < 5; ++r) {
-      const Expected expected = Multiply(w, &x[r * 768], QuantizesActivations(GetParam()));
+      const Expected expected = Multiply(w, &x[r * 768], GetParam());
       EXPECT_NEAR(got[r * 37 + row], expected.value, expected.bound) << row << " " << r;
     }
   }

@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "base/float16.h"
+#include "kernels/canonical_math.h"
 #include "kernels/cuda/launch_shape.h"
 #include "tests/cuda_emulator/machine.h"
 #include "tests/cuda_emulator/stream.h"
@@ -274,6 +275,7 @@ void LoadMatrix4Transposed(uint32_t (&out)[4], Shared<T> from, int row_start,
 }
 
 inline float FmaRn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float FmaFlushed(float a, float b, float c) { return canonical::FlushedFma(a, b, c); }
 inline float MulRn(float a, float b) { return a * b; }
 inline float AddRn(float a, float b) { return a + b; }
 inline float DivRn(float a, float b) { return a / b; }
