@@ -15,7 +15,7 @@ namespace {
 
 // The version of what PackPanel() writes for any source. packed_images_test.cc fails when the bytes
 // change and this does not.
-constexpr int kPackingVersion = 1;
+constexpr int kPackingVersion = 2;
 // A thread packs at most this much before it is written: it stays in the second-level cache.
 constexpr int64_t kChunkBytes = 512 << 10;
 // All threads get so many chunks of a matrix, however small it is.
@@ -69,8 +69,7 @@ absl::Status PackedImages::Pack(const MatrixSource& source, ThreadPool* pool,
   FACET_RETURN_IF_ERROR(CheckSource(source, nullptr));
   const PackedShape shape = PackedShape::Of(source);
   const int64_t both = shape.panel_bytes + shape.low_bytes;
-  const int64_t chunk =
-      std::min(kChunkBytes, shape.bytes() / (kChunksPerThread * pool->threads()));
+  const int64_t chunk = std::min(kChunkBytes, shape.bytes() / (kChunksPerThread * pool->threads()));
   const int64_t step = std::clamp<int64_t>(chunk / both, 1, shape.panels);
   std::vector<AlignedBuffer> scratch(static_cast<size_t>(pool->threads()));
   for (AlignedBuffer& buffer : scratch) {

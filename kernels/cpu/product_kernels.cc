@@ -34,7 +34,9 @@ struct Prefetcher {
   Prefetch panel;
   Prefetch low;
 
-  FACET_INLINE Prefetcher For(const PanelArgs& args, int64_t steps) {
+  FACET_INLINE Prefetcher For(const PanelArgs& args) {
+    const int64_t blocks = args.tile_count > 0 ? (args.tiles[0].columns + 31) / 32 : 0;
+    const int64_t steps = blocks * args.tile_count * (kWideTile ? 1 : 2);
     return {Prefetch::Over(args.next, args.next_lines, steps),
             Prefetch::Over(args.next_low, args.next_low_lines, steps)};
   }
@@ -44,17 +46,50 @@ struct Prefetcher {
   }
 };
 
-template <PackedFormat kFormat, int kRows, int kHalves>
+// A block that is written down in the unpacked format as it is used.
+template <PackedFormat kFormat>
+struct KeptBlock : Block<kFormat> {
+  using Base = Block<kFormat>;
+  static constexpr PackedLayout kTo = LayoutOf(UnpackedFormat(kFormat));
+  static_assert(!kTo.has_min);
+
+  Byte* to;
+
+  FACET_INLINE KeptBlock At(const Byte* panel, const Byte* low, int64_t index, Byte* unpacked) {
+    return {Base::At(panel, low, index), unpacked + index * kTo.block_bytes()};
+  }
+  [[gnu::always_inline]] VecF Scale(int half, int part) const {
+    const VecF scale = Base::Scale(half, part);
+    Store(reinterpret_cast<float*>(to + 128 * part + 64 * half), scale);
+    return scale;
+  }
+  template <int kPair>
+  [[gnu::always_inline]] void Unpack(int half, VecB* even, VecB* odd) const {
+    constexpr int kShift = kTo.offset - Base::kLayout.offset;
+    Byte* weights = to + kTo.scale_bytes + 256 * kPair + 64 * half;
+    Base::template Unpack<kPair>(half, even, odd);
+    StoreShifted(weights, *even, kShift);
+    StoreShifted(weights + 128, *odd, kShift);
+  }
+};
+
+template <PackedFormat kFormat, bool kKeeps, int kRows, int kHalves, typename P>
 FACET_INLINE void MultiplyInts(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                               int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
+                               int64_t end, int first_half, P* prefetcher,
                                VecF (&acc)[kRows][kHalves]) {
-  using B = Block<kFormat>;
   const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
   const Byte* low = reinterpret_cast<const Byte*>(args.low);
   for (int64_t b = begin / 32; b < end / 32; ++b) {
     prefetcher->Step();
-    AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b), first_half, BlockInputs<kRows>::At(tile, b),
-                                  acc);
+    const auto in = BlockInputs<kRows>::At(tile, b);
+    if constexpr (kKeeps) {
+      using B = KeptBlock<kFormat>;
+      Byte* unpacked = reinterpret_cast<Byte*>(args.unpacked);
+      AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b, unpacked), first_half, in, acc);
+    } else {
+      using B = Block<kFormat>;
+      AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b), first_half, in, acc);
+    }
   }
 }
 
@@ -65,9 +100,9 @@ FACET_INLINE VecF LoadWeights(const Byte* p) {
   if constexpr (kFormat == PackedFormat::kBF16) return LoadBFloat(p);
 }
 
-template <PackedFormat kFormat, int kRows, int kHalves>
+template <PackedFormat kFormat, int kRows, int kHalves, typename P>
 FACET_INLINE void MultiplyFloats(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                                 int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
+                                 int64_t end, int first_half, P* prefetcher,
                                  VecF (&acc)[kRows][kHalves]) {
   constexpr int kStep = LayoutOf(kFormat).weight_bytes;  // per K
   const Byte* weights = reinterpret_cast<const Byte*>(args.panel) + begin * kStep;
@@ -133,9 +168,9 @@ FACET_INLINE void WriteRows(const VecF (&acc)[kRows][kHalves], int first_half, i
 // One tile with kHalves halves of the panel. After leaf number n (from 1 on) of a root the two
 // newest sums are added once per trailing zero bit of n, and what remains in the end from the
 // newest on: the tree of kernels/sum_tree.h.
-template <PackedFormat kFormat, int kRows, int kHalves>
+template <PackedFormat kFormat, bool kKeeps, int kRows, int kHalves, typename P>
 FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile, int first_half,
-                               float* out, Prefetcher<kFormat>* prefetcher) {
+                               float* out, P* prefetcher) {
   alignas(64) float sums[kMaxDepth][kRows * kHalves * 16];
   for (int root = 0; root < args.roots; ++root, out += args.root_stride) {
     const int last = args.root_begin[root + 1];
@@ -149,7 +184,7 @@ FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile
       if constexpr (LayoutOf(kFormat).is_float) {
         MultiplyFloats<kFormat>(args, tile, begin, end, first_half, prefetcher, acc);
       } else {
-        MultiplyInts<kFormat>(args, tile, begin, end, first_half, prefetcher, acc);
+        MultiplyInts<kFormat, kKeeps>(args, tile, begin, end, first_half, prefetcher, acc);
       }
       for (unsigned n = ++leaves; n % 2 == 0; n /= 2) AddOnto(sums[--depth], acc);
       if (leaf + 1 < last) {
@@ -163,48 +198,60 @@ FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile
 }
 
 // Not inlined: the registers of each number of rows are allocated by themselves.
-template <PackedFormat kFormat, int kRows>
+template <PackedFormat kFormat, bool kKeeps, int kRows, typename P>
 [[gnu::noinline]] void Tile(const PanelArgs& args, const ActivationTile& tile, float* out,
-                            Prefetcher<kFormat>* prefetcher) {
-  Prefetcher<kFormat> local = *prefetcher;
+                            P* prefetcher) {
+  P local = *prefetcher;
   if constexpr (kWideTile) {
-    MultiplyTile<kFormat, kRows, 2>(args, tile, 0, out, &local);
+    MultiplyTile<kFormat, kKeeps, kRows, 2>(args, tile, 0, out, &local);
   } else {
-    MultiplyTile<kFormat, kRows, 1>(args, tile, 0, out, &local);
-    MultiplyTile<kFormat, kRows, 1>(args, tile, 1, out, &local);
+    MultiplyTile<kFormat, kKeeps, kRows, 1>(args, tile, 0, out, &local);
+    MultiplyTile<kFormat, kKeeps, kRows, 1>(args, tile, 1, out, &local);
   }
   *prefetcher = local;
 }
 
+template <PackedFormat kFormat, bool kKeeps, typename P>
+FACET_INLINE void RunTile(const PanelArgs& args, const ActivationTile& tile, float* out,
+                          P* prefetcher) {
+  static_assert(kTileRows == 6);
+  switch (tile.rows) {
+    case 1:
+      return Tile<kFormat, kKeeps, 1>(args, tile, out, prefetcher);
+    case 2:
+      return Tile<kFormat, kKeeps, 2>(args, tile, out, prefetcher);
+    case 3:
+      return Tile<kFormat, kKeeps, 3>(args, tile, out, prefetcher);
+    case 4:
+      return Tile<kFormat, kKeeps, 4>(args, tile, out, prefetcher);
+    case 5:
+      return Tile<kFormat, kKeeps, 5>(args, tile, out, prefetcher);
+    default:
+      return Tile<kFormat, kKeeps, 6>(args, tile, out, prefetcher);
+  }
+}
+
 template <PackedFormat kFormat>
 void Product(const PanelArgs& args) {
-  static_assert(kTileRows == 6);
-  const int64_t columns = args.tile_count > 0 ? args.tiles[0].columns : 0;
-  auto prefetcher =
-      Prefetcher<kFormat>::For(args, (columns + 31) / 32 * args.tile_count * (kWideTile ? 1 : 2));
+  auto prefetcher = Prefetcher<kFormat>::For(args);
   float* out = args.out;
   for (int i = 0; i < args.tile_count; ++i) {
-    const ActivationTile& tile = args.tiles[i];
-    switch (tile.rows) {
-      case 1:
-        Tile<kFormat, 1>(args, tile, out, &prefetcher);
-        break;
-      case 2:
-        Tile<kFormat, 2>(args, tile, out, &prefetcher);
-        break;
-      case 3:
-        Tile<kFormat, 3>(args, tile, out, &prefetcher);
-        break;
-      case 4:
-        Tile<kFormat, 4>(args, tile, out, &prefetcher);
-        break;
-      case 5:
-        Tile<kFormat, 5>(args, tile, out, &prefetcher);
-        break;
-      default:
-        Tile<kFormat, 6>(args, tile, out, &prefetcher);
-    }
-    out += tile.rows * args.row_stride;
+    RunTile<kFormat, false>(args, args.tiles[i], out, &prefetcher);
+    out += args.tiles[i].rows * args.row_stride;
+  }
+}
+
+// The first tile writes down what it unpacks, for the others.
+template <PackedFormat kFormat>
+void KeepingProduct(const PanelArgs& args) {
+  auto prefetcher = Prefetcher<kFormat>::For(args);
+  RunTile<kFormat, true>(args, args.tiles[0], args.out, &prefetcher);
+  PanelArgs rest = args;
+  rest.panel = args.unpacked;
+  float* out = args.out;
+  for (int i = 1; i < args.tile_count; ++i) {
+    out += args.tiles[i - 1].rows * args.row_stride;
+    RunTile<UnpackedFormat(kFormat), false>(rest, args.tiles[i], out, &prefetcher);
   }
 }
 
@@ -223,13 +270,12 @@ FACET_INLINE void UnpackWeights(const Block<kFormat>& block, int shift, Byte* to
 }
 
 template <PackedFormat kFormat>
-void UnpackPanel(const std::byte* panel, const std::byte* low, int64_t blocks, std::byte* to) {
+void UnpackPanel(const std::byte* panel, int64_t blocks, std::byte* to) {
   constexpr PackedLayout kLayout = LayoutOf(kFormat);
   constexpr PackedLayout kTo = LayoutOf(UnpackedFormat(kFormat));
   Byte* out = reinterpret_cast<Byte*>(to);
   for (int64_t b = 0; b < blocks; ++b, out += kTo.block_bytes()) {
-    const auto block = Block<kFormat>::At(reinterpret_cast<const Byte*>(panel),
-                                          reinterpret_cast<const Byte*>(low), b);
+    const auto block = Block<kFormat>::At(reinterpret_cast<const Byte*>(panel), nullptr, b);
     float* scales = reinterpret_cast<float*>(out);
     for (int half = 0; half < 2; ++half) {
       for (int part = 0; part < kLayout.scales_per_block; ++part) {
@@ -244,7 +290,9 @@ void UnpackPanel(const std::byte* panel, const std::byte* low, int64_t blocks, s
 template <PackedFormat kFormat>
 void AddFormat(KernelTable* table) {
   table->product[static_cast<int>(kFormat)] = &Product<kFormat>;
-  if constexpr (kWideWeights && UnpackedFormat(kFormat) != kFormat) {
+  if constexpr (kWideWeights && IsSplit(kFormat)) {
+    table->keeping_product[static_cast<int>(kFormat)] = &KeepingProduct<kFormat>;
+  } else if constexpr (kWideWeights && UnpackedFormat(kFormat) != kFormat) {
     table->unpack[static_cast<int>(kFormat)] = &UnpackPanel<kFormat>;
   }
 }

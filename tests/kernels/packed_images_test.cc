@@ -211,8 +211,8 @@ TEST(PackedImages, BytesAreThoseOfTheirVersion) {
       sum = XXH3_64bits_withSeed(image.data(), image.size(), sum);
     }
   }
-  EXPECT_EQ(PackedImages().form(), "cpu-panels-1");
-  EXPECT_EQ(sum, 3385105386705583426u);
+  EXPECT_EQ(PackedImages().form(), "cpu-panels-2");
+  EXPECT_EQ(sum, 7406755218810630741u);
 }
 
 }  // namespace
