@@ -20,6 +20,10 @@ constexpr int kUnpackTiles = 11;
 // The same of split formats, which are unpacked as the first tile uses them.
 constexpr int kKeepTiles = 3;
 
+// Behind a thread's unpacked panel: a prefetcher that runs past its end must not take lines that
+// another thread is writing.
+constexpr size_t kApartBytes = 4096;
+
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void Grow(AlignedBuffer* buffer, size_t bytes) {
@@ -143,7 +147,8 @@ void CpuProduct::SizeScratch(std::span<const Part> parts) {
       if (matrix == nullptr || !matrix->integer_product()) continue;
       const PackedLayout unpacked = LayoutOf(UnpackedFormat(matrix->format()));
       const int64_t blocks = matrix->columns() / kBlockColumns;
-      panel_bytes = std::max(panel_bytes, static_cast<size_t>(unpacked.bytes(blocks)));
+      panel_bytes =
+          std::max(panel_bytes, static_cast<size_t>(unpacked.bytes(blocks)) + kApartBytes);
     }
     if (part.up != nullptr) gate_up_bytes = 2 * pass_rows * kPanelColumns * sizeof(float);
   }
