@@ -77,10 +77,9 @@ struct Pairs {
 #endif
 
 struct PairLeaf {
-  template <int kRows, int kHalves>
+  template <int kRows, int kHalves, typename P>
   FACET_INLINE void Add(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                        int64_t end, int first_half, Prefetcher<PackedFormat::kBF16>* prefetcher,
-                        VecF (&acc)[kRows][kHalves]) {
+                        int64_t end, int first_half, P* prefetcher, VecF (&acc)[kRows][kHalves]) {
     constexpr int kPairBytes = 2 * LayoutOf(PackedFormat::kBF16).weight_bytes;
     const Byte* weights = reinterpret_cast<const Byte*>(args.panel) + begin / 2 * kPairBytes;
     const unsigned before = FlushScope::Enter(acc);

@@ -125,8 +125,8 @@ requires(IsSplit(kFormat)) struct Block<kFormat> {
   // The high bits of groups 2 pair and 2 pair + 1.
   [[gnu::always_inline]] void High(int pair, int half, VecB* even, VecB* odd) const {
     const VecB both = LoadBytes(high + 128 * pair + 64 * half);
-    *even = LowNibbles(both);
-    *odd = HighNibbles(both);
+    *even = HighNibbles(both);
+    *odd = LowNibbles(both);
   }
 
   // The low bits of these groups, whose granule must have been chosen.
@@ -135,7 +135,7 @@ requires(IsSplit(kFormat)) struct Block<kFormat> {
     if constexpr (kSplit.low_bits == 4) {
       const VecB both = LoadBytes(low + 128 * kPair + 64 * half);
       *even = LowNibbles(both);
-      *odd = HighNibbles(both);
+      *odd = LowNibbles(RotatedLanes<4>(both));
     } else {
       const VecB bits = LoadBytes(low + 128 * (kPair / 2) + 64 * half);
       *even = OrShifted<-4 * (kPair % 2)>(NoBytes(), bits, 0x03);
@@ -149,14 +149,14 @@ requires(IsSplit(kFormat)) struct Block<kFormat> {
     const VecB both = LoadBytes(high + 128 * kPair + 64 * half);
     if constexpr (kSplit.low_bits == 4) {
       const VecB rest = LoadBytes(low + 128 * kPair + 64 * half);
-      *even = Blend(static_cast<char>(0xf0), ShiftedWords<4>(both), rest);
-      *odd = Blend(0x0f, ShiftedWords<-4>(rest), both);
+      *even = Blend(0x0f, rest, both);
+      *odd = RotatedLanes<4>(Blend(0x0f, both, rest));
     } else {
       constexpr int kShift = kSplit.low_bits;
       constexpr char kMask = static_cast<char>(0x0f << kShift);
       Low<kPair>(half, even, odd);
-      *even = OrShifted<kShift>(*even, both, kMask);
-      *odd = OrShifted<kShift - 4>(*odd, both, kMask);
+      *even = OrShifted<kShift - 4>(*even, both, kMask);
+      *odd = OrShifted<kShift>(*odd, both, kMask);
     }
 #if !defined(__AVX512F__)
     if constexpr (kSigned) {

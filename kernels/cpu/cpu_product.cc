@@ -17,6 +17,12 @@ constexpr int64_t kTaskBytes = 256 << 10;
 constexpr int64_t kTasksPerThread = 16;  // of which it holds two
 // From so many tiles on a panel is unpacked before they use it.
 constexpr int kUnpackTiles = 11;
+// The same of split formats, which are unpacked as the first tile uses them.
+constexpr int kKeepTiles = 3;
+
+// Behind a thread's unpacked panel: a prefetcher that runs past its end must not take lines that
+// another thread is writing.
+constexpr size_t kApartBytes = 4096;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -180,7 +186,8 @@ void CpuProduct::SizeScratch(std::span<const Part> parts) {
       if (matrix == nullptr || !matrix->integer_product()) continue;
       const PackedLayout unpacked = LayoutOf(UnpackedFormat(matrix->format()));
       const int64_t blocks = matrix->columns() / kBlockColumns;
-      panel_bytes = std::max(panel_bytes, static_cast<size_t>(unpacked.bytes(blocks)));
+      panel_bytes =
+          std::max(panel_bytes, static_cast<size_t>(unpacked.bytes(blocks)) + kApartBytes);
     }
     if (part.up != nullptr) gate_up_bytes = 2 * pass_rows * kPanelColumns * sizeof(float);
   }
@@ -256,9 +263,14 @@ void CpuProduct::Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* 
   args->panel = matrix.panel(panel);
   args->low = matrix.low(panel);
   PackedFormat format = matrix.format();
+  const auto keeping = kernels_.keeping_product[static_cast<int>(format)];
+  if (keeping != nullptr && args->tile_count >= kKeepTiles) {
+    args->unpacked = scratch->panel.data();
+    return keeping(*args);
+  }
   const auto unpack = kernels_.unpack[static_cast<int>(format)];
   if (unpack != nullptr && args->tile_count >= kUnpackTiles) {
-    unpack(args->panel, args->low, matrix.columns() / kBlockColumns, scratch->panel.data());
+    unpack(args->panel, matrix.columns() / kBlockColumns, scratch->panel.data());
     args->panel = scratch->panel.data();
     format = UnpackedFormat(format);
   }

@@ -11,6 +11,16 @@ bool WantsSums(const CandidateQuery& query) { return query.sums || query.raw_sum
 
 int64_t PanelOf(int64_t head_row) { return head_row / kPanelColumns; }
 
+float* FloatsOf(AlignedBuffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
+
+void Grow(int64_t floats, AlignedBuffer* buffer) {
+  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+  if (buffer->size() >= bytes) return;
+  absl::StatusOr<AlignedBuffer> larger = AlignedBuffer::Make(bytes);
+  FACET_CHECK(larger.ok(), "{}", larger.status().ToString());
+  *buffer = *std::move(larger);
+}
+
 }  // namespace
 
 FusedSearch::FusedSearch(const KernelTable& kernels, ThreadPool* pool, CpuProduct* product)
@@ -21,11 +31,12 @@ FusedSearch::FusedSearch(const KernelTable& kernels, ThreadPool* pool, CpuProduc
 void FusedSearch::Reserve(const HeadSearch& search, int rows, int count) {
   search_ = &search;
   pass_rows_ = rows;
+  summed_.clear();
   CandidateQuery query;
   query.count = count;
   findings_.resize(std::max(findings_.size(), static_cast<size_t>(rows) * scratch_.size()));
   for (RowFindings& found : findings_) found.Reset(query);
-  CutPieces(false);
+  CutPieces();
   SizeScratch();
 }
 
@@ -69,91 +80,103 @@ void FusedSearch::Prepare(std::span<const int> rows, std::span<CandidateReply> r
   product_.Prepare(*head_, search_->x.data + rows.front() * head_->columns(), pass_rows_);
   const size_t slices = search_->slices->starts.size() - 1;
   findings_.resize(std::max(findings_.size(), rows.size() * scratch_.size()));
-  bool sums = false;
+  summed_.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
     const CandidateQuery& asked = query(rows[i]);
     CandidateReply* reply = &replies[static_cast<size_t>(rows[i])];
-    sums |= WantsSums(asked);
+    if (WantsSums(asked)) summed_.push_back(i);
     Clear(reply);
     if (asked.sums) reply->sums.resize(slices);
     if (asked.raw_sums) reply->raw_sums.resize(slices);
     for (RowFindings& found : findings(i)) found.Reset(asked);
   }
-  CutPieces(sums);
+  CutPieces();
   SizeScratch();
 }
 
 void FusedSearch::SizeScratch() {
-  const size_t bytes = static_cast<size_t>(pass_rows_ * stride_) * sizeof(float);
   for (Scratch& scratch : scratch_) {
-    if (scratch.logits.size() >= bytes) continue;
-    absl::StatusOr<AlignedBuffer> larger = AlignedBuffer::Make(bytes);
-    FACET_CHECK(larger.ok(), "{}", larger.status().ToString());
-    scratch.logits = *std::move(larger);
+    Grow(pass_rows_ * kStride, &scratch.logits);
+    Grow(static_cast<int64_t>(summed_.size()) * slice_stride_, &scratch.slice);
   }
 }
 
-void FusedSearch::CutPieces(bool whole_slices) {
+void FusedSearch::CutPieces() {
   const std::vector<int64_t>& starts = search_->slices->starts;
+  const bool whole_slices = !summed_.empty();
   pieces_.clear();
-  int64_t longest = 0;
+  slice_stride_ = 0;
   for (size_t slice = 0; slice + 1 < starts.size(); ++slice) {
     const int64_t end = starts[slice + 1];
     const int64_t step = whole_slices ? end - starts[slice] : ChunkSearch::kChunk;
     for (int64_t begin = starts[slice]; begin < end; begin += step) {
       pieces_.push_back({slice, begin, std::min(begin + step, end)});
-      longest = std::max(longest, pieces_.back().end - begin);
     }
     // An empty slice has a sum, too.
     if (whole_slices && end == starts[slice]) pieces_.push_back({slice, end, end});
+    slice_stride_ = std::max(slice_stride_, end - starts[slice]);
   }
-  // A piece may begin and end inside a panel.
-  stride_ = (longest + 3 * kPanelColumns - 1) / kPanelColumns * kPanelColumns;
 }
 
 void FusedSearch::SearchPiece(const Piece& piece, std::span<const int> rows,
                               std::span<CandidateReply> replies, int thread) {
+  for (int64_t begin = piece.begin; begin < piece.end; begin += ChunkSearch::kChunk) {
+    SearchChunk(piece, begin, rows, thread);
+  }
+  Sum(piece, rows, replies, thread);
+}
+
+void FusedSearch::SearchChunk(const Piece& piece, int64_t begin, std::span<const int> rows,
+                              int thread) {
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
-  float* logits = reinterpret_cast<float*>(scratch.logits.data());  // from the first panel on
-  const int64_t origin = PanelOf(piece.begin) * kPanelColumns;
-  const LogitChunk first = {logits + piece.begin - origin, piece.begin, piece.end - piece.begin};
-  const auto of_row = [&](LogitChunk chunk, int row) {
-    chunk.logits += (row - rows.front()) * stride_;
-    return chunk;
+  const int64_t size = std::min<int64_t>(ChunkSearch::kChunk, piece.end - begin);
+  const int64_t origin = PanelOf(begin) * kPanelColumns;
+  const int64_t end = (PanelOf(begin + size - 1) + 1) * kPanelColumns;
+  float* logits = FloatsOf(scratch.logits);  // from the first panel on
+  // One thread takes the pieces in their order.
+  const bool goes_on = begin + size < piece.end || scratch_.size() == 1;
+  Multiply(origin, end, goes_on, logits, thread);
+  const auto of_row = [&](size_t index) {
+    const int64_t row = rows[index] - rows.front();
+    return LogitChunk{logits + row * kStride + begin - origin, begin, size};
   };
-  int64_t known = origin;  // rows of the head whose logits there are
-  ForEachChunk(first, [&](const LogitChunk& chunk) {
-    const int64_t end = (PanelOf(chunk.begin + chunk.size - 1) + 1) * kPanelColumns;
-    // One thread takes the pieces in their order.
-    const bool goes_on = end < piece.end || scratch_.size() == 1;
-    if (known < end) Multiply(known, end, goes_on, logits + known - origin, thread);
-    known = end;
-    for (size_t i = 0; i < rows.size(); ++i) {
-      scratch.search.Look(query(rows[i]), of_row(chunk, rows[i]), search_->slices->first_id,
-                          &findings(i)[static_cast<size_t>(thread)]);
-    }
-  });
-  for (const int row : rows) {
-    Sum(piece.slice, query(row), of_row(first, row), &scratch.search,
-        &replies[static_cast<size_t>(row)]);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    scratch.search.Look(query(rows[i]), of_row(i), search_->slices->first_id,
+                        &findings(i)[static_cast<size_t>(thread)]);
+  }
+  int64_t kept = begin - piece.begin;
+  for (const size_t i : summed_) {
+    std::copy_n(of_row(i).logits, size, FloatsOf(scratch.slice) + kept);
+    kept += slice_stride_;
   }
 }
 
 void FusedSearch::Multiply(int64_t begin, int64_t end, bool goes_on, float* out, int thread) {
-  CpuProduct::Part part = {head_, out, stride_};
+  CpuProduct::Part part = {head_, out, kStride};
   part.first_panel = PanelOf(begin);
   product_.Panels(part, PanelOf(begin), PanelOf(end), goes_on, thread);
   if (search_->soft_cap <= 0) return;
   const int64_t size = std::min(end, head_->rows()) - begin;
   for (int row = 0; row < pass_rows_; ++row) {
-    kernels_.soft_cap(out + row * stride_, size, search_->soft_cap);
+    kernels_.soft_cap(out + row * kStride, size, search_->soft_cap);
   }
 }
 
-void FusedSearch::Sum(size_t index, const CandidateQuery& query, const LogitChunk& slice,
-                      ChunkSearch* search, CandidateReply* reply) const {
-  if (query.sums) reply->sums[index] = search->Sum(query, slice, ChunkSearch::kProcessed);
-  if (query.raw_sums) reply->raw_sums[index] = search->Sum(query, slice, ChunkSearch::kRaw);
+void FusedSearch::Sum(const Piece& piece, std::span<const int> rows,
+                      std::span<CandidateReply> replies, int thread) {
+  Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+  int64_t kept = 0;
+  for (const size_t i : summed_) {
+    const LogitChunk slice = {FloatsOf(scratch.slice) + kept, piece.begin, piece.end - piece.begin};
+    kept += slice_stride_;
+    const CandidateQuery& asked = query(rows[i]);
+    CandidateReply& reply = replies[static_cast<size_t>(rows[i])];
+    const auto sum = [&](ChunkSearch::Logits which) {
+      return scratch.search.Sum(asked, slice, which);
+    };
+    if (asked.sums) reply.sums[piece.slice] = sum(ChunkSearch::kProcessed);
+    if (asked.raw_sums) reply.raw_sums[piece.slice] = sum(ChunkSearch::kRaw);
+  }
 }
 
 }  // namespace facet

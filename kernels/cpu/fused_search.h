@@ -16,9 +16,9 @@
 namespace facet {
 
 // The whole product of an output layer with some rows, searched piece by piece while a piece's
-// logits are in cache: no row of logits is ever written out. A piece is a chunk, or where sums are
-// wanted, whose exponentials need the largest logit first, a vocabulary slice. Keeps its memory
-// from call to call. One thread calls it.
+// logits are in cache: no row of logits is ever written out. A piece is a chunk, or where some rows
+// want sums, whose exponentials need the largest logit first, the chunks of a vocabulary slice: of
+// these rows alone the slice is kept. Keeps its memory from call to call. One thread calls it.
 class FusedSearch {
  public:
   // Rows that are searched together; of more, each such pass reads the head anew.
@@ -44,23 +44,26 @@ class FusedSearch {
   struct Scratch {
     explicit Scratch(const KernelTable& kernels) : search(kernels) {}
     ChunkSearch search;
-    AlignedBuffer logits;  // [rows of a pass][stride_]
+    AlignedBuffer logits;  // [rows of a pass][kStride], of a chunk
+    AlignedBuffer slice;   // [rows that want sums][slice_stride_]
   };
 
   // How many of `rows` are searched together.
   size_t PassSize(std::span<const int> rows) const;
   void Pass(std::span<const int> rows, std::span<CandidateReply> replies);
-  void CutPieces(bool whole_slices);
+  void CutPieces();
   void SizeScratch();
   void Prepare(std::span<const int> rows, std::span<CandidateReply> replies);
   void SearchPiece(const Piece& piece, std::span<const int> rows, std::span<CandidateReply> replies,
                    int thread);
+  // One chunk of a piece.
+  void SearchChunk(const Piece& piece, int64_t begin, std::span<const int> rows, int thread);
   // The logits of the head's rows [begin, end), of all rows of the pass, to `out`. `goes_on`: those
   // from `end` on are this thread's next.
   void Multiply(int64_t begin, int64_t end, bool goes_on, float* out, int thread);
-  // `slice`: number `index`.
-  void Sum(size_t index, const CandidateQuery& query, const LogitChunk& slice, ChunkSearch* search,
-           CandidateReply* reply) const;
+  // Of the rows that want sums, over the slice that this thread has kept of them.
+  void Sum(const Piece& piece, std::span<const int> rows, std::span<CandidateReply> replies,
+           int thread);
 
   const CandidateQuery& query(int row) const { return search_->queries[static_cast<size_t>(row)]; }
   // By thread, of the index-th row of the pass.
@@ -74,11 +77,15 @@ class FusedSearch {
   std::vector<Scratch> scratch_;  // by thread
   std::vector<RowFindings> findings_;
 
+  // A chunk may begin and end inside a panel.
+  static constexpr int64_t kStride = ChunkSearch::kChunk + 2 * kPanelColumns;
+
   // The pass in progress.
   const HeadSearch* search_ = nullptr;
   const PackedMatrix* head_ = nullptr;
-  int pass_rows_ = 0;  // from the first row asked about to the last
-  int64_t stride_ = 0;
+  int pass_rows_ = 0;           // from the first row asked about to the last
+  std::vector<size_t> summed_;  // which of those asked about want sums
+  int64_t slice_stride_ = 0;
   std::vector<Piece> pieces_;
 };
 

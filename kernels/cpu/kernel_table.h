@@ -37,6 +37,7 @@ struct ActivationTile {
 struct PanelArgs {
   const std::byte* panel = nullptr;
   const std::byte* low = nullptr;  // of split formats
+  std::byte* unpacked = nullptr;   // for keeping_product: room for the panel in UnpackedFormat()
   const ActivationTile* tiles = nullptr;
   int tile_count = 0;
   // Sums the columns [leaf_starts[i], leaf_starts[i + 1]) of each leaf by itself, and the leaves
@@ -178,8 +179,9 @@ struct KernelTable {
   // By PackedFormat.
   void (*product[kPackedFormats])(const PanelArgs&) = {};
   // To UnpackedFormat(); null where this instruction set does not gain by it.
-  void (*unpack[kPackedFormats])(const std::byte* panel, const std::byte* low, int64_t blocks,
-                                 std::byte* to) = {};
+  void (*unpack[kPackedFormats])(const std::byte* panel, int64_t blocks, std::byte* to) = {};
+  // As `product`, of split formats: unpacks while it works on its first tile. Null as above.
+  void (*keeping_product[kPackedFormats])(const PanelArgs&) = {};
   SplitKernels split[2];  // of kQ8Split and kQ6KSplit
 
   // The quantised form of a tile from its `x`.

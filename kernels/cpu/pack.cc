@@ -68,6 +68,26 @@ void WriteNibbles(const BlockTile& tile, int from, int lane, Byte* out) {
   }
 }
 
+// The high four bits of each weight of a split format: of even groups in the high nibbles.
+void WriteHigh(const BlockTile& tile, int from, int lane, Byte* out) {
+  for (int pair = 0; pair < 4; ++pair) {
+    Store16Bytes(out + 128 * pair + lane,
+                 _mm_or_si128(MoveBits<4>(tile.groups[2 * pair], from, 4),
+                              MoveBits<4>(tile.groups[2 * pair + 1], from, 0)));
+  }
+}
+
+// The low four: even groups in the low nibbles, odd ones in the high nibbles of the lane's byte
+// before (packed_format.h).
+void WriteLowNibbles(const BlockTile& tile, int lane, Byte* out) {
+  for (int pair = 0; pair < 4; ++pair) {
+    const Bytes16 odd = tile.groups[2 * pair + 1];
+    const Bytes16 before = _mm_or_si128(_mm_srli_epi32(odd, 8), _mm_slli_epi32(odd, 24));
+    Store16Bytes(out + 128 * pair + lane,
+                 _mm_or_si128(MoveBits<4>(tile.groups[2 * pair], 0, 0), MoveBits<4>(before, 0, 4)));
+  }
+}
+
 // `kBits` bits of each weight from `from` on, of as many groups as go into a byte.
 template <int kBits>
 void WriteNarrow(const BlockTile& tile, int from, int lane, Byte* out) {
@@ -86,8 +106,12 @@ void WriteWeights(const BlockTile& tile, int lane, const BlockPlace& place) {
   constexpr PackedLayout kLayout = LayoutOf(kFormat);
   if constexpr (IsSplit(kFormat)) {
     constexpr int kLowBits = SplitLayoutOf(kFormat).low_bits;
-    WriteNibbles(tile, kLowBits, lane, place.weights);
-    WriteNarrow<kLowBits>(tile, 0, lane, place.low);
+    WriteHigh(tile, kLowBits, lane, place.weights);
+    if constexpr (kLowBits == 4) {
+      WriteLowNibbles(tile, lane, place.low);
+    } else {
+      WriteNarrow<kLowBits>(tile, 0, lane, place.low);
+    }
   } else if constexpr (kLayout.bits == 8) {
     for (int g = 0; g < 8; ++g) Store16Bytes(place.weights + 128 * g + lane, tile.groups[g]);
   } else {

@@ -20,19 +20,25 @@
 // Float weights: per K 32 values of the type; of bfloat16 per two of K 32 pairs, filled up with
 // zeros.
 //
-// A product of many rows first unpacks a panel of less than 8 bits or of a split format (below),
-// because tile after tile reads it: scales and minima as floats, [32] or of Q6_K [2][32], then
-// 8-bit weights with an offset of 128, or of 0 where there are minima. No matrix is kept in these
-// formats.
+// A product of many rows first unpacks a panel of less than 8 bits, and as it works on its first
+// tile one of a split format (below), because tile after tile reads it: scales and minima as
+// floats, [32] or of Q6_K [2][32], then 8-bit weights with an offset of 128, or of 0 where there
+// are minima. No matrix is kept in these formats.
 //
 // Split formats hold the output layer, of which most searches read only the high four bits of each
 // weight (kernels/README.md, "Screening"). The low bits of all panels follow behind all panels: a
 // first pass that reads a panel and leaves out the next bytes reaches 60 % of the memory's speed.
 //   residuals u8[32], 32 bytes of padding: by column, four times the largest norm of the low bits
 //             under one scale, rounded up
-//   narrow    as above, the weights being the high four bits
-//   low       elsewhere, per block the low bits: nibbles as 4-bit weights, or pairs of bits as the
-//             fifth and sixth bits, with vectors of groups together (`granules`)
+//   narrow    as above, the weights being the high four bits, the even group in the high nibbles
+//   low       elsewhere, per block the low bits, with vectors of groups together (`granules`):
+//   pairs
+//             of bits as the fifth and sixth bits; or nibbles, the even group's in the low ones,
+//             the odd group's in the high ones of the byte before in the 32-bit lane (of byte 0 in
+//             byte 3). Where a byte takes the high nibble of the one and the low nibble of the
+//             other plane, that is a weight of the even group, and the opposite, turned by four
+//             bits within the lane, one of the odd group: three instructions for two vectors of
+//             weights.
 
 #include <cstdint>
 

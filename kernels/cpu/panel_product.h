@@ -3,9 +3,9 @@
 
 // How a product walks over a panel: tile by tile, leaf by leaf, and the tree over the leaves. What
 // a leaf adds up is told by a type with
-//   template <int kRows, int kHalves>
+//   template <int kRows, int kHalves, typename P>
 //   static void Add(const PanelArgs&, const ActivationTile&, int64_t begin, int64_t end,
-//                   int first_half, Prefetcher<kFormat>*, VecF (&acc)[kRows][kHalves]);
+//                   int first_half, P* prefetcher, VecF (&acc)[kRows][kHalves]);
 // for the columns [begin, end), K ascending, and kHalves halves of the panel from first_half on. It
 // steps the prefetcher once per 32 columns. Compiled once per instruction set, like simd.h.
 
@@ -39,7 +39,9 @@ struct Prefetcher {
   Prefetch panel;
   Prefetch low;
 
-  FACET_INLINE Prefetcher For(const PanelArgs& args, int64_t steps) {
+  FACET_INLINE Prefetcher For(const PanelArgs& args) {
+    const int64_t blocks = args.tile_count > 0 ? (args.tiles[0].columns + 31) / 32 : 0;
+    const int64_t steps = blocks * args.tile_count * (kWideTile ? 1 : 2);
     return {Prefetch::Over(args.next, args.next_lines, steps),
             Prefetch::Over(args.next_low, args.next_low_lines, steps)};
   }
@@ -94,9 +96,9 @@ FACET_INLINE void WriteRows(const VecF (&acc)[kRows][kHalves], int first_half, i
 // One tile with kHalves halves of the panel. After leaf number n (from 1 on) of a root the two
 // newest sums are added once per trailing zero bit of n, and what remains in the end from the
 // newest on: the tree of kernels/sum_tree.h.
-template <PackedFormat kFormat, typename Leaf, int kRows, int kHalves>
+template <typename Leaf, int kRows, int kHalves, typename P>
 FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile, int first_half,
-                               float* out, Prefetcher<kFormat>* prefetcher) {
+                               float* out, P* prefetcher) {
   alignas(64) float sums[kMaxDepth][kRows * kHalves * 16];
   for (int root = 0; root < args.roots; ++root, out += args.root_stride) {
     const int last = args.root_begin[root + 1];
@@ -120,49 +122,47 @@ FACET_INLINE void MultiplyTile(const PanelArgs& args, const ActivationTile& tile
 }
 
 // Not inlined: the registers of each number of rows are allocated by themselves.
-template <PackedFormat kFormat, typename Leaf, int kRows>
+template <typename Leaf, int kRows, typename P>
 [[gnu::noinline]] void Tile(const PanelArgs& args, const ActivationTile& tile, float* out,
-                            Prefetcher<kFormat>* prefetcher) {
-  Prefetcher<kFormat> local = *prefetcher;
+                            P* prefetcher) {
+  P local = *prefetcher;
   if constexpr (kWideTile) {
-    MultiplyTile<kFormat, Leaf, kRows, 2>(args, tile, 0, out, &local);
+    MultiplyTile<Leaf, kRows, 2>(args, tile, 0, out, &local);
   } else {
-    MultiplyTile<kFormat, Leaf, kRows, 1>(args, tile, 0, out, &local);
-    MultiplyTile<kFormat, Leaf, kRows, 1>(args, tile, 1, out, &local);
+    MultiplyTile<Leaf, kRows, 1>(args, tile, 0, out, &local);
+    MultiplyTile<Leaf, kRows, 1>(args, tile, 1, out, &local);
   }
   *prefetcher = local;
+}
+
+template <typename Leaf, typename P>
+FACET_INLINE void RunTile(const PanelArgs& args, const ActivationTile& tile, float* out,
+                          P* prefetcher) {
+  static_assert(kTileRows == 6);
+  switch (tile.rows) {
+    case 1:
+      return Tile<Leaf, 1>(args, tile, out, prefetcher);
+    case 2:
+      return Tile<Leaf, 2>(args, tile, out, prefetcher);
+    case 3:
+      return Tile<Leaf, 3>(args, tile, out, prefetcher);
+    case 4:
+      return Tile<Leaf, 4>(args, tile, out, prefetcher);
+    case 5:
+      return Tile<Leaf, 5>(args, tile, out, prefetcher);
+    default:
+      return Tile<Leaf, 6>(args, tile, out, prefetcher);
+  }
 }
 
 // Fits KernelTable::product.
 template <PackedFormat kFormat, typename Leaf>
 void Product(const PanelArgs& args) {
-  static_assert(kTileRows == 6);
-  const int64_t columns = args.tile_count > 0 ? args.tiles[0].columns : 0;
-  auto prefetcher =
-      Prefetcher<kFormat>::For(args, (columns + 31) / 32 * args.tile_count * (kWideTile ? 1 : 2));
+  auto prefetcher = Prefetcher<kFormat>::For(args);
   float* out = args.out;
   for (int i = 0; i < args.tile_count; ++i) {
-    const ActivationTile& tile = args.tiles[i];
-    switch (tile.rows) {
-      case 1:
-        Tile<kFormat, Leaf, 1>(args, tile, out, &prefetcher);
-        break;
-      case 2:
-        Tile<kFormat, Leaf, 2>(args, tile, out, &prefetcher);
-        break;
-      case 3:
-        Tile<kFormat, Leaf, 3>(args, tile, out, &prefetcher);
-        break;
-      case 4:
-        Tile<kFormat, Leaf, 4>(args, tile, out, &prefetcher);
-        break;
-      case 5:
-        Tile<kFormat, Leaf, 5>(args, tile, out, &prefetcher);
-        break;
-      default:
-        Tile<kFormat, Leaf, 6>(args, tile, out, &prefetcher);
-    }
-    out += tile.rows * args.row_stride;
+    RunTile<Leaf>(args, args.tiles[i], out, &prefetcher);
+    out += args.tiles[i].rows * args.row_stride;
   }
 }
 

@@ -16,16 +16,60 @@ namespace {
 
 template <PackedFormat kFormat>
 struct IntegerLeaf {
-  template <int kRows, int kHalves>
+  template <int kRows, int kHalves, typename P>
   FACET_INLINE void Add(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                        int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
-                        VecF (&acc)[kRows][kHalves]) {
+                        int64_t end, int first_half, P* prefetcher, VecF (&acc)[kRows][kHalves]) {
     using B = Block<kFormat>;
     const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
     const Byte* low = reinterpret_cast<const Byte*>(args.low);
     for (int64_t b = begin / 32; b < end / 32; ++b) {
       prefetcher->Step();
       AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b), first_half,
+                                    BlockInputs<kRows>::At(tile, b), acc);
+    }
+  }
+};
+
+// A block that is written down in the unpacked format as it is used.
+template <PackedFormat kFormat>
+struct KeptBlock : Block<kFormat> {
+  using Base = Block<kFormat>;
+  static constexpr PackedLayout kTo = LayoutOf(UnpackedFormat(kFormat));
+  static_assert(!kTo.has_min);
+
+  Byte* to;
+
+  FACET_INLINE KeptBlock At(const Byte* panel, const Byte* low, int64_t index, Byte* unpacked) {
+    return {Base::At(panel, low, index), unpacked + index * kTo.block_bytes()};
+  }
+  [[gnu::always_inline]] VecF Scale(int half, int part) const {
+    const VecF scale = Base::Scale(half, part);
+    Store(reinterpret_cast<float*>(to + 128 * part + 64 * half), scale);
+    return scale;
+  }
+  template <int kPair>
+  [[gnu::always_inline]] void Unpack(int half, VecB* even, VecB* odd) const {
+    constexpr int kShift = kTo.offset - Base::kLayout.offset;
+    Byte* weights = to + kTo.scale_bytes + 256 * kPair + 64 * half;
+    Base::template Unpack<kPair>(half, even, odd);
+    StoreShifted(weights, *even, kShift);
+    StoreShifted(weights + 128, *odd, kShift);
+  }
+};
+
+// The same sums, and what is unpacked for them written down.
+template <PackedFormat kFormat>
+struct KeepingLeaf {
+  template <int kRows, int kHalves, typename P>
+  FACET_INLINE void Add(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
+                        int64_t end, int first_half, P* prefetcher, VecF (&acc)[kRows][kHalves]) {
+    using B = KeptBlock<kFormat>;
+    const Byte* panel = reinterpret_cast<const Byte*>(args.panel);
+    const Byte* low = reinterpret_cast<const Byte*>(args.low);
+    Byte* unpacked = reinterpret_cast<Byte*>(args.unpacked);
+    for (int64_t b = begin / 32; b < end / 32; ++b) {
+      prefetcher->Step();
+      AddPart<B, kRows, kHalves, 0>(B::At(panel, low, b, unpacked), first_half,
                                     BlockInputs<kRows>::At(tile, b), acc);
     }
   }
@@ -38,10 +82,9 @@ struct FloatLeaf {
     if constexpr (kFormat == PackedFormat::kF16) return LoadHalf(p);
   }
 
-  template <int kRows, int kHalves>
+  template <int kRows, int kHalves, typename P>
   FACET_INLINE void Add(const PanelArgs& args, const ActivationTile& tile, int64_t begin,
-                        int64_t end, int first_half, Prefetcher<kFormat>* prefetcher,
-                        VecF (&acc)[kRows][kHalves]) {
+                        int64_t end, int first_half, P* prefetcher, VecF (&acc)[kRows][kHalves]) {
     constexpr int kStep = LayoutOf(kFormat).weight_bytes;  // per K
     const Byte* weights = reinterpret_cast<const Byte*>(args.panel) + begin * kStep;
     const float* x = tile.x;
@@ -60,6 +103,20 @@ struct FloatLeaf {
   }
 };
 
+// The first tile writes down what it unpacks, for the others. Fits KernelTable::keeping_product.
+template <PackedFormat kFormat>
+void KeepingProduct(const PanelArgs& args) {
+  auto prefetcher = Prefetcher<kFormat>::For(args);
+  RunTile<KeepingLeaf<kFormat>>(args, args.tiles[0], args.out, &prefetcher);
+  PanelArgs rest = args;
+  rest.panel = args.unpacked;
+  float* out = args.out;
+  for (int i = 1; i < args.tile_count; ++i) {
+    out += args.tiles[i - 1].rows * args.row_stride;
+    RunTile<IntegerLeaf<UnpackedFormat(kFormat)>>(rest, args.tiles[i], out, &prefetcher);
+  }
+}
+
 // The 8-bit weights of a block in the unpacked format, from group 2 kPair on.
 template <PackedFormat kFormat, int kPair>
 FACET_INLINE void UnpackWeights(const Block<kFormat>& block, int shift, Byte* to) {
@@ -75,13 +132,12 @@ FACET_INLINE void UnpackWeights(const Block<kFormat>& block, int shift, Byte* to
 }
 
 template <PackedFormat kFormat>
-void UnpackPanel(const std::byte* panel, const std::byte* low, int64_t blocks, std::byte* to) {
+void UnpackPanel(const std::byte* panel, int64_t blocks, std::byte* to) {
   constexpr PackedLayout kLayout = LayoutOf(kFormat);
   constexpr PackedLayout kTo = LayoutOf(UnpackedFormat(kFormat));
   Byte* out = reinterpret_cast<Byte*>(to);
   for (int64_t b = 0; b < blocks; ++b, out += kTo.block_bytes()) {
-    const auto block = Block<kFormat>::At(reinterpret_cast<const Byte*>(panel),
-                                          reinterpret_cast<const Byte*>(low), b);
+    const auto block = Block<kFormat>::At(reinterpret_cast<const Byte*>(panel), nullptr, b);
     float* scales = reinterpret_cast<float*>(out);
     for (int half = 0; half < 2; ++half) {
       for (int part = 0; part < kLayout.scales_per_block; ++part) {
@@ -98,7 +154,9 @@ void AddFormat(KernelTable* table) {
   using Leaf =
       std::conditional_t<LayoutOf(kFormat).is_float, FloatLeaf<kFormat>, IntegerLeaf<kFormat>>;
   table->product[static_cast<int>(kFormat)] = &Product<kFormat, Leaf>;
-  if constexpr (kWideWeights && UnpackedFormat(kFormat) != kFormat) {
+  if constexpr (kWideWeights && IsSplit(kFormat)) {
+    table->keeping_product[static_cast<int>(kFormat)] = &KeepingProduct<kFormat>;
+  } else if constexpr (kWideWeights && UnpackedFormat(kFormat) != kFormat) {
     table->unpack[static_cast<int>(kFormat)] = &UnpackPanel<kFormat>;
   }
 }

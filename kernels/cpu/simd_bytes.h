@@ -30,11 +30,10 @@ FACET_INLINE VecB OrShifted(VecB a, VecB b, char mask) {
   if constexpr (n < 0) moved = _mm512_srli_epi16(b.v, -n);
   return {_mm512_ternarylogic_epi32(a.v, moved, _mm512_set1_epi8(mask), 0xf8)};
 }
-// Shifted left by n, or right by -n; what crosses from one byte to another is for a mask to drop.
+// Each lane of four bytes rotated left by n bits.
 template <int n>
-FACET_INLINE VecB ShiftedWords(VecB a) {
-  if constexpr (n >= 0) return {_mm512_slli_epi16(a.v, n)};
-  return {_mm512_srli_epi16(a.v, -n)};
+FACET_INLINE VecB RotatedLanes(VecB a) {
+  return {_mm512_rol_epi32(a.v, n)};
 }
 // Bit by bit: of a where the mask, the same for every byte, has a 1, else of b.
 FACET_INLINE VecB Blend(char mask, VecB a, VecB b) {
@@ -149,10 +148,14 @@ FACET_INLINE VecB OrShifted(VecB a, VecB b, char mask) {
   return {_mm256_or_si256(a.lo, _mm256_and_si256(Moved<n>(b.lo), masks)),
           _mm256_or_si256(a.hi, _mm256_and_si256(Moved<n>(b.hi), masks))};
 }
-// Shifted left by n, or right by -n; what crosses from one byte to another is for a mask to drop.
+// Each lane of four bytes rotated left by n bits.
 template <int n>
-FACET_INLINE VecB ShiftedWords(VecB a) {
-  return {Moved<n>(a.lo), Moved<n>(a.hi)};
+FACET_INLINE __m256i Rotated(__m256i a) {
+  return _mm256_or_si256(_mm256_slli_epi32(a, n), _mm256_srli_epi32(a, 32 - n));
+}
+template <int n>
+FACET_INLINE VecB RotatedLanes(VecB a) {
+  return {Rotated<n>(a.lo), Rotated<n>(a.hi)};
 }
 // Bit by bit: of a where the mask, the same for every byte, has a 1, else of b.
 FACET_INLINE VecB Blend(char mask, VecB a, VecB b) {

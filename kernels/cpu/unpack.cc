@@ -51,15 +51,20 @@ void UnpackWeights(const PackedLayout& layout, const Byte* in, int column, float
   }
 }
 
+int LowBits(const SplitLayout& layout, const Byte* low, int lane, int k) {
+  const int g = k / 4;
+  if (layout.low_bits == 4 && g % 2 == 1) {
+    return low[SplitLayout::kGranuleBytes * (g / 2) + lane + (k + 3) % 4] >> 4;
+  }
+  const int per_granule = 8 / layout.granules;
+  const int bits = low[SplitLayout::kGranuleBytes * (g / per_granule) + lane + k % 4];
+  return bits >> (layout.low_bits * (g % per_granule)) & ((1 << layout.low_bits) - 1);
+}
+
 int SplitWeight(const SplitLayout& layout, const Byte* high, const Byte* low, int lane, int k) {
   const int g = k / 4;
-  const int at = lane + k % 4;
-  const int per_granule = 8 / layout.granules;
-  const int top = high[128 * (g / 2) + at] >> (4 * (g % 2)) & 15;
-  const int rest = low[SplitLayout::kGranuleBytes * (g / per_granule) + at] >>
-                       (layout.low_bits * (g % per_granule)) &
-                   ((1 << layout.low_bits) - 1);
-  return (top << layout.low_bits | rest) - layout.whole.offset;
+  const int top = high[128 * (g / 2) + lane + k % 4] >> (4 - 4 * (g % 2)) & 15;
+  return (top << layout.low_bits | LowBits(layout, low, lane, k)) - layout.whole.offset;
 }
 
 UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byte* low_bits,

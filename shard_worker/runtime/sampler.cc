@@ -226,7 +226,7 @@ absl::Status Sampler::ReadReplies() {
 
 bool Sampler::NeedsLogits(const SampleRow& row) {
   const SamplingParams& p = row.state->sampling();
-  if (!row.sample || row.score || row.state->logprobs() >= 0) return true;
+  if (!row.sample || row.score) return true;
   // Without top_k, how many candidates top_p and min_p need is known only afterwards.
   return !Greedy(p) && Filters(p) && p.top_k <= 0;
 }
@@ -268,6 +268,7 @@ absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows
     outcome.finite = all_.finite;
     if (!all_.finite) continue;
     KeepBest(&all_.best, static_cast<size_t>(queries_[i].count));
+    KeepBest(&all_.raw_best, static_cast<size_t>(queries_[i].raw_count));
     const std::optional<Candidate> chosen = Choose(rows[i], all_, vocabulary_);
     if (!chosen) return Internal("the best candidates do not decide");
     outcome.sampled = Score(chosen->id, chosen->raw, *rows[i].state, all_);

@@ -56,7 +56,7 @@ class Sampler {
   absl::Status Run(Floats logits, std::span<const SampleRow> rows, Communicator* communicator,
                    std::vector<SampleOutcome>* outcomes);
 
-  // True for rows that need their logits themselves or sums over them, so that only Run() will do.
+  // True for rows that ask for single logits, or may ask again, so that only Run() will do.
   static bool NeedsLogits(const SampleRow& row);
   // Answers the device's queries about this rank's slice, one per row, in the rows' order.
   using AskHead = std::function<void(std::span<const CandidateQuery>, std::span<CandidateReply>)>;

@@ -330,6 +330,11 @@ TEST_F(CpuHead, QuestionsAboutAllLogitsReadThemAll) {
   queries[0].sums = true;
   EXPECT_EQ(ExpectEqual(matrix, x, queries, "sums").screened, 0);
   queries[0].sums = false;
+  queries[0].raw_sums = true;
+  queries[0].raw_count = 5;
+  EXPECT_EQ(ExpectEqual(matrix, x, queries, "log-probabilities").screened, 0);
+  queries[0].raw_sums = false;
+  queries[0].raw_count = 0;
   EXPECT_EQ(ExpectEqual(matrix, x, queries, "a soft cap", 30.0f).screened, 0);
   EXPECT_GT(ExpectEqual(matrix, x, queries, "neither").screened, 0);
 }
@@ -364,6 +369,23 @@ TEST_F(CpuHead, BatchesOfMixedQuestionsEqualTheReference) {
         x[static_cast<size_t>(batch / 2 * 64)] = 1;
       }
     }
+  }
+}
+
+// Slices of several chunks, that begin inside of panels, for one row or some of a batch.
+TEST_F(CpuHead, SumsOverSlicesOfManyChunksEqualTheReference) {
+  Random random(14);
+  const TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 9000, 32, 0.05f, random);
+  const std::vector<float> x = MakeActivations(7, 32, random);
+  for (const int summed : {1, 2, 7}) {
+    std::vector<CandidateQuery> queries(7, Sampled(random(), 1));
+    for (int i = 0; i < summed; ++i) {  // the last rows: others lie before them
+      CandidateQuery& query = queries[queries.size() - 1 - static_cast<size_t>(i)];
+      query.sums = i % 2 == 1;
+      query.raw_sums = true;
+      query.raw_count = 3 * i;
+    }
+    ExpectEqual(matrix, x, queries, fmt::format("{} of 7 rows want sums", summed));
   }
 }
 

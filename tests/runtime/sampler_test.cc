@@ -58,6 +58,9 @@ std::vector<SampleOutcome> Sample(const std::vector<float>& logits, const Sequen
           sampler.Run(row, std::span(&sample, 1), communicators[rank].get(), &outcome);
       ASSERT_TRUE(ran.ok()) << ran;
       outcomes[rank] = outcome.front();
+      const SamplingParams& p = start.sampling;
+      const bool asks_again = p.temperature != 0 && p.top_k <= 0 && (p.top_p < 1 || p.min_p > 0);
+      EXPECT_EQ(Sampler::NeedsLogits(sample), score.has_value() || asks_again);
       if (Sampler::NeedsLogits(sample)) return;
       const auto ask = [&](std::span<const CandidateQuery> queries,
                            std::span<CandidateReply> replies) {
@@ -217,6 +220,11 @@ TEST(Sampler, LogprobsAreOfTheRawLogits) {
     for (const SampleOutcome& other : Sample(logits, start, world, 123)) {
       EXPECT_EQ(*other.sampled, *one.sampled);
       EXPECT_EQ(*other.scored, *one.scored);
+    }
+  }
+  for (const int world : {1, 3}) {  // searched, too, as no logit is scored
+    for (const SampleOutcome& other : Sample(logits, start, world)) {
+      EXPECT_EQ(*other.sampled, *one.sampled);
     }
   }
 }

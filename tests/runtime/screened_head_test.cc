@@ -102,15 +102,42 @@ TEST_P(ScreenedHeadTest, EveryDevice) {
 }
 
 // A row that needs its logits makes its neighbours' be computed too, and changes none of them.
-TEST_P(ScreenedHeadTest, AmongRequestsForLogProbabilities) {
+TEST_P(ScreenedHeadTest, AmongRequestsForLogProbabilitiesAndLogits) {
   std::vector<EngineRequest> requests = Requests(24);
   const std::vector<Output> alone = RunAll({GetParam(), 2}, requests);
-  requests.push_back(Request(6, 10));
-  requests.back().logprobs = 3;
-  std::vector<Output> together = RunAll({GetParam(), 2}, requests);
-  EXPECT_EQ(together.back().tokens.front().top.size(), 3u);
-  together.pop_back();
-  ExpectSame(together, alone);
+  for (const bool whole : {false, true}) {
+    SCOPED_TRACE(whole);
+    std::vector<EngineRequest> more = requests;
+    more.push_back(Request(6, 10));
+    more.back().logprobs = 3;
+    more.back().logits_digest = whole;
+    std::vector<Output> together = RunAll({GetParam(), 2}, more);
+    EXPECT_EQ(together.back().tokens.front().top.size(), 3u);
+    together.pop_back();
+    ExpectSame(together, alone);
+  }
+}
+
+// Log-probabilities are the same bits whether rows are searched or written and looked at, and where
+// they are all that is asked for every row is searched.
+TEST_P(ScreenedHeadTest, LogProbabilitiesAreSearchedFor) {
+  std::vector<EngineRequest> searched = Requests(12);
+  for (size_t i = 0; i < searched.size(); ++i) searched[i].logprobs = static_cast<int>(i % 4);
+  std::vector<EngineRequest> written = searched;
+  for (EngineRequest& request : written) request.logits_digest = true;
+  for (const int world : {1, 2, 3}) {
+    SCOPED_TRACE(world);
+    HeadReads reads;
+    const std::vector<Output> expected = RunAll({GetParam(), world}, written, &reads);
+    EXPECT_EQ(reads.rows, 0);
+    const std::vector<Output> got = RunAll({GetParam(), world}, searched, &reads);
+    EXPECT_GT(reads.rows, 0);
+    ExpectSame(got, expected);
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_LT(got[i].tokens.front().logprob, 0);
+      EXPECT_EQ(got[i].tokens.front().top.size(), i % 4);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ScreenedHeadTest,
