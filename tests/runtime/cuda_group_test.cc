@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/prng.h"
+#include "tests/cuda_emulator/cublaslt_host.h"
 #include "tests/cuda_emulator/nccl_host.h"
 #include "tests/runtime/emulated_device.h"
 
