@@ -31,9 +31,8 @@
 //   residuals u8[32], 32 bytes of padding: by column, four times the largest norm of the low bits
 //             under one scale, rounded up
 //   narrow    as above, the weights being the high four bits, the even group in the high nibbles
-//   low       elsewhere, per block the low bits, with vectors of groups together (`granules`):
-//   pairs
-//             of bits as the fifth and sixth bits; or nibbles, the even group's in the low ones,
+//   low       elsewhere, per block the low bits, vectors of groups together (`granules`): pairs of
+//             bits as the fifth and sixth bits; or nibbles, the even group's in the low ones,
 //             the odd group's in the high ones of the byte before in the 32-bit lane (of byte 0 in
 //             byte 3). Where a byte takes the high nibble of the one and the low nibble of the
 //             other plane, that is a weight of the even group, and the opposite, turned by four
