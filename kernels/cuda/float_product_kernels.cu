@@ -1,6 +1,7 @@
 #include "kernels/cuda/block_reader.cuh"
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/math.cuh"
 
 // Products over float activations: one thread owns an element of the result and adds in ascending
 // K, or of bfloat16 pair by pair. A block computes 32 rows of the matrix, one per lane, for 4 * kRows rows of activations, and
@@ -33,12 +34,6 @@ struct Bf16Element {
   }
 };
 
-template <typename Element>
-__device__ __forceinline__ float Input(float x) {
-  if (!Element::kPairs || x != x) return x;
-  return Bf16ToFloat(FloatToBf16(x));
-}
-
 struct Tiles {
   Shared<float> weights;  // [32 rows, kPitch]
   Shared<float> x;        // [4 * kRows rows, kChunk]
@@ -59,7 +54,8 @@ __device__ __forceinline__ void Stage(const LeafProducts& args, const uint8_t* w
   const int first_x = BlockIndex().z * kWarps * kRows;
   for (int row = warp; row < kWarps * kRows; row += kWarps) {
     const int64_t from = first_x + row < args.x_rows ? first_x + row : args.x_rows - 1;
-    tiles.x[row * kChunk + lane] = Input<Element>(args.x[from * args.columns + k + lane]);
+    const float x = args.x[from * args.columns + k + lane];
+    tiles.x[row * kChunk + lane] = Element::kPairs ? RoundToBf16(x) : x;
   }
 }
 

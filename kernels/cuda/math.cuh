@@ -11,6 +11,11 @@ namespace facet::cuda {
 
 __device__ __forceinline__ float SubRn(float a, float b) { return AddRn(a, -b); }
 
+// As products of bfloat16 read their activations; NaN stays NaN.
+__device__ __forceinline__ float RoundToBf16(float x) {
+  return x != x ? x : Bf16ToFloat(FloatToBf16(x));
+}
+
 __device__ __forceinline__ float Exp(float x) {
   constexpr float kE0 = canonical::kExp[0], kE1 = canonical::kExp[1], kE2 = canonical::kExp[2];
   constexpr float kE3 = canonical::kExp[3], kE4 = canonical::kExp[4];

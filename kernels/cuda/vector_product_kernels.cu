@@ -1,6 +1,7 @@
 #include "kernels/cuda/block_reader.cuh"
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/math.cuh"
 
 // Products of a few rows of activations, bound by the bytes of the weights: every block of a row is
 // read once, by four lanes, and meets all rows of activations in registers. The lanes of a team,
@@ -89,6 +90,7 @@ struct Quantized {
 
 struct F32Elements {
   static constexpr int kCount = 4;  // in 16 bytes
+  static __device__ __forceinline__ float Input(float x) { return x; }
   static __device__ __forceinline__ void Unpack(const U32x4& v, float (&w)[kCount]) {
     const uint32_t words[4] = {v.x, v.y, v.z, v.w};
     for (int i = 0; i < 4; ++i) w[i] = BitsFloat(words[i]);
@@ -101,6 +103,7 @@ struct F32Elements {
 template <bool kHalf>
 struct ShortElements {
   static constexpr int kCount = 8;
+  static __device__ __forceinline__ float Input(float x) { return kHalf ? x : RoundToBf16(x); }
   static __device__ __forceinline__ float ToFloat(uint32_t bits) {
     const auto element = static_cast<uint16_t>(bits);
     return kHalf ? HalfToFloat(element) : Bf16ToFloat(element);
@@ -167,10 +170,10 @@ struct Plain {
         const F32x4 x = LoadVector<F32x4>(from + i);
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) {
-          acc[o][r] = FmaRn(w[o][i], x.x, acc[o][r]);
-          acc[o][r] = FmaRn(w[o][i + 1], x.y, acc[o][r]);
-          acc[o][r] = FmaRn(w[o][i + 2], x.z, acc[o][r]);
-          acc[o][r] = FmaRn(w[o][i + 3], x.w, acc[o][r]);
+          acc[o][r] = FmaRn(w[o][i], Elements::Input(x.x), acc[o][r]);
+          acc[o][r] = FmaRn(w[o][i + 1], Elements::Input(x.y), acc[o][r]);
+          acc[o][r] = FmaRn(w[o][i + 2], Elements::Input(x.z), acc[o][r]);
+          acc[o][r] = FmaRn(w[o][i + 3], Elements::Input(x.w), acc[o][r]);
         }
       }
     }
@@ -186,7 +189,7 @@ struct Plain {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           const float x = args.x[Clamped(r, args.x_rows) * args.columns + k + i];
-          acc[o][r] = FmaRn(w, x, acc[o][r]);
+          acc[o][r] = FmaRn(w, Elements::Input(x), acc[o][r]);
         }
       }
     }

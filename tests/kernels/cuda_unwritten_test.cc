@@ -7,6 +7,7 @@
 #include <numeric>
 #include <string>
 
+#include "kernels/host/matrix_source.h"
 #include "tests/cuda_emulator/unwritten.h"
 #include "tests/kernels/test_data.h"
 #include "tests/kernels/tested_devices.h"
@@ -43,7 +44,7 @@ TEST_F(CudaUnwritten, NothingByProducts) {
     const int64_t block = FormatOf(type).elements;
     const int64_t columns = block == 1 ? 70 : 3 * std::max<int64_t>(block, 32);
     const TestMatrix matrix = MakeMatrix(type, 37, columns, 0.1f, random_);
-    const LeafCut cut{4, 0, CutColumns(columns, 4, block == 1 ? 1 : 32)};
+    const LeafCut cut{4, 0, CutColumns(columns, 4, LeafUnit(type))};
     const auto plain = *device().LoadMatrix(matrix.source(), nullptr);
     const auto cut_up = *device().LoadMatrix(matrix.source(), &cut);
     const Floats x = Filled(kRows * columns);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/host/matrix_source.h"
 #include "kernels/reference/reference_device.h"
 #include "tests/kernels/test_data.h"
 #include "tests/kernels/tested_devices.h"
@@ -46,12 +47,6 @@ std::vector<float> Prefix(const std::vector<float>& all, int roots, int rows, in
   return prefix;
 }
 
-// Columns that no leaf separates.
-int64_t CutUnit(TensorType type) {
-  if (type == TensorType::kBF16) return 2;
-  return FormatOf(type).elements == 1 ? 1 : 32;
-}
-
 class DeviceProduct : public testing::TestWithParam<TensorType> {
  protected:
   void ExpectEqual(const TestMatrix& matrix, const LeafCut& cut, const std::vector<float>& x) {
@@ -78,9 +73,11 @@ class DeviceProduct : public testing::TestWithParam<TensorType> {
   std::vector<NamedDevice> devices_ = TestedDevices({1, 2, 3});
 };
 
+class BfloatProduct : public DeviceProduct {};
+
 TEST_P(DeviceProduct, EqualsTheReferenceForEveryShape) {
   Random random(static_cast<uint64_t>(GetParam()) + 11);
-  const int64_t unit = CutUnit(GetParam());
+  const int64_t unit = LeafUnit(GetParam());
   for (const int64_t rows :
        Shapes<int64_t>({1, 2, 3, 5, 6, 7, 8, 16, 31, 33, 64, 65, 127}, {1, 16, 33})) {
     for (const int64_t columns : Widths(GetParam())) {
@@ -115,7 +112,7 @@ TEST_P(DeviceProduct, EqualsTheReferenceForManyRows) {
   Random random(static_cast<uint64_t>(GetParam()) + 15);
   for (const int64_t columns : Widths(GetParam())) {
     const TestMatrix matrix = MakeMatrix(GetParam(), 83, columns, 0.1f, random);
-    const int64_t unit = CutUnit(GetParam());
+    const int64_t unit = LeafUnit(GetParam());
     const LeafCut cut{8, 1, CutColumns(columns, 5, unit)};
     const std::vector<float> x = MakeActivations(130, columns, random);
     const auto expected_matrix = *reference_->LoadMatrix(matrix.source(), &cut);
@@ -156,8 +153,7 @@ TEST_P(DeviceProduct, ARowDoesNotDependOnItsBatch) {
 
 // Numbers whose products lie around the smallest normal one, and some that are below it themselves.
 // Processors with dot products of bfloat16 do here what they do, the reference what it says.
-TEST_P(DeviceProduct, TinyNumbersAreFlushedAlike) {
-  if (GetParam() != TensorType::kBF16) GTEST_SKIP() << "only products of bfloat16 flush";
+TEST_P(BfloatProduct, TinyNumbersAreFlushedAlike) {
   Random random(18);
   const int64_t columns = 300;
   const auto tiny = [&]() -> uint32_t {
@@ -237,6 +233,7 @@ TEST_P(DeviceProduct, ReordersRows) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, DeviceProduct, testing::ValuesIn(AllTensorTypes()), TypeName);
+INSTANTIATE_TEST_SUITE_P(Types, BfloatProduct, testing::Values(TensorType::kBF16), TypeName);
 
 TEST(DeviceProductOfParts, EqualsTheReferenceForMixedTypes) {
   Random random(21);

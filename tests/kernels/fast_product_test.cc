@@ -28,7 +28,6 @@ std::vector<int64_t> Widths(TensorType type) {
   if (block == 32) return {32, 96, 512};
   return {256, 768};
 }
-int64_t CutUnit(TensorType type) { return FormatOf(type).elements == 1 ? 1 : 32; }
 
 float LargestOf(std::span<const float> values) {
   float largest = 0;
@@ -151,8 +150,8 @@ TEST_P(CudaFast, FewRowsAreCloseToTheReferenceForEveryShape) {
   for (const int64_t rows : {1, 16, 33}) {
     for (const int64_t columns : Widths(GetParam())) {
       const Case of(GetParam(), rows, columns, 8, random);
-      const LeafCut one{1, 0, CutColumns(columns, 1, CutUnit(GetParam()))};
-      const LeafCut five{8, 1, CutColumns(columns, 5, CutUnit(GetParam()))};  // of three roots
+      const LeafCut one{1, 0, CutColumns(columns, 1, LeafUnit(GetParam()))};
+      const LeafCut five{8, 1, CutColumns(columns, 5, LeafUnit(GetParam()))};  // of three roots
       ASSERT_NO_FATAL_FAILURE(ExpectCloseToTheReference(of, one, {1, 2, 3, 5, 8}));
       ASSERT_NO_FATAL_FAILURE(ExpectCloseToTheReference(of, five, {1, 7}));
     }
@@ -164,7 +163,7 @@ TEST_P(CudaFast, ManyRowsOfTheMatrixAreCloseToTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 42);
   const int64_t columns = Widths(GetParam()).front();
   const Case of(GetParam(), 4099, columns, 2, random);
-  const LeafCut one{1, 0, CutColumns(columns, 1, CutUnit(GetParam()))};
+  const LeafCut one{1, 0, CutColumns(columns, 1, LeafUnit(GetParam()))};
   ExpectCloseToTheReference(of, one, {1, 2});
 }
 
@@ -185,7 +184,7 @@ TEST_P(CudaFast, GatesAreCloseToTheReference) {
   Random random(static_cast<uint64_t>(GetParam()) + 44);
   const int64_t columns = Widths(GetParam()).back();
   const TensorType other =
-      columns % 32 == 0 && CutUnit(GetParam()) > 1 ? TensorType::kQ8_0 : TensorType::kF32;
+      columns % 32 == 0 && LeafUnit(GetParam()) > 1 ? TensorType::kQ8_0 : TensorType::kF32;
   for (const TensorType type : {GetParam(), other}) {
     const Case gate(type, 40, columns, 70, random);
     const TestMatrix up = MakeMatrix(GetParam(), 40, columns, 0.1f, random);
@@ -231,7 +230,7 @@ TEST_P(CudaFast, SomeRowsHaveTheReferencesBitsWhereThereAreNoLeaves) {
   const auto expected = RunRoots(*reference_, *expected_matrix, Upload(*reference_, of.x), 16);
   const auto got = RunRoots(*fast_, *matrix, Upload(*fast_, of.x), 16);
   EXPECT_EQ(FirstDifference(got, expected), -1);
-  const LeafCut five{8, 1, CutColumns(columns, 5, CutUnit(GetParam()))};
+  const LeafCut five{8, 1, CutColumns(columns, 5, LeafUnit(GetParam()))};
   ExpectCloseToTheReference(of, five, {9, 16});
 }
 
@@ -253,7 +252,7 @@ TEST_P(CudaFast, ManyRowsAreProductsOfRoundedNumbers) {
   Random random(static_cast<uint64_t>(GetParam()) + 47);
   for (const int64_t columns : Widths(GetParam())) {
     const Case of(GetParam(), 83, columns, 70, random);
-    const LeafCut one{1, 0, CutColumns(columns, 1, CutUnit(GetParam()))};
+    const LeafCut one{1, 0, CutColumns(columns, 1, LeafUnit(GetParam()))};
     ASSERT_NO_FATAL_FAILURE(ExpectRounded(of, one, 65));
   }
 }
