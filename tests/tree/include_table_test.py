@@ -73,7 +73,7 @@ SANS_IO_FORBIDDEN = re.compile(
 )
 CXX_HEADER = re.compile(r"[a-z0-9_]+")
 SYSTEM_HEADER = re.compile(
-    r"(sys|netinet|arpa|linux)(/[a-z_]+)+\.h"
+    r"(sys|netinet|arpa|linux)/[a-z_]+\.h"
     r"|(dirent|dlfcn|fcntl|ifaddrs|malloc|netdb|poll|pthread|sched|signal|termios|time|unistd"
     r"|wait)\.h"
 )
