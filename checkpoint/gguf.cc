@@ -296,4 +296,10 @@ void GgufModel::ReleaseAll() const {
   for (const MappedFile& file : files_) file.Release(file.bytes());
 }
 
+absl::Status GgufModel::Read(const GgufTensor& tensor, int64_t offset,
+                             std::span<std::byte> to) const {
+  const MappedFile& file = files_[static_cast<size_t>(tensor.file)];
+  return file.Read(tensor.data.data() - file.bytes().data() + offset, to);
+}
+
 }  // namespace facet

@@ -53,13 +53,16 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   if (descriptor < 0) return SystemError(errno, path);
   int64_t modified_ns = 0;
   absl::StatusOr<std::span<const std::byte>> bytes = MapDescriptor(descriptor, path, &modified_ns);
-  ::close(descriptor);  // the mapping keeps the file
-  if (!bytes.ok()) return bytes.status();
-  return MappedFile(path, *bytes, modified_ns);
+  if (!bytes.ok()) {
+    ::close(descriptor);
+    return bytes.status();
+  }
+  return MappedFile(path, descriptor, *bytes, modified_ns);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
       bytes_(std::exchange(other.bytes_, {})),
       modified_ns_(other.modified_ns_) {}
 
@@ -67,6 +70,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   // The temporary leaves with what this object held.
   MappedFile moved(std::move(other));
   std::swap(path_, moved.path_);
+  std::swap(descriptor_, moved.descriptor_);
   std::swap(bytes_, moved.bytes_);
   std::swap(modified_ns_, moved.modified_ns_);
   return *this;
@@ -74,6 +78,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 void MappedFile::Release(std::span<const std::byte> range) const {
@@ -90,6 +95,21 @@ void MappedFile::Release(std::span<const std::byte> range) const {
   const size_t last = (end == bytes_.size() ? end + page - 1 : end) / page * page;
   if (first >= last) return;
   ::madvise(const_cast<std::byte*>(bytes_.data()) + first, last - first, MADV_DONTNEED);
+}
+
+absl::Status MappedFile::Read(int64_t offset, std::span<std::byte> to) const {
+  FACET_CHECK(offset >= 0 &&
+                  offset + static_cast<int64_t>(to.size()) <= static_cast<int64_t>(bytes_.size()),
+              "a range outside {}", path_);
+  while (!to.empty()) {
+    const ssize_t count = ::pread(descriptor_, to.data(), to.size(), offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return SystemError(errno, path_);
+    if (count == 0) return Unavailable("{}: it has shrunk", path_);
+    to = to.subspan(static_cast<size_t>(count));
+    offset += count;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace facet

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace facet {
@@ -30,11 +31,18 @@ class MappedFile {
   // as this process's resident memory. Reading it again stays correct.
   void Release(std::span<const std::byte> range) const;
 
+  // Copies the bytes from `offset` on without touching the mapping: of what is read once, that is
+  // cheaper than the page tables, and no process ends where the file has shrunk. Any thread.
+  // REQUIRES: inside bytes().
+  absl::Status Read(int64_t offset, std::span<std::byte> to) const;
+
  private:
-  MappedFile(std::string path, std::span<const std::byte> bytes, int64_t modified_ns)
-      : path_(std::move(path)), bytes_(bytes), modified_ns_(modified_ns) {}
+  MappedFile(std::string path, int descriptor, std::span<const std::byte> bytes,
+             int64_t modified_ns)
+      : path_(std::move(path)), descriptor_(descriptor), bytes_(bytes), modified_ns_(modified_ns) {}
 
   std::string path_;
+  int descriptor_ = -1;
   std::span<const std::byte> bytes_;
   int64_t modified_ns_ = 0;
 };

@@ -33,8 +33,11 @@ absl::Status SystemError(const std::string& path) {
 // Open and locked, and the file that `path` names; closes itself.
 class LockedFile {
  public:
-  // Nobody else has it: waits for that until `end`.
-  static absl::StatusOr<LockedFile> Lock(const std::string& path, Clock::time_point end) {
+  // Nobody else has it: waits for that while whoever has it writes, and `quiet_max` after that.
+  static absl::StatusOr<LockedFile> Lock(const std::string& path,
+                                         std::chrono::milliseconds quiet_max) {
+    Clock::time_point end = Clock::now() + quiet_max;
+    timespec written = {};
     while (true) {
       FACET_ASSIGN_OR_RETURN(LockedFile file, Open(path));
       if (file.TryLock()) {
@@ -42,6 +45,7 @@ class LockedFile {
         continue;  // whoever had it has renamed it
       }
       if (errno != EWOULDBLOCK) return SystemError(path);
+      if (file.NewlyWritten(&written)) end = Clock::now() + quiet_max;
       if (Clock::now() >= end) {
         return DeadlineExceeded("{}: another process has not finished it", path);
       }
@@ -65,6 +69,14 @@ class LockedFile {
 
  private:
   explicit LockedFile(int descriptor) : descriptor_(descriptor) {}
+
+  // Whether it was last written at another time than `when`; notes the time there.
+  bool NewlyWritten(timespec* when) const {
+    struct stat info;
+    if (::fstat(descriptor_, &info) != 0) return false;
+    const timespec before = std::exchange(*when, info.st_mtim);
+    return before.tv_sec != when->tv_sec || before.tv_nsec != when->tv_nsec;
+  }
 
   bool IsAt(const std::string& path) const {
     struct stat mine, there;
@@ -104,8 +116,7 @@ absl::StatusOr<PackedFile> PackedCache::Get(std::string_view name, const PackedF
   fs::create_directories(options_.folder, error);
   if (error) return Unavailable("{}: {}", options_.folder, error.message());
   const std::string partial = path + std::string(kPartialSuffix);
-  FACET_ASSIGN_OR_RETURN(const LockedFile lock,
-                         LockedFile::Lock(partial, Clock::now() + options_.wait_max));
+  FACET_ASSIGN_OR_RETURN(const LockedFile lock, LockedFile::Lock(partial, options_.wait_max));
   file = Find(path, spec, check);  // whoever had the lock may have made it
   if (file.ok()) {
     ::unlink(partial.c_str());
@@ -119,7 +130,7 @@ absl::StatusOr<PackedFile> PackedCache::Get(std::string_view name, const PackedF
     ::unlink(partial.c_str());
     return replaced;
   }
-  return Find(path, spec, check);
+  return PackedFile::Open(path, spec);
 }
 
 absl::StatusOr<PackedFile> PackedCache::Find(const std::string& path, const PackedFileSpec& spec,

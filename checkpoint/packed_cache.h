@@ -20,7 +20,7 @@ struct PackedCacheOptions {
   std::string folder;  // made where it is missing
   // What the folder may hold; to keep below it, files that were used longest ago are removed.
   int64_t bytes_max = int64_t{64} << 30;
-  // For another process that makes the same file.
+  // For another process that makes the same file, after it last wrote some of it.
   std::chrono::milliseconds wait_max{120'000};
   // Hears why a file that is there is made again; may be empty.
   std::function<void(std::string_view)> warn;
@@ -31,7 +31,8 @@ struct PackedCacheOptions {
 // removed.
 class PackedCache {
  public:
-  // Whether a file that is the wanted one is also in order; reads what it likes of it.
+  // Whether a file that is the wanted one is also in order; reads what it likes of it. Not asked
+  // about what `build` has just written.
   using Check = std::function<absl::Status(const PackedFile&)>;
   // Writes the data and finishes the file.
   using Build = std::function<absl::Status(const PackedFileWriter&)>;

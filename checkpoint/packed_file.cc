@@ -4,7 +4,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
+#include <xxh_x86dispatch.h>  // with the widest vectors of the processor: four times as fast
 
 #include <algorithm>
 #include <cerrno>
@@ -22,7 +22,6 @@ constexpr char kMagic[] = "facetPK\n";
 constexpr uint32_t kVersion = 1;
 constexpr size_t kSummedFrom = 16;
 constexpr size_t kKeyAt = 40;
-constexpr int64_t kAlignment = 2 << 20;  // the processor's large pages
 
 #ifndef MADV_POPULATE_READ
 constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14; older ones answer EINVAL
@@ -104,7 +103,7 @@ uint64_t PieceChecksum(int64_t offset, std::span<const std::byte> piece) {
 }
 
 int64_t PackedDataOffset(const PackedFileSpec& spec) {
-  return static_cast<int64_t>(RoundUp(HeadBytes(spec), size_t{kAlignment}));
+  return static_cast<int64_t>(RoundUp(HeadBytes(spec), size_t{kPackedPage}));
 }
 
 int64_t PackedFileBytes(const PackedFileSpec& spec) {
@@ -192,12 +191,15 @@ absl::StatusOr<PackedFileWriter> PackedFileWriter::Create(int descriptor,
                                                           const PackedFileSpec& spec) {
   FACET_CHECK(spec.key.size() <= kPackedKeyMax, "a key of {} bytes", spec.key.size());
   const int64_t size = PackedFileBytes(spec);
-  if (::ftruncate(descriptor, 0) != 0 || ::ftruncate(descriptor, size) != 0) {
-    return SystemError(fmt::format("{} bytes of packed weights", size));
-  }
-  // Where the file system can, a full disk is known before anything has been packed.
-  const int64_t offset = PackedDataOffset(spec);
-  if (::fallocate(descriptor, 0, offset, spec.data_bytes) != 0 && errno != EOPNOTSUPP) {
+  // Where the file system can, a full disk is known before anything has been packed. All that will
+  // be written has its place then: ext4 would look for one when the file is closed, and write the
+  // whole file to the disk while the rank waits.
+  const auto allocate = [&](int64_t offset, int64_t bytes) {
+    return bytes == 0 || ::fallocate(descriptor, 0, offset, bytes) == 0 || errno == EOPNOTSUPP;
+  };
+  if (::ftruncate(descriptor, 0) != 0 || ::ftruncate(descriptor, size) != 0 ||
+      !allocate(0, static_cast<int64_t>(HeadBytes(spec))) ||
+      !allocate(PackedDataOffset(spec), spec.data_bytes)) {
     return SystemError(fmt::format("{} bytes of packed weights", size));
   }
   return PackedFileWriter(descriptor, spec);
@@ -206,27 +208,6 @@ absl::StatusOr<PackedFileWriter> PackedFileWriter::Create(int descriptor,
 absl::Status PackedFileWriter::Write(int64_t offset, std::span<const std::byte> bytes) const {
   FACET_CHECK(offset >= 0 && offset + static_cast<int64_t>(bytes.size()) <= spec_.data_bytes);
   return WriteAll(descriptor_, bytes.data(), bytes.size(), PackedDataOffset(spec_) + offset);
-}
-
-// The page cache keeps what one write brings, aligned, as one piece; later writes go into it.
-absl::Status PackedFileWriter::Prepare(int64_t offset, int64_t size, ThreadPool* pool) const {
-  const std::vector<std::byte> zeros(static_cast<size_t>(kAlignment));
-  const int64_t first = (offset + kAlignment - 1) / kAlignment;
-  const int64_t end = std::min(offset + size, spec_.data_bytes) / kAlignment;
-  std::vector<absl::Status> results(static_cast<size_t>(pool->threads()));
-  pool->ParallelFor(std::max<int64_t>(0, end - first), [&](int64_t i, int thread) {
-    absl::Status& result = results[static_cast<size_t>(thread)];
-    if (result.ok()) result = Write((first + i) * kAlignment, zeros);
-  });
-  for (const absl::Status& result : results) FACET_RETURN_IF_ERROR(result);
-  return absl::OkStatus();
-}
-
-absl::StatusOr<PackedFile> PackedFileWriter::Map() const {
-  PackedFile file;
-  FACET_ASSIGN_OR_RETURN(file.file_, MapShared(descriptor_, PackedFileBytes(spec_)));
-  file.data_ = file.file_.subspan(static_cast<size_t>(PackedDataOffset(spec_)));
-  return file;
 }
 
 absl::Status PackedFileWriter::Finish(std::span<const uint64_t> checksums) const {
@@ -238,9 +219,32 @@ absl::Status PackedFileWriter::Finish(std::span<const uint64_t> checksums) const
   Store(static_cast<uint64_t>(spec_.sections), 24, &head);
   Store(static_cast<uint64_t>(spec_.data_bytes), 32, &head);
   std::memcpy(head.data() + kKeyAt, spec_.key.data(), spec_.key.size());
-  std::memcpy(head.data() + TableAt(spec_), checksums.data(), checksums.size_bytes());
+  std::ranges::copy(std::as_bytes(checksums), head.data() + TableAt(spec_));
   Store(SumOfHead(head), 8, &head);
   return WriteAll(descriptor_, head.data(), head.size(), 0);
+}
+
+LargePages::LargePages(const PackedFileWriter& writer, int64_t offset, int64_t size)
+    : writer_(writer),
+      first_((offset + kPackedPage - 1) / kPackedPage),
+      zeros_(size > 0 ? kPackedPage : 0),
+      brought_(static_cast<size_t>(std::max<int64_t>(0, (offset + size) / kPackedPage - first_))) {}
+
+// The page cache keeps what one write brings, aligned, as one piece; later writes go into it. Who
+// writes a whole page brings it so.
+absl::Status LargePages::Write(int64_t offset, std::span<const std::byte> bytes) {
+  const int64_t pages = static_cast<int64_t>(brought_.size());
+  const int64_t last = offset + static_cast<int64_t>(bytes.size()) - 1;
+  const int64_t end = std::min(last / kPackedPage + 1 - first_, pages);
+  absl::Status status;
+  for (int64_t i = std::max<int64_t>(0, offset / kPackedPage - first_); i < end; ++i) {
+    const int64_t page = (first_ + i) * kPackedPage;
+    if (page >= offset && page + kPackedPage <= last + 1) continue;
+    std::call_once(brought_[static_cast<size_t>(i)],
+                   [&] { status.Update(writer_.Write(page, zeros_)); });
+  }
+  FACET_RETURN_IF_ERROR(status);
+  return writer_.Write(offset, bytes);
 }
 
 }  // namespace facet

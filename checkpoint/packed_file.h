@@ -19,13 +19,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "base/thread_pool.h"
 
 namespace facet {
 
@@ -36,6 +37,8 @@ struct PackedFileSpec {
   int64_t data_bytes = 0;
 };
 inline constexpr size_t kPackedKeyMax = 64 << 10;
+// The data begin at a multiple of this in the file: the processor's large pages.
+inline constexpr int64_t kPackedPage = 2 << 20;
 
 // Of a piece of a section that lies at `offset` in the data.
 uint64_t PieceChecksum(int64_t offset, std::span<const std::byte> piece);
@@ -75,13 +78,11 @@ class PackedFile {
   static void Populate(std::span<const std::byte> range);
   // Maps no large pages in `range`: they would bring in neighbours that are other ranks'.
   static void KeepPagesSmall(std::span<const std::byte> range);
-  // The opposite of Populate(), of pages wholly inside: they count as resident no longer, and are read again
-  // where somebody looks at them.
+  // The opposite of Populate(), of pages wholly inside: they count as resident no longer, and are
+  // read again where somebody looks at them.
   static void Release(std::span<const std::byte> range);
 
  private:
-  friend class PackedFileWriter;
-
   std::span<const std::byte> file_;
   std::span<const std::byte> data_;
   std::span<const std::byte> checksums_;
@@ -96,11 +97,6 @@ class PackedFileWriter {
 
   // Thread-safe. REQUIRES: inside the data.
   absl::Status Write(int64_t offset, std::span<const std::byte> bytes) const;
-  // Lets the range's pages be as large as the processor's largest, for streams through it. Getting
-  // so much memory from the system takes longer than filling it, so all threads of the pool do.
-  absl::Status Prepare(int64_t offset, int64_t size, ThreadPool* pool) const;
-  // The data written so far, mapped; for checksums.
-  absl::StatusOr<PackedFile> Map() const;
   absl::Status Finish(std::span<const uint64_t> checksums) const;
 
  private:
@@ -109,6 +105,25 @@ class PackedFileWriter {
 
   int descriptor_;
   PackedFileSpec spec_;
+};
+
+// Lets a range of the data lie in pages as large as the processor's largest, for streams through
+// it: each is brought whole, by the write that fills it, or with zeros by the first of several, and
+// so is still in a cache when the bytes come.
+class LargePages {
+ public:
+  // Borrows the writer. A size of 0: none.
+  LargePages(const PackedFileWriter& writer, int64_t offset, int64_t size);
+
+  // PackedFileWriter::Write(). All writes into the range come this way, each byte once.
+  // Thread-safe.
+  absl::Status Write(int64_t offset, std::span<const std::byte> bytes);
+
+ private:
+  const PackedFileWriter& writer_;
+  const int64_t first_;  // page
+  const std::vector<std::byte> zeros_;
+  std::vector<std::once_flag> brought_;
 };
 
 }  // namespace facet

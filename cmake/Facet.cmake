@@ -1,15 +1,29 @@
 # Targets link only what they declare; tests/tree/include_table_test.py reads every #include
 # against the table in the README.
 
-# facet_library(name SOURCES a.cc ... DEPS target ... [OWN_FLAGS])
-# OWN_FLAGS: it will be compiled with others than the rest, and so without precompiled headers.
+# facet_join(name library|test file ...): with FACET_JOIN compiles the target's sources as one, but for
+# the files: those that give an unnamed namespace a name that another source gives it as well, and
+# those that need what not every program links that the library is part of.
+function(facet_join name kind)
+  if(FACET_JOIN STREQUAL "ON" OR (FACET_JOIN STREQUAL "TESTS" AND kind STREQUAL "test"))
+    set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+    set_source_files_properties(${ARGN} TARGET_DIRECTORY ${name} PROPERTIES
+                                SKIP_UNITY_BUILD_INCLUSION ON)
+  endif()
+endfunction()
+
+# facet_library(name SOURCES a.cc ... DEPS target ... [APART a.cc ...] [OWN_FLAGS])
+# APART: what facet_join() leaves out.
+# OWN_FLAGS: it will be compiled with others than the rest, and so one by one, without precompiled
+# headers.
 function(facet_library name)
-  cmake_parse_arguments(ARG "OWN_FLAGS" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "OWN_FLAGS" "" "SOURCES;DEPS;APART" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
   if(NOT ARG_OWN_FLAGS)
     facet_precompile(${name} library)
+    facet_join(${name} library ${ARG_APART})
   endif()
 endfunction()
 
@@ -34,16 +48,32 @@ function(facet_binary name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
 endfunction()
 
-# facet_test(name SOURCES a_test.cc ... DEPS target ... [LABELS label ...] [TIMEOUT s])
+# facet_suite(name SOURCES a_test.cc ... DEPS target ... [APART a_test.cc ...]): tests that several
+# binaries link, each with a subject of its own; compiled once.
+function(facet_suite name)
+  if(FACET_FUZZ)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;APART" ${ARGN})
+  add_library(${name} OBJECT ${ARG_SOURCES})
+  target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${ARG_DEPS} GTest::gmock)
+  facet_precompile(${name} library)
+  facet_join(${name} test ${ARG_APART})
+endfunction()
+
+# facet_test(name SOURCES a_test.cc ... DEPS target ... [APART a_test.cc ...] [LABELS label ...]
+#            [TIMEOUT s])
 # One ctest entry per binary; runs in the source directory so that tests find their data.
 # Not with FACET_FUZZ, whose compiler need not understand the tests.
 function(facet_test name)
   if(FACET_FUZZ)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;APART;LABELS" ${ARGN})
   facet_binary(${name} SOURCES ${ARG_SOURCES} DEPS ${ARG_DEPS} GTest::gmock_main)
   facet_precompile(${name} test)
+  facet_join(${name} test ${ARG_APART})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -86,6 +116,8 @@ function(facet_proto name)
               ${PROJECT_SOURCE_DIR}/protos/${proto}
       DEPENDS ${PROJECT_SOURCE_DIR}/protos/${proto} VERBATIM)
     target_sources(${name} PRIVATE ${out}.pb.cc ${out}.grpc.pb.cc)
+    list(APPEND messages ${out}.pb.cc)
   endforeach()
   target_compile_options(${name} PRIVATE -w ${FACET_SERVICE_OPTIONS})
+  facet_join(${name} library ${messages})
 endfunction()

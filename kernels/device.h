@@ -8,7 +8,9 @@
 // Memory: a Floats or Matrix belongs to the device that made it, lives as long as the device, and
 // its address means something to that device and to a communicator built for it, to nobody else.
 // Threads: one thread calls a device. Operations run in the order of the calls; Synchronize()
-// waits for them, and the host reads results only after it.
+// waits for them, and the host reads results only after it. If a communicator that was built for
+// the device fails, what is computed from then on means nothing: its calls, and what waits for the
+// device and returns a status, say so.
 // Nothing: every count of rows, elements, queries or edits that an operation takes may be 0, and so
 // may an array's size; nothing is read or written then. At least 1: a matrix's rows and columns,
 // widths, heads, the rows of a SequenceRun.
@@ -41,18 +43,19 @@ struct MatrixSource {
   std::string name;  // of the tensor, for errors
   TensorType type = TensorType::kF32;
   int64_t rows = 0;
-  int64_t columns = 0;              // a whole number of the type's blocks
-  const std::byte* data = nullptr;  // the first block of source row 0
-  int64_t row_stride = 0;           // bytes from one source row to the next
+  int64_t columns = 0;                      // a whole number of the type's blocks
+  const std::byte* data = nullptr;          // the first block of source row 0
+  int64_t row_stride = 0;                   // bytes from one source row to the next
   std::span<const int32_t> row_order = {};  // output row i is source row row_order[i]; empty: i
   bool searched = false;  // the output layer: packed so that SearchHead() need not read all of it
+  int64_t first_row = 0;  // what errors call the first row, of some rows of a matrix
 };
 
 // How the columns of a row-parallel matrix are cut into the leaves of the sum tree.
 struct LeafCut {
-  int leaves_total = 1;             // in the whole tree, over all ranks
-  int first_leaf = 0;               // this matrix's first leaf
-  std::vector<int64_t> starts;      // column where each local leaf begins, and `columns` at the end
+  int leaves_total = 1;         // in the whole tree, over all ranks
+  int first_leaf = 0;           // this matrix's first leaf
+  std::vector<int64_t> starts;  // column where each local leaf begins, and `columns` at the end
   int leaves() const { return static_cast<int>(starts.size()) - 1; }
 };
 
@@ -79,7 +82,7 @@ struct KvPoolSpec {
   KvType type = KvType::kF16;
 };
 
-inline constexpr int kKvPools = 2;        // 0: layers that keep every key; 1: sliding windows
+inline constexpr int kKvPools = 2;  // 0: layers that keep every key; 1: sliding windows
 inline constexpr int kFullPool = 0;
 inline constexpr int kWindowPool = 1;
 // Attention merges partial results at fixed absolute positions, every kSplitTokens keys.
@@ -149,6 +152,20 @@ constexpr int32_t RowOfKept(int32_t place) { return -1 - place; }
 constexpr bool IsKept(int32_t row) { return row < 0; }
 constexpr int32_t PlaceOfKept(int32_t row) { return -1 - row; }
 
+// A row among those that several ranks have brought side by side: `row`, or, where the host does
+// not know the token, begins[r] + row, r being the rank that owns the token in `place`.
+struct BroughtRow {
+  int32_t row = 0;
+  int32_t place = -1;  // of AllocateTokens(); -1: the host knows
+};
+struct BroughtRows {
+  Floats x;
+  std::span<const BroughtRow> rows;
+  // By rank. Rank r owns the tokens from the end of the rank before it up to token_ends[r].
+  std::span<const int32_t> token_ends;
+  std::span<const int32_t> begins;
+};
+
 // What a rank is asked about its slice of one row of logits.
 struct CandidateQuery {
   std::span<const LogitEdit> edits;  // rows ascending, each at most once
@@ -192,20 +209,26 @@ struct VocabularySlices {
 // Which of the rows of logits that an output layer could give are wanted.
 struct HeadSearch {
   const Matrix* head = nullptr;
-  Floats x;  // [queries.size(), head->columns()]
+  Floats x;            // [queries.size(), head->columns()]
   float soft_cap = 0;  // of the logits; 0: none
   const VocabularySlices* slices = nullptr;
   std::span<const CandidateQuery> queries;  // one per row of x
   Floats scratch;                           // [queries.size(), head->rows()]; left undefined
-  // keep[i]: the place (AllocateTokens()) that gets the id of row i's best candidate, -1: none. Of
-  // logits that are not finite it gets some id of the head. Who keeps one wants one candidate, or
-  // more of them up to 512. Empty: nothing is kept.
-  std::span<const int32_t> keep = {};
   // Of a head that several ranks share: called exactly once (without queries: not at all), on the
-  // calling thread, whatever the device leaves unread. floors[i] is an order that queries[i].count candidates of this rank
-  // reach (-infinity: not known); afterwards one that as many candidates of all ranks reach.
-  // Candidates below it may be missing from the reply. Null: nobody to agree with.
+  // calling thread, whatever the device leaves unread. floors[i] is an order that queries[i].count
+  // candidates of this rank reach (-infinity: not known); afterwards one that as many candidates of
+  // all ranks reach. Candidates below it may be missing from the reply. Null: nobody to agree with.
   std::function<void(std::span<float> floors)> agree;
+};
+
+// What AskHead() says of a row: a BestKey (kernels/best_key.h) takes the place of so many floats.
+// Its bits are copied, and compared by KeepBest(), but nobody computes with them.
+inline constexpr int kBestKeyFloats = 2;
+
+// The best candidate of all ranks for a row of logits.
+struct BestToken {
+  bool finite = true;  // false: a logit was NaN or +infinity, and `id` is some token
+  int32_t id = 0;
 };
 
 // What searches of the output layer have read so far, in rows of the head.
@@ -255,7 +278,7 @@ class Device {
   }
   // Keys and values of every layer of both pools; a pool without layers takes nothing.
   virtual absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) = 0;
-  // Places for token ids in device memory, [0, places), each 0 at first: what a search keeps there
+  // Places for token ids in device memory, [0, places), each 0 at first: what KeepBest() puts there
   // an embedding finds there, in the next step too, and the host need not have read it meanwhile.
   // REQUIRES: there are none yet.
   virtual absl::Status AllocateTokens(int places) = 0;
@@ -272,14 +295,16 @@ class Device {
   // Names some of the step's rows as those that the rest of its calls are about.
   virtual void NarrowStep(const StepLayout& layout) { BeginStep(layout); }
   // out[i] = scale * row `rows[i]` of the table, dequantised.  [rows.size(), columns]
-  // RowOfKept(place) is the row of the token in that place, a row of the table.
-  virtual void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                         Floats out) = 0;
+  // RowOfKept(place) is the row of the token in that place, `first_token` being that of row 0;
+  // where the table has no such row out[i] = 0.
+  virtual void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                         float scale, Floats out) = 0;
   // out[i] = x[rows[i]].  width floats each
   virtual void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) = 0;
+  // out[i] = the row that brought.rows[i] names, bit for bit.  width floats each
+  virtual void GatherBrought(const BroughtRows& brought, int width, Floats out) = 0;
   // out = RMS(x; weight).  [rows, width]
-  virtual void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon,
-                       Floats out) = 0;
+  virtual void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) = 0;
   virtual void ResidualNorm(const ResidualNormArgs& args) = 0;
   // out[r] = the products of x[r] with all parts, side by side. The parts share their columns;
   // out has the sum of their rows per row of x.
@@ -304,18 +329,26 @@ class Device {
   // but for candidates below the agreed floor.
   // A device may leave rows of the head unread that provably change no reply.
   virtual void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) = 0;
-  // SearchHead() in two halves, the second of which may come after the calls of the next step: a
-  // device that is asynchronous() waits for nothing in between. What `search` borrows need not
-  // outlive the call. The caller bounds what is asked and not read. REQUIRES: no `agree`.
-  virtual void AskHead(const HeadSearch& search) = 0;
-  // The replies to the oldest search that was asked and not read, one per query. An error says what
-  // has gone wrong on the device since it was begun, or after; it says nothing else from then on.
-  virtual absl::Status ReadReplies(std::span<CandidateReply> replies) = 0;
-  // Forgets what was asked and not read; what was kept stays.
-  virtual void DropReplies() = 0;
+
+  // Tokens that stay on the device, so that the next step can be called for before the host has
+  // read them: a device that is asynchronous() waits for nothing before ReadBest().
+
+  // best[i] = the key of the best candidate of row i among this rank's.  [queries.size(),
+  // kBestKeyFloats]  Of logits that are not finite it is kNotFiniteKey. What `search` borrows need
+  // not outlive the call. REQUIRES: no `agree`; queries that want one candidate and nothing else.
+  virtual void AskHead(const HeadSearch& search, Floats best) = 0;
+  // all: what AskHead() has given on each rank, side by side.  [ranks, keep.size(), kBestKeyFloats]
+  // The token of row i's largest key goes to the place keep[i] (-1: none), and to who reads it.
+  // The caller bounds what is kept and not read.
+  virtual void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) = 0;
+  // The tokens of the oldest KeepBest() that was not read, one per row. An error says what has gone
+  // wrong on the device since the step was begun, or after; it says nothing else from then on.
+  virtual absl::Status ReadBest(std::span<BestToken> tokens) = 0;
+  // Forgets what was not read; what was kept stays.
+  virtual void DropBest() = 0;
   virtual HeadReads head_reads() const = 0;
-  // The step's last operation has been called. Nothing depends on it, and a step that breaks off has
-  // none: it is for devices that tell where time goes.
+  // The step's last operation has been called. Nothing depends on it, and a step that breaks off
+  // has none: it is for devices that tell where time goes.
   virtual void EndStep() {}
 };
 

@@ -7,7 +7,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,7 +14,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "base/thread_pool.h"
 #include "kernels/device.h"
 
 namespace facet {
@@ -34,25 +32,40 @@ struct ImagePiece {
   int64_t size = 0;
 };
 
+// How an image is packed: in bands of rows, each by itself. A band has bytes in every plane, and
+// there they follow those of the band before. Together the planes are the image.
+struct ImageBands {
+  struct Plane {
+    int64_t offset = 0;  // of the first band
+    int64_t band_bytes = 0;
+  };
+  int64_t count = 0;
+  int64_t rows = 0;           // of the matrix, in a band; the last may have fewer
+  std::vector<Plane> planes;  // at most kImagePlanesMax
+};
+inline constexpr size_t kImagePlanesMax = 2;
+
 // Stateless; any thread. Sources are whole matrices, which CheckSource() (host/matrix_source.h) has
-// passed or Pack() refuses.
+// passed or Bands() refuses.
 class MatrixImages {
  public:
-  // Takes bytes of an image and where they belong; called by all threads of a pool.
-  using Write = std::function<absl::Status(int64_t offset, std::span<const std::byte> bytes)>;
-
   virtual ~MatrixImages() = default;
 
   // Names what images look like and changes whenever they do: images of another form are no use.
   virtual std::string form() const = 0;
   // Bytes of the image, a multiple of 64; 0 if sections of this cut cannot be used by themselves.
   virtual int64_t Size(const MatrixSource& source, const ImageCut& cut) const = 0;
-  // Where a section's bytes are; what is between sections is no section's.
+  // Where a section's bytes are, in pieces of some thousand bytes; what is between sections is no
+  // section's.
   virtual std::vector<ImagePiece> Pieces(const MatrixSource& source, const ImageCut& cut,
                                          int section) const = 0;
-  // Packs the matrix. InvalidArgument as Device::LoadMatrix(), or the first error of `write`.
-  virtual absl::Status Pack(const MatrixSource& source, ThreadPool* pool,
-                            const Write& write) const = 0;
+  // No piece of any cut has bytes of two bands. InvalidArgument as Device::LoadMatrix().
+  virtual absl::StatusOr<ImageBands> Bands(const MatrixSource& source) const = 0;
+  // Packs one band: `out` says where its bytes of each plane go, all of which are written. The
+  // source may be the rows of some bands instead of a whole matrix; `band` counts from its first.
+  // InvalidArgument as Device::LoadMatrix(). REQUIRES: Bands() has passed the matrix.
+  virtual absl::Status PackBand(const MatrixSource& source, int64_t band,
+                                std::span<std::byte* const> out) const = 0;
   // The sections [begin, end) as a matrix for this device, equal to what LoadMatrix() makes of that
   // slice. `image` is aligned to 64 bytes and outlives the matrix; only those sections are read.
   // REQUIRES: Size() is not 0; a row cut has no leaves.

@@ -60,7 +60,7 @@ absl::StatusOr<RunningServer> StartGrpcServer(grpc::ServerBuilder& builder,
     FACET_RETURN_IF_ERROR(ProbeListen(options.listen));
     return FailedPrecondition("{}: cannot listen", options.listen);
   }
-  running.server->GetHealthCheckService()->SetServingStatus(false);
+  if (auto* health = running.server->GetHealthCheckService()) health->SetServingStatus(false);
   running.address = IsUnixAddress(options.listen) ? options.listen : WithPort(options.listen, port);
   spdlog::info("listening on {}", running.address);
   if (!options.address_file.empty()) {

@@ -30,9 +30,10 @@ struct RunningServer {
 };
 
 // Starts the server that `builder` describes (its services registered by the caller), with
-// reflection and the standard health service, on a port of its own: a port in use is an error,
-// never shared. Logs the address. Health is NOT_SERVING until the caller says otherwise through
-// server->GetHealthCheckService()->SetServingStatus().
+// reflection and gRPC's own health service, on a port of its own: a port in use is an error, never
+// shared. Logs the address. Health is NOT_SERVING until the caller says otherwise through
+// server->GetHealthCheckService()->SetServingStatus(). A caller that registers another health
+// service tells the builder to leave gRPC's out (HealthCheckServiceServerBuilderOption).
 absl::StatusOr<RunningServer> StartGrpcServer(grpc::ServerBuilder& builder,
                                               const GrpcServerOptions& options);
 

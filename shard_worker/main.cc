@@ -108,7 +108,8 @@ ABSL_FLAG(int, context_tokens, 0,
           "Prompt and output of a sequence, at most; 0: what the model was trained for.");
 ABSL_FLAG(int, step_tokens, 512, "Tokens that one step computes, at most.");
 ABSL_FLAG(int, prefill_chunk, 0,
-          "Tokens of one prompt in one step, at most; 0: as many as --step_tokens.");
+          "Tokens of one prompt in one step, at most; 0: on processors 256, on GPUs as many as "
+          "--step_tokens.");
 ABSL_FLAG(
     int, mixed_prefill, 128,
     "Prompt tokens in a step that also decodes, at most; 0: --step_tokens. Half of it while few "

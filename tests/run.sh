@@ -22,6 +22,8 @@ tests/run.sh [options] [REGEX]
   --gpu                  only the tests of the CUDA backend on this machine's GPUs, of which one
                          must be there
   --jobs N               tests at a time (default 2)
+  --from-nothing         compile each test's sources as one: quicker in a fresh clone, slower after a
+                         change. The sanitizers' builds do so with all sources
 
 Models are fetched once (deploy/local/fetch_models.sh says where to); FACET_MODEL_DIR points
 elsewhere.
@@ -35,6 +37,7 @@ misuse() {
 
 sanitize=
 gpu=
+from_nothing=
 fuzz_seconds=
 bench=
 jobs=2
@@ -45,6 +48,7 @@ parse_options() {
     case $1 in
       --help | -h) usage && exit 0 ;;
       --bench) bench=1 && shift && continue ;;
+      --from-nothing) from_nothing=1 && shift && continue ;;
       --gpu) gpu=1 && selection+=(-R '_gpu_test$') && shift && continue ;;
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
       --*) ;;
@@ -75,13 +79,14 @@ prepare_build() {
   case $sanitize in
     address,undefined)
       build=$root/build-asan
-      arguments=('-DFACET_SANITIZE=address,undefined')
+      arguments=('-DFACET_SANITIZE=address,undefined' -DFACET_JOIN=ON)
       ;;
     thread)
       build=$root/build-tsan
-      arguments=(-DFACET_SANITIZE=thread -DFACET_SERVICES=OFF)
+      arguments=(-DFACET_SANITIZE=thread -DFACET_JOIN=ON -DFACET_SERVICES=OFF)
       selection+=(-L '^tsan$')
       ;;
+    *) [[ -z $from_nothing ]] || arguments=(-DFACET_JOIN=TESTS) ;;
   esac
   configure_build "$build" "${arguments[@]}"
 }
@@ -107,15 +112,17 @@ run_tests() {
   local results=$build/test-results
   rm -rf "$results"
   mkdir -p "$results"
-  # A report that gtest writes per binary tells the cases; ctest's tells who crashed or hung.
+  # A report that gtest writes per binary tells the cases; ctest's tells who crashed or hung and what
+  # it said last.
   GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" "${selection[@]}" --parallel "$jobs" \
-    --output-on-failure --no-tests=error --output-junit "$results/ctest.xml" || true
+    --output-on-failure --no-tests=error --test-output-truncation head \
+    --output-junit "$results/ctest.xml" || true
   python3 "$root/tests/summarize.py" "$results"
 }
 
 run_fuzzers() {
   build=$root/build-fuzz
-  CC=clang CXX=clang++ configure_build "$build" -DFACET_FUZZ=ON -DFACET_SERVICES=OFF \
+  CC=clang CXX=clang++ configure_build "$build" -DFACET_FUZZ=ON -DFACET_JOIN=ON -DFACET_SERVICES=OFF \
     -DFACET_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS=-fsanitize=fuzzer-no-link
   local -a fuzzers
   mapfile -t fuzzers < <(ninja -C "$build" -t targets all | sed -n 's|^bin/\([a-z0-9_]*_fuzz\): .*|\1|p')

@@ -20,13 +20,16 @@ const char* NameOf(uint32_t operation) {
       return "broadcast";
     case Operation::kBarrier:
       return "barrier";
+    case Operation::kExchanges:
+      return "exchanges";
   }
   return "an unknown operation";
 }
 
 bool SizesMustAgree(uint32_t operation) {
   return operation == static_cast<uint32_t>(Operation::kAllReduce) ||
-         operation == static_cast<uint32_t>(Operation::kAllGather);
+         operation == static_cast<uint32_t>(Operation::kAllGather) ||
+         operation == static_cast<uint32_t>(Operation::kExchanges);
 }
 
 template <typename Int>
@@ -59,6 +62,19 @@ CallSubject WithDetail(CallSubject subject, uint64_t detail) {
   return subject;
 }
 
+void CallSequence::Add(const CallSubject& subject) {
+  if (count_++ == 0) first_ = subject;
+  digest_ = Mix64(digest_,
+                  Mix64((uint64_t{subject.layout} << 32) | static_cast<uint32_t>(subject.operation),
+                        subject.size));
+}
+
+CallSubject CallSequence::subject() const {
+  FACET_CHECK(count_ > 0, "no call");
+  if (count_ == 1) return first_;
+  return {Operation::kExchanges, count_, static_cast<uint32_t>(digest_ >> 32)};
+}
+
 CallHeader HeaderOf(const CallSubject& subject, uint64_t step) {
   return {step, subject.size, subject.layout, static_cast<uint32_t>(subject.operation)};
 }
@@ -73,6 +89,12 @@ std::string DifferenceOf(int peer, const CallHeader& theirs, int rank, const Cal
                        Describe(mine));
   }
   if (!SizesMustAgree(mine.operation)) return {};
+  const bool several = mine.operation == static_cast<uint32_t>(Operation::kExchanges);
+  if (several && (theirs.size != mine.size || theirs.layout != mine.layout)) {
+    return fmt::format("rank {} makes {} exchanges at once in step {}, rank {} makes {}{}", peer,
+                       theirs.size, mine.step, rank, mine.size,
+                       theirs.size == mine.size ? ", but not the same" : "");
+  }
   if (theirs.size != mine.size) {
     return fmt::format("rank {} is in {} with {} elements, rank {} with {}", peer, Describe(theirs),
                        theirs.size, rank, mine.size);

@@ -19,13 +19,14 @@ enum class Operation : uint32_t {
   kAllGather,
   kAllGatherBytes,
   kBroadcast,
-  kBarrier
+  kBarrier,
+  kExchanges  // several all-reduces and all-gathers between devices
 };
 
 // What a call is about, but for its step.
 struct CallSubject {
   Operation operation = Operation::kBarrier;
-  uint64_t size = 0;    // elements; bytes of the sender where sizes may differ
+  uint64_t size = 0;    // elements, or exchanges; bytes of the sender where sizes may differ
   uint32_t layout = 0;  // digest of how `size` is cut
 };
 
@@ -36,6 +37,20 @@ CallSubject AllGatherOf(std::span<const float> mine, std::span<const int64_t> co
                         int world);
 // The same with another layout, where `detail` of a backend must agree, too.
 CallSubject WithDetail(CallSubject subject, uint64_t detail);
+
+// Calls that are made one after the other and agreed in together.
+class CallSequence {
+ public:
+  void Add(const CallSubject& subject);
+  bool empty() const { return count_ == 0; }
+  // Of one call its own, otherwise kExchanges, with a digest of all. REQUIRES: !empty()
+  CallSubject subject() const;
+
+ private:
+  uint64_t count_ = 0;
+  uint64_t digest_ = 0;
+  CallSubject first_;
+};
 
 // Its layout is that of the arena and of a frame.
 struct CallHeader {

@@ -27,7 +27,11 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int world() const = 0;
   // Whether AllReduceSum() and AllGather() take addresses of the device that it was made for rather
-  // than of host memory. All else is in host memory.
+  // than of host memory. All else is in host memory. Then they only put their work behind what the
+  // device has been asked for, and return. Whether it can be done, and was, comes to light later:
+  // in what waits for the device and returns a status, and in every later call of the communicator.
+  // What the device computed from it is not to be used before one of them was OK. All ranks wait
+  // for their devices, and begin steps, between the same calls.
   virtual bool on_device() const { return false; }
 
   // The step that the following calls belong to; peers in another step fail instead of mixing.
@@ -51,6 +55,9 @@ class Communicator {
   // On rank 0 sends *message, elsewhere receives it. The one call that may wait long: followers
   // sleep here between steps.
   virtual absl::Status Broadcast(std::vector<std::byte>* message) = 0;
+
+  // Until what the calls before have put on the device is done; others are when they return.
+  virtual absl::Status Finish() { return absl::OkStatus(); }
 
   // Returns when all ranks are in a call about the same.
   virtual absl::Status Meet(const CallSubject& subject) = 0;

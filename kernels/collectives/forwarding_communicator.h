@@ -31,6 +31,7 @@ class ForwardingCommunicator : public Communicator {
   absl::Status Broadcast(std::vector<std::byte>* message) final {
     return inner_->Broadcast(message);
   }
+  absl::Status Finish() final { return inner_->Finish(); }
   absl::Status Meet(const CallSubject& subject) final { return inner_->Meet(subject); }
   void Abort() final { inner_->Abort(); }
   absl::Status Look() final { return inner_->Look(); }

@@ -55,7 +55,7 @@ Struct FromBytes(std::span<const std::byte, sizeof(Struct)> bytes) {
 
 bool IsOperation(uint32_t operation) {
   return operation >= static_cast<uint32_t>(Operation::kAllReduce) &&
-         operation <= static_cast<uint32_t>(Operation::kBarrier);
+         operation <= static_cast<uint32_t>(Operation::kExchanges);
 }
 
 }  // namespace

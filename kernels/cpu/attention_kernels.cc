@@ -26,8 +26,8 @@ FACET_INLINE constexpr int Larger(int a, int b) { return a > b ? a : b; }
 // [d, d + 16) of a row prefetches those of the row that is read in its place half a split later.
 struct Converted {
   const float* vectors;
-  int dim;
-  [[gnu::always_inline]] VecF At(int key, int d) const { return Load(vectors + key * dim + d); }
+  int stride;
+  [[gnu::always_inline]] VecF At(int key, int d) const { return Load(vectors + key * stride + d); }
   [[gnu::always_inline]] void Prefetch(int, int) const {}
 };
 struct StoredHalves {
@@ -269,7 +269,7 @@ FACET_INLINE void AttendTo(const SplitArgs& args, const Source& keys, const Sour
 
 void AttendSplit(const SplitArgs& args) {
   if (args.key_rows == nullptr) {
-    AttendTo(args, Converted{args.keys, args.dim}, Converted{args.values, args.dim});
+    AttendTo(args, Converted{args.keys, args.stride}, Converted{args.values, args.stride});
   } else if (args.half) {
     AttendTo(args, StoredHalves{args.key_rows, args.value_rows},
              StoredHalves{args.value_rows, args.next_key_rows});

@@ -1,156 +1,124 @@
 #ifndef FACET_KERNELS_CPU_BLOCK_TILE_H_
 #define FACET_KERNELS_CPU_BLOCK_TILE_H_
 
-// Four rows of a matrix in a file, a block of 32 weights of each at a time, turned so that they lie
-// as in a panel (packed_format.h): a vector holds four K values of each of the four rows. With the
-// instructions that every x86-64 has, because packing runs at the speed of memory with them.
+// Blocks of a file, of as many rows as a tile has, turned so that they lie as in a panel
+// (packed_format.h). Compiled once per instruction set. What a packed format is made from is one
+// type of the file, so the format names it here.
 
-#include <immintrin.h>
-
-#include <bit>
-#include <cstdint>
-#include <cstring>
-
-#include "kernels/device.h"
+#include "kernels/cpu/packed_format.h"
+#include "kernels/cpu/simd_tiles.h"
 
 namespace facet {
+namespace FACET_ISA {
 
-using Bytes16 = __m128i;
-
-inline constexpr int kTileRows = 4;
-
-// The rows of a tile. A panel at a matrix's end may lack some: these repeat the first one, and what
-// they give is masked out.
+// Some rows of the file, from where a block of each begins.
 struct TileRows {
-  const uint8_t* row[kTileRows] = {};  // their first bytes
-  int column = 0;                      // of the panel, for the first of them
-  uint64_t present = ~uint64_t{0};     // 16 bits of each row
+  const uint8_t* row[kTileColumns];
+  Wide present;             // 32 bits of each row: all ones, or zeros where there is no row
+  uint64_t halves[kLanes];  // of four rows: 16 bits of each
+  uint32_t bytes[kLanes];   // and 8 bits
 
-  int count() const { return std::popcount(present) / 16; }
-  Bytes16 words() const {  // 32 bits of each
-    const Bytes16 halves = _mm_cvtsi64_si128(static_cast<int64_t>(present));
-    return _mm_unpacklo_epi16(halves, halves);
-  }
-  uint32_t bytes() const {  // 8 bits of each
-    const Bytes16 halves = _mm_cvtsi64_si128(static_cast<int64_t>(present));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_packs_epi16(halves, halves)));
+  [[gnu::always_inline]] LaneRows lanes(int first) const {
+    LaneRows rows;
+    FACET_UNROLL
+    for (int i = 0; i < kLanes; ++i) rows.at[i] = row[4 * i + first];
+    return rows;
   }
 };
 
-inline Bytes16 Load16Bytes(const uint8_t* from) {
-  return _mm_loadu_si128(reinterpret_cast<const Bytes16*>(from));
-}
-inline void Store16Bytes(uint8_t* to, Bytes16 value) {
-  _mm_storeu_si128(reinterpret_cast<Bytes16*>(to), value);
-}
-// Bits of each byte: those of `mask`, once they are moved down by `shift`.
-inline Bytes16 Bits(Bytes16 value, int shift, int mask) {
-  return _mm_and_si128(_mm_srli_epi16(value, shift), _mm_set1_epi8(static_cast<char>(mask)));
+// Bits of each byte: those of `mask`, once they are moved down.
+template <int kShift>
+FACET_INLINE Wide Bits(Wide a, int mask) {
+  return Right16<kShift>(a) & SetBytes(mask);
 }
 
 // The stored (unsigned) weights of a block, in the order of K.
 struct BlockWeights {
-  Bytes16 first, last;
+  Wide first, last;
 };
 
-// Bit k of `bits` to bit 4 of byte k.
-inline Bytes16 FifthBits(uint32_t bits) {
-  constexpr uint64_t kEach = 0x0101010101010101;
-  const Bytes16 bit = _mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-  const Bytes16 spread = _mm_set_epi64x(static_cast<int64_t>((bits >> 8 & 255) * kEach),
-                                        static_cast<int64_t>((bits & 255) * kEach));
-  return _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(spread, bit), bit), _mm_set1_epi8(16));
+FACET_INLINE BlockWeights ReadNibbles(const LaneRows& rows, int offset) {
+  const Wide both = LoadLanes(rows, offset);
+  return {Bits<0>(both, 15), Bits<4>(both, 15)};
 }
 
-inline BlockWeights ReadNibbles(const uint8_t* nibbles) {
-  const Bytes16 both = Load16Bytes(nibbles);
-  return {Bits(both, 0, 15), Bits(both, 4, 15)};
-}
-
-inline BlockWeights ReadFiveBits(const uint8_t* nibbles, const uint8_t* fifth) {
-  uint32_t bits;
-  std::memcpy(&bits, fifth, sizeof(bits));
-  BlockWeights weights = ReadNibbles(nibbles);
-  weights.first = _mm_or_si128(weights.first, FifthBits(bits));
-  weights.last = _mm_or_si128(weights.last, FifthBits(bits >> 16));
+// The fifth bits stand in 32 bits, in the order of K.
+FACET_INLINE BlockWeights ReadFiveBits(const LaneRows& rows, int nibbles, int fifth) {
+  const Wide bits = LoadQuads(rows, fifth);
+  const Wide bit = Repeat(_mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201)));
+  const Wide first = Repeat(_mm_set_epi64x(0x0101010101010101, 0));
+  const Wide last = Repeat(_mm_set_epi64x(0x0303030303030303, 0x0202020202020202));
+  BlockWeights weights = ReadNibbles(rows, nibbles);
+  weights.first |= WhereSet(Shuffle(bits, first), bit, 16);
+  weights.last |= WhereSet(Shuffle(bits, last), bit, 16);
   return weights;
 }
 
-// Weights from nibbles and from bits that stand `mask` wide at `high_shift`.
-inline BlockWeights Join(const uint8_t* nibbles, int shift, const uint8_t* high, int high_shift,
-                         int mask) {
-  const auto join = [&](int at) {
-    const Bytes16 top = Bits(Load16Bytes(high + at), high_shift, mask);
-    return _mm_or_si128(Bits(Load16Bytes(nibbles + at), shift, 15), _mm_slli_epi16(top, 4));
+// Weights from 32 bytes of nibbles and from bits that stand `mask` wide in 32 other bytes.
+template <int kShift, int kHighShift>
+FACET_INLINE BlockWeights Join(const LaneRows& rows, int nibbles, int high, int mask) {
+  const auto join = [&](int at) __attribute__((always_inline)) {
+    const Wide top = Bits<kHighShift>(LoadLanes(rows, high + at), mask);
+    return Bits<kShift>(LoadLanes(rows, nibbles + at), 15) | Left16<4>(top);
   };
   return {join(0), join(16)};
 }
 
-// Group `group` of 32 of a block in the file.
-template <TensorType kType>
-BlockWeights ReadWeights(const uint8_t* block, int group) {
-  if constexpr (kType == TensorType::kQ4_0) return ReadNibbles(block + 2);
-  if constexpr (kType == TensorType::kQ4_1) return ReadNibbles(block + 4);
-  if constexpr (kType == TensorType::kQ5_0) return ReadFiveBits(block + 6, block + 2);
-  if constexpr (kType == TensorType::kQ5_1) return ReadFiveBits(block + 8, block + 4);
-  if constexpr (kType == TensorType::kQ4_K) {
-    const uint8_t* nibbles = block + 16 + 32 * (group / 2);
-    const int shift = 4 * (group % 2);
-    return {Bits(Load16Bytes(nibbles), shift, 15), Bits(Load16Bytes(nibbles + 16), shift, 15)};
+// Group `kGroup` of 32 of a block in the file.
+template <PackedFormat kFormat, int kGroup>
+FACET_INLINE BlockWeights ReadWeights(const LaneRows& rows) {
+  if constexpr (kFormat == PackedFormat::kQ4) return ReadNibbles(rows, 2);
+  if constexpr (kFormat == PackedFormat::kQ4Min) return ReadNibbles(rows, 4);
+  if constexpr (kFormat == PackedFormat::kQ5) return ReadFiveBits(rows, 6, 2);
+  if constexpr (kFormat == PackedFormat::kQ5Min) return ReadFiveBits(rows, 8, 4);
+  if constexpr (kFormat == PackedFormat::kQ4K) {
+    constexpr int kAt = 16 + 32 * (kGroup / 2);
+    constexpr int kShift = 4 * (kGroup % 2);
+    return {Bits<kShift>(LoadLanes(rows, kAt), 15), Bits<kShift>(LoadLanes(rows, kAt + 16), 15)};
   }
-  if constexpr (kType == TensorType::kQ5_K) {
-    return Join(block + 48 + 32 * (group / 2), 4 * (group % 2), block + 16, group, 1);
+  if constexpr (kFormat == PackedFormat::kQ5K) {
+    return Join<4 * (kGroup % 2), kGroup>(rows, 48 + 32 * (kGroup / 2), 16, 1);
   }
-  if constexpr (kType == TensorType::kQ6_K) {
-    return Join(block + 64 * (group / 4) + 32 * (group % 2), group % 4 < 2 ? 0 : 4,
-                block + 128 + 32 * (group / 4), 2 * (group % 4), 3);
+  if constexpr (kFormat == PackedFormat::kQ6K || kFormat == PackedFormat::kQ6KSplit) {
+    return Join < kGroup % 4 < 2 ? 0 : 4,
+           2 * (kGroup % 4) >
+               (rows, 64 * (kGroup / 4) + 32 * (kGroup % 2), 128 + 32 * (kGroup / 4), 3);
   }
-  if constexpr (kType == TensorType::kQ8_0) {  // q + 128
-    const Bytes16 sign = _mm_set1_epi8(static_cast<char>(0x80));
-    return {_mm_xor_si128(Load16Bytes(block + 2), sign),
-            _mm_xor_si128(Load16Bytes(block + 18), sign)};
+  if constexpr (kFormat == PackedFormat::kQ8 || kFormat == PackedFormat::kQ8Split) {  // q + 128
+    const Wide sign = SetBytes(0x80);
+    return {LoadLanes(rows, 2) ^ sign, LoadLanes(rows, 18) ^ sign};
   }
 }
 
-// rows[i] and columns[i] are four words of 32 bits: the matrix of them, transposed.
-inline void Transpose4(const Bytes16 rows[4], Bytes16 columns[4]) {
-  const Bytes16 low01 = _mm_unpacklo_epi32(rows[0], rows[1]);
-  const Bytes16 low23 = _mm_unpacklo_epi32(rows[2], rows[3]);
-  const Bytes16 high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
-  const Bytes16 high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
-  columns[0] = _mm_unpacklo_epi64(low01, low23);
-  columns[1] = _mm_unpackhi_epi64(low01, low23);
-  columns[2] = _mm_unpacklo_epi64(high01, high23);
-  columns[3] = _mm_unpackhi_epi64(high01, high23);
-}
-
-// A block of four rows: groups[g] holds the K values [4 g, 4 g + 4) of each.
+// Of a block of each row: groups[g] holds the K values [4 g, 4 g + 4).
 struct BlockTile {
-  Bytes16 groups[8];
+  Wide groups[8];
 };
 
-// `block`: where each row's block lies in the file.
-template <TensorType kType>
-BlockTile ReadTile(const uint8_t* const block[kTileRows], int group, Bytes16 present) {
-  Bytes16 first[kTileRows], last[kTileRows];
-  for (int i = 0; i < kTileRows; ++i) {
-    const BlockWeights weights = ReadWeights<kType>(block[i], group);
+template <PackedFormat kFormat, int kGroup>
+FACET_INLINE BlockTile ReadTile(const TileRows& rows) {
+  Wide first[4], last[4];
+  FACET_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const BlockWeights weights = ReadWeights<kFormat, kGroup>(rows.lanes(i));
     first[i] = weights.first;
     last[i] = weights.last;
   }
   BlockTile tile;
   Transpose4(first, tile.groups);
   Transpose4(last, tile.groups + 4);
-  for (Bytes16& weights : tile.groups) weights = _mm_and_si128(weights, present);
+  FACET_UNROLL
+  for (int g = 0; g < 8; ++g) tile.groups[g] &= rows.present;
   return tile;
 }
 
-// Two bytes at `offset` of each row's block.
-inline uint64_t ReadHalves(const uint8_t* const block[kTileRows], int offset) {
+// Two bytes at `offset` of the blocks of four rows.
+FACET_INLINE uint64_t ReadHalves(const uint8_t* const* block, int offset) {
   uint64_t all = 0;
-  for (int i = 0; i < kTileRows; ++i) {
+  FACET_UNROLL
+  for (int i = 0; i < 4; ++i) {
     uint16_t half;
-    std::memcpy(&half, block[i] + offset, sizeof(half));
+    __builtin_memcpy(&half, block[i] + offset, sizeof(half));
     all |= uint64_t{half} << (16 * i);
   }
   return all;
@@ -164,18 +132,18 @@ struct SuperScales {
 };
 
 // rows[i] begins with eight bytes of a row: turned into four bytes of each of eight groups.
-inline void TurnBytes(const Bytes16 rows[kTileRows], uint32_t groups[8]) {
-  const Bytes16 rows01 = _mm_unpacklo_epi8(rows[0], rows[1]);
-  const Bytes16 rows23 = _mm_unpacklo_epi8(rows[2], rows[3]);
-  _mm_storeu_si128(reinterpret_cast<Bytes16*>(groups), _mm_unpacklo_epi16(rows01, rows23));
-  _mm_storeu_si128(reinterpret_cast<Bytes16*>(groups + 4), _mm_unpackhi_epi16(rows01, rows23));
+FACET_INLINE void TurnBytes(const __m128i (&rows)[4], uint32_t (&groups)[8]) {
+  const __m128i rows01 = _mm_unpacklo_epi8(rows[0], rows[1]);
+  const __m128i rows23 = _mm_unpacklo_epi8(rows[2], rows[3]);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(groups), _mm_unpacklo_epi16(rows01, rows23));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(groups + 4), _mm_unpackhi_epi16(rows01, rows23));
 }
 
 // Six bits each, in twelve bytes: scales of groups 0-3, minima of groups 0-3 (with two bits of the
 // others' above them), the low four bits of both of groups 4-7.
-inline void ReadSixBits(const uint8_t* packed, Bytes16* scales, Bytes16* minima) {
+FACET_INLINE void ReadSixBits(const uint8_t* packed, __m128i* scales, __m128i* minima) {
   uint32_t words[3];
-  std::memcpy(words, packed, sizeof(words));
+  __builtin_memcpy(words, packed, sizeof(words));
   constexpr uint32_t kSix = 0x3f3f3f3f, kFour = 0x0f0f0f0f, kTop = 0x30303030;
   const uint32_t high_scales = (words[2] & kFour) | (words[0] >> 2 & kTop);
   const uint32_t high_minima = (words[2] >> 4 & kFour) | (words[1] >> 2 & kTop);
@@ -185,18 +153,19 @@ inline void ReadSixBits(const uint8_t* packed, Bytes16* scales, Bytes16* minima)
       _mm_cvtsi64_si128(static_cast<int64_t>(uint64_t{high_minima} << 32 | (words[1] & kSix)));
 }
 
-template <TensorType kType>
-SuperScales ReadSuperScales(const uint8_t* const block[kTileRows]) {
-  Bytes16 first[kTileRows], second[kTileRows];
-  for (int i = 0; i < kTileRows; ++i) {
-    if constexpr (kType == TensorType::kQ6_K) {
-      const Bytes16 all = Load16Bytes(block[i] + 192);  // of the halves of groups, by turns
-      const Bytes16 low = _mm_and_si128(all, _mm_set1_epi16(255));
-      first[i] = _mm_packus_epi16(low, low);
-      const Bytes16 high = _mm_srli_epi16(all, 8);
-      second[i] = _mm_packus_epi16(high, high);
-    } else {
+template <PackedFormat kFormat>
+FACET_INLINE SuperScales ReadSuperScales(const uint8_t* const* block) {
+  __m128i first[4], second[4];
+  FACET_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (LayoutOf(kFormat).has_min) {
       ReadSixBits(block[i] + 4, &first[i], &second[i]);
+    } else {  // Q6_K, of the halves of groups by turns
+      const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block[i] + 192));
+      const __m128i low = _mm_and_si128(all, _mm_set1_epi16(255));
+      first[i] = _mm_packus_epi16(low, low);
+      const __m128i high = _mm_srli_epi16(all, 8);
+      second[i] = _mm_packus_epi16(high, high);
     }
   }
   SuperScales scales;
@@ -205,6 +174,7 @@ SuperScales ReadSuperScales(const uint8_t* const block[kTileRows]) {
   return scales;
 }
 
+}  // namespace FACET_ISA
 }  // namespace facet
 
 #endif  // FACET_KERNELS_CPU_BLOCK_TILE_H_

@@ -11,8 +11,13 @@
 namespace facet {
 namespace {
 
-// Enough queries to share the conversion of 64 keys and values, few enough for the cache.
-constexpr int kTileQueries = 64;
+// Enough queries to share the conversion of 64 keys and values, few enough for the second-level
+// cache; half of it where that would leave a thread fewer than so many tiles.
+constexpr int kTileQueries = 128;
+constexpr int kTilesPerThread = 4;
+// Of converted keys and values: without it those of some rows would fall into the same few sets of
+// the first-level cache.
+constexpr int kStridePadding = 16;
 // So few queries read keys and values as they are stored: each is converted once or twice anyway.
 constexpr int kFewQueries = 4;
 // Tiles of more queries are work enough for one thread.
@@ -71,9 +76,10 @@ void CpuAttention::SizeScratch(int head_dim) {
   if (head_dim == head_dim_) return;
   head_dim_ = head_dim;
   dim_ = (head_dim + 15) / 16 * 16;
+  stride_ = dim_ + kStridePadding;
   for (Scratch& scratch : scratch_) {
     const int64_t vectors = int64_t{kTileQueries} * dim_;
-    const int64_t converted = int64_t{kSplitTokens} * dim_;
+    const int64_t converted = int64_t{kSplitTokens} * stride_;
     const std::pair<float**, int64_t> arrays[] = {
         {&scratch.q, vectors},
         {&scratch.keys, converted},
@@ -99,15 +105,18 @@ void CpuAttention::CutTiles() {
   tiles_.clear();
   heads_.clear();
   head_groups_ = 0;
+  const int64_t queries = int64_t{layout_->rows} * spec_->heads;
+  const bool many = queries >= int64_t{kTileQueries} * kTilesPerThread * pool_.threads();
+  const int tile_queries = many ? kTileQueries : kTileQueries / 2;
   for (int kv_head = 0; kv_head < spec_->kv_heads; ++kv_head) {
     const int group = static_cast<int>(heads_.size());
     for (int head = 0; head < spec_->heads; ++head) {
       if (spec_->kv_of_head[static_cast<size_t>(head)] == kv_head) heads_.push_back(head);
     }
     const int group_end = static_cast<int>(heads_.size());
-    for (int first_head = group; first_head < group_end; first_head += kTileQueries) {
-      const int heads = std::min(kTileQueries, group_end - first_head);
-      const int step = kTileQueries / heads;
+    for (int first_head = group; first_head < group_end; first_head += tile_queries) {
+      const int heads = std::min(tile_queries, group_end - first_head);
+      const int step = tile_queries / heads;
       ++head_groups_;
       for (const SequenceRun& run : layout_->runs) {
         // The last rows see most keys: first come, so that no thread starts one at the end.
@@ -189,6 +198,10 @@ void CpuAttention::GatherQueries(const Tile& tile, Scratch* scratch) const {
   float* to = scratch->q;
   for (int row = 0; row < tile.rows; ++row) {
     const float* from = qkv_ + (tile.run->first_row + tile.first_row + row) * width;
+    // Rows lie apart, and have left the second-level cache since they were written.
+    const float* const next =
+        from + width + heads_[static_cast<size_t>(tile.first_head)] * head_dim_;
+    for (int i = 0; i < tile.heads * head_dim_; i += 16) __builtin_prefetch(next + i);
     for (int i = 0; i < tile.heads; ++i, to += dim_) {
       const int head = heads_[static_cast<size_t>(tile.first_head + i)];
       std::memcpy(to, from + int64_t{head} * spec_->head_dim,
@@ -216,6 +229,7 @@ SplitArgs CpuAttention::PrepareSplit(const Tile& tile, int64_t split, Scratch* s
   args.q = scratch->q;
   args.keys = scratch->keys;
   args.values = scratch->values;
+  args.stride = stride_;
   args.begin = scratch->begin.data();
   args.end = scratch->end.data();
   args.scale = spec_->scale;
@@ -292,10 +306,11 @@ void CpuAttention::ReadKeys(const Tile& tile, int64_t split, Scratch* scratch) c
   const bool half = kv_->spec().type == KvType::kF16;
   const auto widen = [&](const std::byte* from, int count, float* to) {
     if (half) {
-      kernels_.widen_half(reinterpret_cast<const uint16_t*>(from), count, spec_->head_dim, dim_,
+      kernels_.widen_half(reinterpret_cast<const uint16_t*>(from), count, spec_->head_dim, stride_,
                           to);
     } else {
-      kernels_.widen_float(reinterpret_cast<const float*>(from), count, spec_->head_dim, dim_, to);
+      kernels_.widen_float(reinterpret_cast<const float*>(from), count, spec_->head_dim, stride_,
+                           to);
     }
   };
   while (begin < end) {
@@ -303,9 +318,9 @@ void CpuAttention::ReadKeys(const Tile& tile, int64_t split, Scratch* scratch) c
     const int count =
         static_cast<int>(std::min<int64_t>(end - begin, block_tokens - position % block_tokens));
     widen(kv_->Key(spec_->pool_layer, tile.kv_head, blocks, position), count,
-          scratch->keys + begin * dim_);
+          scratch->keys + begin * stride_);
     widen(kv_->Value(spec_->pool_layer, tile.kv_head, blocks, position), count,
-          scratch->values + begin * dim_);
+          scratch->values + begin * stride_);
     begin += count;
   }
 }

@@ -97,6 +97,7 @@ class CpuAttention {
   AlignedBuffer slots_;
   int head_dim_ = 0;  // that the scratch memory is sized for
   int dim_ = 0;       // rounded up to 16
+  int stride_ = 0;    // of converted keys and values
   // The call in progress.
   const AttentionSpec* spec_ = nullptr;
   const StepLayout* layout_ = nullptr;

@@ -1,9 +1,8 @@
 #include "kernels/cpu/cpu_device.h"
 
-#include <cpuid.h>
-
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -17,6 +16,7 @@
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/packed_images.h"
 #include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/processor.h"
 #include "kernels/cpu/rotation_table.h"
 #include "kernels/cpu/unpack.h"
 #include "kernels/host/host_device.h"
@@ -27,20 +27,6 @@ namespace {
 // An element of an embedding takes as long as so many of elementwise work: its row is a few bytes
 // of every other line of a panel.
 constexpr int64_t kEmbeddingCost = 16;
-
-bool HasAvx2() {
-  unsigned a, b, c, d;  // clang 14 does not know "f16c" as a feature to ask for
-  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0 &&
-         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-bool HasAvx512() {
-  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
-bool HasAvx512Bf16() { return HasAvx512() && __builtin_cpu_supports("avx512bf16"); }
 
 const KernelTable& Avx512Bf16Kernels() {
   static const KernelTable table = [] {
@@ -71,7 +57,7 @@ constexpr Form kForms[] = {
 const PackedMatrix& Own(const Matrix& matrix) { return static_cast<const PackedMatrix&>(matrix); }
 
 // A row of a panel is a few bytes of every other line: read one after the other, each would be
-// waited for.
+// waited for. The next row's come while this one is unpacked.
 void PrefetchPanel(const PackedMatrix& matrix, int64_t panel) {
   for (int64_t at = 0; at < matrix.panel_bytes(); at += 64) {
     __builtin_prefetch(matrix.panel(panel) + at);
@@ -79,6 +65,18 @@ void PrefetchPanel(const PackedMatrix& matrix, int64_t panel) {
   for (int64_t at = 0; at < matrix.low_bytes(); at += 64) {
     __builtin_prefetch(matrix.low(panel) + at);
   }
+}
+
+// Row `row` of the table times `scale`; zeros, where it has none.
+void EmbedRow(const PackedMatrix& matrix, std::optional<int32_t> row, float scale, float* out) {
+  const int64_t width = matrix.columns();
+  if (!row) {
+    std::fill_n(out, width, 0.0f);
+    return;
+  }
+  const int64_t panel = *row / kPanelColumns;
+  UnpackRow(matrix.format(), {matrix.panel(panel), matrix.low(panel)}, *row % kPanelColumns, width,
+            scale, out);
 }
 
 class CpuDevice final : public HostDevice {
@@ -126,26 +124,34 @@ class CpuDevice final : public HostDevice {
     HostDevice::GatherRows(x, rows, width, out);
   }
 
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override {
+  void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                 float scale, Floats out) override {
     Written(out);
     const PackedMatrix& matrix = Own(table);
     const int64_t width = matrix.columns();
     FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
-    ForRows(static_cast<int64_t>(rows.size()), kEmbeddingCost * width, [&](int64_t i) {
-      const int32_t row = TableRow(rows[static_cast<size_t>(i)]);
-      FACET_CHECK(row >= 0 && row < matrix.rows(), "row {} of {}", row, matrix.rows());
-      const int64_t panel = row / kPanelColumns;
-      PrefetchPanel(matrix, panel);
-      UnpackRow(matrix.format(), {matrix.panel(panel), matrix.low(panel)}, row % kPanelColumns,
-                width, scale, out.data + i * width);
+    const auto row_at = [&](int64_t i) {
+      return TableRow(matrix, first_token, rows[static_cast<size_t>(i)]);
+    };
+    const auto prefetch = [&](int64_t i) {
+      if (const auto row = row_at(i)) PrefetchPanel(matrix, *row / kPanelColumns);
+    };
+    const auto count = static_cast<int64_t>(rows.size());
+    ForRanges(count, kEmbeddingCost * width, [&](int64_t begin, int64_t end) {
+      prefetch(begin);
+      for (int64_t i = begin; i < end; ++i) {
+        if (i + 1 < end) prefetch(i + 1);
+        EmbedRow(matrix, row_at(i), scale, out.data + i * width);
+      }
     });
   }
 
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
     FACET_CHECK(int64_t{rows} * width <= std::min(x.size, out.size) && width <= weight.size);
-    WriteNorms(out, rows, width, [&](int64_t r, float* to) {
-      kernels_.norm(x.data + r * width, width, weight.data, epsilon, to);
+    WriteNorms(out, rows, width, [&](int64_t first, int count, float* to) {
+      for (int64_t r = first; r < first + count; ++r, to += width) {
+        kernels_.norm(x.data + r * width, width, weight.data, epsilon, to);
+      }
     });
   }
 
@@ -155,9 +161,10 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(args.width <= args.next_weight.size);
     FACET_CHECK(!args.post_weight || args.width <= args.post_weight.size);
     Written(args.residual);
-    WriteNorms(args.out, args.rows, args.width, [&](int64_t r, float* to) {
-      const int64_t offset = r * args.width;
-      kernels_.residual_norm({.width = args.width,
+    WriteNorms(args.out, args.rows, args.width, [&](int64_t first, int count, float* to) {
+      const int64_t offset = first * args.width;
+      kernels_.residual_norm({.rows = count,
+                              .width = args.width,
                               .epsilon = args.epsilon,
                               .residual = args.residual.data + offset,
                               .update = args.update.data + offset,
@@ -248,25 +255,31 @@ class CpuDevice final : public HostDevice {
     FACET_CHECK(search.slices->starts.back() == search.head->rows());
     Written(search.scratch);
     if (rows > 0) head_.Search(search, replies);
-    Keep(search, replies);
   }
 
   HeadReads head_reads() const override { return head_.reads(); }
 
  private:
-  // Calls body(row) for every row, in parallel if there is enough to do.
+  // Calls body(begin, end) for all rows, range by range, in parallel if there is enough to do.
   template <typename Body>
-  void ForRows(int64_t rows, int64_t width, const Body& body) {
+  void ForRanges(int64_t rows, int64_t width, const Body& body) {
     const int64_t step = std::max<int64_t>(1, kTaskFloats / std::max<int64_t>(width, 1));
     pool_.ParallelFor((rows + step - 1) / step, [&](int64_t task, int) {
-      for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) body(row);
+      body(task * step, std::min(rows, (task + 1) * step));
+    });
+  }
+  // Calls body(row) for every row.
+  template <typename Body>
+  void ForRows(int64_t rows, int64_t width, const Body& body) {
+    ForRanges(rows, width, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) body(row);
     });
   }
 
   // Every operation says what it is about to write: what products knew of it is no longer true.
   void Written(Floats out) { product_.Written(out.data, out.data + out.size); }
 
-  // norm(row, to) writes one row of `out` to `to`.
+  // norm(first, count, to) writes rows [first, first + count) of `out` to `to`.
   template <typename Norm>
   void WriteNorms(Floats out, int rows, int width, const Norm& norm) {
     Written({out.data, int64_t{rows} * width});
@@ -274,7 +287,9 @@ class CpuDevice final : public HostDevice {
     if (const QuantizedRows* inputs = product_.CutInputs(out.data, rows, width)) {
       product_.WriteRows(*inputs, norm);
     } else {
-      ForRows(rows, width, [&](int64_t r) { norm(r, out.data + r * width); });
+      ForRanges(rows, width, [&](int64_t begin, int64_t end) {
+        norm(begin, static_cast<int>(end - begin), out.data + begin * width);
+      });
     }
   }
 

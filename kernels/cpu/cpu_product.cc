@@ -20,6 +20,9 @@ constexpr int kUnpackTiles = 11;
 // The same of split formats, which are unpacked as the first tile uses them.
 constexpr int kKeepTiles = 3;
 
+// So many tiles are gated and quantised at a time.
+constexpr size_t kGatedTiles = 8;
+
 // Behind a thread's unpacked panel: a prefetcher that runs past its end must not take lines that
 // another thread is writing.
 constexpr size_t kApartBytes = 4096;
@@ -244,13 +247,29 @@ void CpuProduct::RunGatedPanel(const Part& part, int64_t panel, const Upcoming& 
   args->out = up;
   SetNext(next, args);
   Multiply(*part.up, panel, args, scratch);
-  part.gate(gate, up, rows * kPanelColumns, gate);
   if (part.inputs != nullptr) {
-    const ActivationTile* tiles = part.inputs->tiles().data() + first_tile;
-    return kernels_.quantize_block(tiles, args->tile_count, panel - part.first_panel, gate);
+    const std::span tiles = part.inputs->tiles().subspan(static_cast<size_t>(first_tile),
+                                                         static_cast<size_t>(args->tile_count));
+    return QuantizeGated(part, tiles, panel - part.first_panel, gate, up);
   }
+  part.gate(gate, up, rows * kPanelColumns, gate);
   for (int64_t row = 0; row < rows; ++row) {
     std::memcpy(out + row * part.row_stride, gate + row * kPanelColumns, row_bytes);
+  }
+}
+
+// Some tiles at a time, so that what the gate writes is quantised from the first-level cache.
+void CpuProduct::QuantizeGated(const Part& part, std::span<const ActivationTile> tiles,
+                               int64_t block, float* gate, const float* up) const {
+  while (!tiles.empty()) {
+    const std::span some = tiles.first(std::min(tiles.size(), kGatedTiles));
+    int64_t size = 0;
+    for (const ActivationTile& tile : some) size += tile.rows * kPanelColumns;
+    part.gate(gate, up, size, gate);
+    kernels_.quantize_block(some.data(), static_cast<int>(some.size()), block, gate);
+    gate += size;
+    up += size;
+    tiles = tiles.subspan(some.size());
   }
 }
 

@@ -66,17 +66,16 @@ class CpuProduct {
   // Where the quantised form of rows goes that are about to be written to `x`; whoever asks fills
   // it in the place of the floats. Null: `x` is no such array.
   const QuantizedRows* CutInputs(const float* x, int rows, int64_t columns);
-  // Fills it: write(row, to) writes one row to `to`, from where it is quantised.
+  // Fills it: write(first, count, to) writes rows [first, first + count) to `to`, from where they
+  // are quantised.
   template <typename Write>
   void WriteRows(const QuantizedRows& rows, const Write& write) {
     const int64_t columns = rows.tiles().front().columns;
     SizeTiles(columns);
     const auto find = [&](int tile, int thread) {
       float* const x = tile_of(thread);
-      float* to = x;
-      for (int row = rows.first_row(tile); row < rows.first_row(tile + 1); ++row, to += columns) {
-        write(row, to);
-      }
+      const int first = rows.first_row(tile);
+      write(first, rows.first_row(tile + 1) - first, x);
       return x;
     };
     FillTiles(rows, find, kernels_.quantize_tile);
@@ -145,6 +144,9 @@ class CpuProduct {
   // Both fill `args` in where it is: a copy of fields just written would wait for them.
   void RunGatedPanel(const Part& part, int64_t panel, const Upcoming& next, int first_tile,
                      PanelArgs* args, Scratch* scratch) const;
+  // Gates a panel of some tiles and quantises it, as block `block` of their rows.
+  void QuantizeGated(const Part& part, std::span<const ActivationTile> tiles, int64_t block,
+                     float* gate, const float* up) const;
   void Multiply(const PackedMatrix& matrix, int64_t panel, PanelArgs* args, Scratch* scratch) const;
 
   const KernelTable& kernels_;

@@ -63,8 +63,9 @@ struct SplitArgs {
   int queries = 0;
   int dim = 0;                  // head_dim rounded up to 16, the rest zeros
   const float* q = nullptr;     // [queries][dim]
-  const float* keys = nullptr;  // [64][dim] by position in the split
+  const float* keys = nullptr;  // [64][stride] by position in the split
   const float* values = nullptr;
+  int stride = 0;
   // In the place of both where few queries would not repay their conversion: where each key and
   // value lies as it is stored, [64], halves or floats. Keys that no query sees lie at any other's.
   const std::byte* const* key_rows = nullptr;
@@ -152,8 +153,10 @@ struct SplitKernels {
   void (*complete)(const CompleteArgs&) = nullptr;
 };
 
-// residual += RMS(update; post_weight), or += update without one; out = RMS(residual; weight).
-struct ResidualRow {
+// Of each of `rows` rows, which follow on each other everywhere: residual +=
+// RMS(update; post_weight), or += update without one; out = RMS(residual; weight).
+struct ResidualRows {
+  int rows = 0;
   int width = 0;
   float epsilon = 0;
   float* residual = nullptr;
@@ -197,13 +200,14 @@ struct KernelTable {
   void (*gelu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
   void (*silu_gate)(const float* gate, const float* up, int64_t width, float* out) = nullptr;
   void (*soft_cap)(float* x, int64_t size, float cap) = nullptr;
-  void (*residual_norm)(const ResidualRow& row) = nullptr;
+  void (*residual_norm)(const ResidualRows& rows) = nullptr;
   void (*norm_rotate)(const HeadVector& head) = nullptr;
 
   void (*to_half)(const float* x, int64_t size, uint16_t* out) = nullptr;
-  // `count` vectors of `size` elements, padded with zeros to `padded` floats each.
-  void (*widen_half)(const uint16_t* x, int count, int size, int padded, float* out) = nullptr;
-  void (*widen_float)(const float* x, int count, int size, int padded, float* out) = nullptr;
+  // `count` vectors of `size` elements, each filled up with zeros to a multiple of 16, to vectors
+  // that begin `stride` floats apart.
+  void (*widen_half)(const uint16_t* x, int count, int size, int stride, float* out) = nullptr;
+  void (*widen_float)(const float* x, int count, int size, int stride, float* out) = nullptr;
   void (*attend_split)(const SplitArgs&) = nullptr;
   // Adds a later split's results; `begin` and `end` as in SplitArgs.
   void (*merge_split)(const SplitArgs& split, const Partials& total) = nullptr;

@@ -1,14 +1,14 @@
 #ifndef FACET_KERNELS_CPU_PACK_H_
 #define FACET_KERNELS_CPU_PACK_H_
 
-// From the blocks of a file to packed panels (packed_format.h); unpack.h leads back.
+// From the blocks of a file to packed panels (packed_format.h); unpack.h leads back. Needs AVX2, as
+// the device does.
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/cpu/pack_kernels.h"
 #include "kernels/cpu/packed_format.h"
 #include "kernels/device.h"
 
@@ -38,26 +38,6 @@ struct PackedShape {
   int64_t low_at(int64_t panel) const { return panels * panel_bytes + panel * low_bytes; }
 };
 
-// The error of the lowest task, of tasks that are handed out in order to several threads. Each
-// thread stops at its first error.
-class FirstFailure {
- public:
-  explicit FirstFailure(int threads) : failures_(static_cast<size_t>(threads)) {}
-
-  bool Seen(int thread) const { return !failures_[static_cast<size_t>(thread)].status.ok(); }
-  void Note(int thread, int64_t task, absl::Status status) {
-    if (!status.ok()) failures_[static_cast<size_t>(thread)] = {task, std::move(status)};
-  }
-  absl::Status Take() const;
-
- private:
-  struct Failure {
-    int64_t task = INT64_MAX;
-    absl::Status status;
-  };
-  std::vector<Failure> failures_;  // by thread
-};
-
 // Where a panel lies; `low` is looked at in split formats only.
 template <typename Byte>
 struct PanelAt {
@@ -65,9 +45,15 @@ struct PanelAt {
   Byte* low = nullptr;
 };
 
+// How an instruction set's inner loops are found (pack_kernels.h).
+using PackerOf = PackColumns(PackedFormat format);
+// Of the widest that this processor has.
+PackerOf* WidestPackerOf();
+
 // Packs output rows [32 panel, 32 panel + 32) into `out`, which is zeroed. InvalidArgument names
 // tensor and row if a scale (or, of a dequantised type, a weight) is not finite.
-absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out);
+absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out,
+                       PackerOf* packer_of = WidestPackerOf());
 
 }  // namespace facet
 

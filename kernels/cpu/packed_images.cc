@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/cpu/packed_matrix.h"
-#include "kernels/host/aligned_buffer.h"
 
 namespace facet {
 namespace {
@@ -16,10 +14,6 @@ namespace {
 // The version of what PackPanel() writes for any source. packed_images_test.cc fails when the bytes
 // change and this does not.
 constexpr int kPackingVersion = 2;
-// A thread packs at most this much before it is written: it stays in the second-level cache.
-constexpr int64_t kChunkBytes = 512 << 10;
-// All threads get so many chunks of a matrix, however small it is.
-constexpr int64_t kChunksPerThread = 2;
 
 // Whether sections that begin at `start` can be used by themselves.
 bool Separable(const PackedShape& shape, ImageCut::Axis axis, int64_t start) {
@@ -51,10 +45,10 @@ std::vector<ImagePiece> PackedImages::Pieces(const MatrixSource& source, const I
   const int64_t end = cut.starts[static_cast<size_t>(section) + 1];
   std::vector<ImagePiece> pieces;
   if (cut.axis == ImageCut::kRows) {
-    const int64_t first = PanelsBefore(begin);
-    const int64_t count = PanelsBefore(end) - first;
-    pieces.push_back({shape.panel_at(first), count * shape.panel_bytes});
-    if (shape.low_bytes > 0) pieces.push_back({shape.low_at(first), count * shape.low_bytes});
+    for (int64_t panel = PanelsBefore(begin); panel < PanelsBefore(end); ++panel) {
+      pieces.push_back({shape.panel_at(panel), shape.panel_bytes});
+      if (shape.low_bytes > 0) pieces.push_back({shape.low_at(panel), shape.low_bytes});
+    }
     return pieces;
   }
   const int64_t offset = PanelBytes(shape.format, begin);
@@ -65,35 +59,25 @@ std::vector<ImagePiece> PackedImages::Pieces(const MatrixSource& source, const I
   return pieces;
 }
 
-absl::Status PackedImages::Pack(const MatrixSource& source, ThreadPool* pool,
-                                const Write& write) const {
+absl::StatusOr<ImageBands> PackedImages::Bands(const MatrixSource& source) const {
   FACET_RETURN_IF_ERROR(CheckSource(source, nullptr));
   const PackedShape shape = PackedShape::Of(source);
-  const int64_t both = shape.panel_bytes + shape.low_bytes;
-  const int64_t chunk = std::min(kChunkBytes, shape.bytes() / (kChunksPerThread * pool->threads()));
-  const int64_t step = std::clamp<int64_t>(chunk / both, 1, shape.panels);
-  std::vector<AlignedBuffer> scratch(static_cast<size_t>(pool->threads()));
-  for (AlignedBuffer& buffer : scratch) {
-    FACET_ASSIGN_OR_RETURN(buffer, AlignedBuffer::Make(static_cast<size_t>(step * both)));
+  ImageBands bands{.count = shape.panels, .rows = kPanelColumns};
+  bands.planes.push_back({shape.panel_at(0), shape.panel_bytes});
+  if (shape.low_bytes > 0) bands.planes.push_back({shape.low_at(0), shape.low_bytes});
+  return bands;
+}
+
+absl::Status PackedImages::PackBand(const MatrixSource& source, int64_t band,
+                                    std::span<std::byte* const> out) const {
+  const PackedShape shape = PackedShape::Of(source);
+  PanelAt<std::byte> to{.panel = out[0]};
+  std::memset(to.panel, 0, static_cast<size_t>(shape.panel_bytes));
+  if (shape.low_bytes > 0) {
+    to.low = out[1];
+    std::memset(to.low, 0, static_cast<size_t>(shape.low_bytes));
   }
-  const auto pack = [&](int64_t first, std::byte* bytes) -> absl::Status {
-    const int64_t count = std::min(step, shape.panels - first);
-    std::byte* low = bytes + count * shape.panel_bytes;
-    std::memset(bytes, 0, static_cast<size_t>(count * both));
-    for (int64_t i = 0; i < count; ++i) {
-      FACET_RETURN_IF_ERROR(
-          PackPanel(source, first + i, {bytes + i * shape.panel_bytes, low + i * shape.low_bytes}));
-    }
-    FACET_RETURN_IF_ERROR(write(shape.panel_at(first), {bytes, low}));
-    if (shape.low_bytes == 0) return absl::OkStatus();
-    return write(shape.low_at(first), {low, low + count * shape.low_bytes});
-  };
-  FirstFailure failure(pool->threads());
-  pool->ParallelFor((shape.panels + step - 1) / step, [&](int64_t task, int thread) {
-    if (failure.Seen(thread)) return;
-    failure.Note(thread, task, pack(task * step, scratch[static_cast<size_t>(thread)].data()));
-  });
-  return failure.Take();
+  return PackPanel(source, band, to);
 }
 
 absl::StatusOr<std::unique_ptr<Matrix>> PackedImages::Load(const MatrixSource& source,

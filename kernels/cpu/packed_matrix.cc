@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/first_failure.h"
 #include "base/status.h"
 #include "kernels/cpu/pack.h"
 
@@ -14,14 +15,13 @@ absl::StatusOr<std::unique_ptr<PackedMatrix>> PackedMatrix::Pack(const MatrixSou
   FACET_RETURN_IF_ERROR(CheckSource(source, cut));
   const PackedShape shape = PackedShape::Of(source);
   FACET_ASSIGN_OR_RETURN(AlignedBuffer buffer,
-                         AlignedBuffer::Make(static_cast<size_t>(shape.bytes())));
+                         AlignedBuffer::MakeLarge(static_cast<size_t>(shape.bytes())));
   std::byte* bytes = buffer.data();
-  FirstFailure failure(pool->threads());
-  pool->ParallelFor(shape.panels, [&](int64_t panel, int thread) {
-    if (failure.Seen(thread)) return;
-    failure.Note(
-        thread, panel,
-        PackPanel(source, panel, {bytes + shape.panel_at(panel), bytes + shape.low_at(panel)}));
+  FirstFailure failure;
+  pool->ParallelFor(shape.panels, [&](int64_t panel, int) {
+    if (failure.Before(panel)) return;
+    failure.Note(panel, PackPanel(source, panel,
+                                  {bytes + shape.panel_at(panel), bytes + shape.low_at(panel)}));
   });
   FACET_RETURN_IF_ERROR(failure.Take());
   auto matrix = std::make_unique<PackedMatrix>(

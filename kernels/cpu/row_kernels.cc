@@ -12,12 +12,19 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// Calls body(i, mask or nothing) for sixteen lanes at a time and once for what is left.
+// Calls whole(i) for sixteen lanes at a time and rest(i, mask) once for what is left.
 template <typename Whole, typename Rest>
-FACET_INLINE void ForLanes(int64_t size, const Whole& whole, const Rest& rest) {
+FACET_INLINE void ForVectors(int64_t size, const Whole& whole, const Rest& rest) {
   int64_t i = 0;
   for (; i + 16 <= size; i += 16) whole(i);
   if (i < size) rest(i, FirstLanes(static_cast<int>(size - i)));
+}
+
+// Calls body(i, lanes) for sixteen lanes at a time, the last time for what is left.
+template <typename Body>
+FACET_INLINE void ForLanes(int64_t size, const Body& body) {
+  ForVectors(
+      size, [&](int64_t i) { body(i, AllLanes()); }, [&](int64_t i, Mask m) { body(i, m); });
 }
 
 // All ones in the lanes whose block has a scale to divide by, else 0.
@@ -214,89 +221,123 @@ FACET_INLINE VecF InverseNorm(VecF squares, int width, float epsilon) {
 
 FACET_INLINE VecF Squares(const float* x, int width) {
   VecF squares = Zero();
-  ForLanes(
-      width, [&](int64_t i) { squares = Fma(Load(x + i), Load(x + i), squares); },
-      [&](int64_t i, Mask m) { squares = Fma(Load(x + i, m), Load(x + i, m), squares); });
+  ForLanes(width, [&](int64_t i, auto lanes) {
+    squares = Fma(Load(x + i, lanes), Load(x + i, lanes), squares);
+  });
   return squares;
 }
 
 FACET_INLINE void Scale(const float* x, int width, VecF inverse, const float* weight, float* out) {
-  ForLanes(
-      width, [&](int64_t i) { Store(out + i, Mul(Mul(Load(x + i), inverse), Load(weight + i))); },
-      [&](int64_t i, Mask m) {
-        Store(out + i, Mul(Mul(Load(x + i, m), inverse), Load(weight + i, m)), m);
-      });
+  ForLanes(width, [&](int64_t i, auto lanes) {
+    Store(out + i, Mul(Mul(Load(x + i, lanes), inverse), Load(weight + i, lanes)), lanes);
+  });
 }
 
 void Norm(const float* x, int width, const float* weight, float epsilon, float* out) {
   Scale(x, width, InverseNorm(Squares(x, width), width, epsilon), weight, out);
 }
 
-// The row behind this one, which is most likely the next: a step's rows have left the second-level
-// cache since they were written.
-FACET_INLINE void PrefetchNext(const float* x, int width) {
-  for (int i = 0; i < width; i += 16) _mm_prefetch(x + width + i, _MM_HINT_T0);
+// Rows that are normed side by side: the squares of one are a chain in which every addition waits
+// for the last.
+constexpr int kNormRows = kWideTile ? 3 : 2;
+
+// kRows rows of a residual, and those behind them, which are most likely the next: a step's rows
+// have left the second-level cache since they were written, so each pass prefetches.
+template <int kRows>
+struct NormedRows {
+  const ResidualRows rows;  // a copy, which stays in registers: stores might change another's
+  const int64_t at;         // of the first
+  VecF squares[kRows];
+  VecF inverses[kRows];
+
+  [[gnu::always_inline]] int64_t At(int row, int64_t i) const { return at + row * rows.width + i; }
+  [[gnu::always_inline]] void PrefetchNext(const float* x, int64_t i) const {
+    FACET_UNROLL
+    for (int r = kRows; r < 2 * kRows; ++r) _mm_prefetch(x + At(r, i), _MM_HINT_T0);
+  }
+  [[gnu::always_inline]] void Clear() {
+    FACET_UNROLL
+    for (int r = 0; r < kRows; ++r) squares[r] = Zero();
+  }
+  [[gnu::always_inline]] void AddSquare(int row, VecF x) { squares[row] = Fma(x, x, squares[row]); }
+  [[gnu::always_inline]] void Invert() {
+    FACET_UNROLL
+    for (int r = 0; r < kRows; ++r) inverses[r] = InverseNorm(squares[r], rows.width, rows.epsilon);
+  }
+
+  [[gnu::always_inline]] void SquareUpdates() {
+    Clear();
+    ForLanes(rows.width, [&](int64_t i, auto lanes) {
+      PrefetchNext(rows.update, i);
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) AddSquare(r, Load(rows.update + At(r, i), lanes));
+    });
+    Invert();
+  }
+  // The sums of squares come from the registers that the new residual is stored from.
+  template <bool kNormed>
+  [[gnu::always_inline]] void AddUpdates() {
+    if constexpr (kNormed) SquareUpdates();
+    Clear();
+    ForLanes(rows.width, [&](int64_t i, auto lanes) {
+      if constexpr (!kNormed) PrefetchNext(rows.update, i);
+      PrefetchNext(rows.residual, i);
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        VecF x = Load(rows.update + At(r, i), lanes);
+        if constexpr (kNormed) x = Mul(Mul(x, inverses[r]), Load(rows.post_weight + i, lanes));
+        x = Add(Load(rows.residual + At(r, i), lanes), x);
+        AddSquare(r, x);
+        Store(rows.residual + At(r, i), x, lanes);
+      }
+    });
+    Invert();
+  }
+  [[gnu::always_inline]] void Write() const {
+    ForLanes(rows.width, [&](int64_t i, auto lanes) {
+      const VecF weight = Load(rows.weight + i, lanes);
+      FACET_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const VecF x = Mul(Mul(Load(rows.residual + At(r, i), lanes), inverses[r]), weight);
+        Store(rows.out + At(r, i), x, lanes);
+      }
+    });
+  }
+};
+
+template <int kRows>
+[[gnu::noinline]] void NormRows(const ResidualRows& rows, int first) {
+  NormedRows<kRows> some{rows, int64_t{first} * rows.width, {}, {}};
+  if (rows.post_weight == nullptr) {
+    some.template AddUpdates<false>();
+  } else {
+    some.template AddUpdates<true>();
+  }
+  some.Write();
 }
 
-// The sums of squares come from the registers that the new residual is stored from.
-void ResidualNorm(const ResidualRow& row) {
-  VecF squares = Zero();
-  PrefetchNext(row.update, row.width);
-  PrefetchNext(row.residual, row.width);
-  if (row.post_weight == nullptr) {
-    ForLanes(
-        row.width,
-        [&](int64_t i) {
-          const VecF x = Add(Load(row.residual + i), Load(row.update + i));
-          squares = Fma(x, x, squares);
-          Store(row.residual + i, x);
-        },
-        [&](int64_t i, Mask m) {
-          const VecF x = Add(Load(row.residual + i, m), Load(row.update + i, m));
-          squares = Fma(x, x, squares);
-          Store(row.residual + i, x, m);
-        });
-  } else {
-    const VecF inverse = InverseNorm(Squares(row.update, row.width), row.width, row.epsilon);
-    ForLanes(
-        row.width,
-        [&](int64_t i) {
-          const VecF normed = Mul(Mul(Load(row.update + i), inverse), Load(row.post_weight + i));
-          const VecF x = Add(Load(row.residual + i), normed);
-          squares = Fma(x, x, squares);
-          Store(row.residual + i, x);
-        },
-        [&](int64_t i, Mask m) {
-          const VecF normed =
-              Mul(Mul(Load(row.update + i, m), inverse), Load(row.post_weight + i, m));
-          const VecF x = Add(Load(row.residual + i, m), normed);
-          squares = Fma(x, x, squares);
-          Store(row.residual + i, x, m);
-        });
-  }
-  Scale(row.residual, row.width, InverseNorm(squares, row.width, row.epsilon), row.weight, row.out);
+void ResidualNorm(const ResidualRows& rows) {
+  int row = 0;
+  for (; row + kNormRows <= rows.rows; row += kNormRows) NormRows<kNormRows>(rows, row);
+  for (; row < rows.rows; ++row) NormRows<1>(rows, row);
 }
 
 void GeluGate(const float* gate, const float* up, int64_t width, float* out) {
-  ForLanes(
-      width, [&](int64_t i) { Store(out + i, Mul(GeluVector(Load(gate + i)), Load(up + i))); },
-      [&](int64_t i, Mask m) {
-        Store(out + i, Mul(GeluVector(Load(gate + i, m)), Load(up + i, m)), m);
-      });
+  ForLanes(width, [&](int64_t i, auto lanes) {
+    Store(out + i, Mul(GeluVector(Load(gate + i, lanes)), Load(up + i, lanes)), lanes);
+  });
 }
 
 void SiluGate(const float* gate, const float* up, int64_t width, float* out) {
-  ForLanes(
-      width, [&](int64_t i) { Store(out + i, Mul(SiluVector(Load(gate + i)), Load(up + i))); },
-      [&](int64_t i, Mask m) {
-        Store(out + i, Mul(SiluVector(Load(gate + i, m)), Load(up + i, m)), m);
-      });
+  ForLanes(width, [&](int64_t i, auto lanes) {
+    Store(out + i, Mul(SiluVector(Load(gate + i, lanes)), Load(up + i, lanes)), lanes);
+  });
 }
 
 void SoftCapRow(float* x, int64_t size, float cap) {
-  ForLanes(
-      size, [&](int64_t i) { Store(x + i, SoftCapVector(Load(x + i), cap)); },
-      [&](int64_t i, Mask m) { Store(x + i, SoftCapVector(Load(x + i, m), cap), m); });
+  ForLanes(size, [&](int64_t i, auto lanes) {
+    Store(x + i, SoftCapVector(Load(x + i, lanes), cap), lanes);
+  });
 }
 
 struct Pair {
@@ -307,19 +348,12 @@ FACET_INLINE Pair Rotated(Pair x, VecF c, VecF s) {
 }
 
 void Rotate(float* x, const float* c, const float* s, int pairs) {
-  ForLanes(
-      pairs,
-      [&](int64_t i) {
-        const Pair y = Rotated({Load(x + i), Load(x + pairs + i)}, Load(c + i), Load(s + i));
-        Store(x + i, y.a);
-        Store(x + pairs + i, y.b);
-      },
-      [&](int64_t i, Mask m) {
-        const Pair y =
-            Rotated({Load(x + i, m), Load(x + pairs + i, m)}, Load(c + i, m), Load(s + i, m));
-        Store(x + i, y.a, m);
-        Store(x + pairs + i, y.b, m);
-      });
+  ForLanes(pairs, [&](int64_t i, auto lanes) {
+    const Pair y = Rotated({Load(x + i, lanes), Load(x + pairs + i, lanes)}, Load(c + i, lanes),
+                           Load(s + i, lanes));
+    Store(x + i, y.a, lanes);
+    Store(x + pairs + i, y.b, lanes);
+  });
 }
 
 // Whole vectors of pairs are scaled and rotated in one pass.
@@ -344,7 +378,7 @@ void NormRotate(const HeadVector& head) {
 }
 
 void ToHalf(const float* x, int64_t size, uint16_t* out) {
-  ForLanes(
+  ForVectors(
       size, [&](int64_t i) { StoreHalf(out + i, Load(x + i)); },
       [&](int64_t i, Mask m) {
         alignas(32) uint16_t halves[16];
@@ -353,9 +387,9 @@ void ToHalf(const float* x, int64_t size, uint16_t* out) {
       });
 }
 
-void WidenHalf(const uint16_t* x, int count, int size, int padded, float* out) {
-  for (int row = 0; row < count; ++row, x += size, out += padded) {
-    ForLanes(
+void WidenHalf(const uint16_t* x, int count, int size, int stride, float* out) {
+  for (int row = 0; row < count; ++row, x += size, out += stride) {
+    ForVectors(
         size, [&](int64_t i) { Store(out + i, LoadHalf(x + i)); },
         [&](int64_t i, Mask) {
           alignas(32) uint16_t halves[16] = {};
@@ -365,9 +399,9 @@ void WidenHalf(const uint16_t* x, int count, int size, int padded, float* out) {
   }
 }
 
-void WidenFloat(const float* x, int count, int size, int padded, float* out) {
-  for (int row = 0; row < count; ++row, x += size, out += padded) {
-    ForLanes(
+void WidenFloat(const float* x, int count, int size, int stride, float* out) {
+  for (int row = 0; row < count; ++row, x += size, out += stride) {
+    ForVectors(
         size, [&](int64_t i) { Store(out + i, Load(x + i)); },
         [&](int64_t i, Mask m) { Store(out + i, Load(x + i, m)); });
   }

@@ -102,6 +102,8 @@ FACET_INLINE VecI ToInt(VecF a) { return {_mm512_cvtps_epi32(a.v)}; }  // ties t
 FACET_INLINE VecI Select(Mask m, VecI a, VecI b) {
   return {_mm512_mask_blend_epi32(m.v, b.v, a.v)};
 }
+// y 2^n, rounded once, for y between 1/2 and 2 and integers n from -150 to 128; NaN if y is NaN.
+FACET_INLINE VecF TimesPower(VecF y, VecF n) { return {_mm512_scalef_ps(y.v, n.v)}; }
 // Thirty-two numbers: those at even and at odd places.
 FACET_INLINE void LoadPairs(const int32_t* p, VecI* even, VecI* odd) {
   const __m512i places =
@@ -256,6 +258,16 @@ FACET_INLINE VecI ToInt(VecF a) {  // ties to even
 FACET_INLINE VecI Select(Mask m, VecI a, VecI b) {
   return {_mm256_blendv_epi8(b.lo, a.lo, m.lo), _mm256_blendv_epi8(b.hi, a.hi, m.hi)};
 }
+// y 2^n, rounded once, for y between 1/2 and 2 and integers n from -150 to 128; NaN if y is NaN. By
+// two factors, of which the first is exact.
+FACET_INLINE VecF TimesPower(VecF y, VecF n) {
+  const VecI exponent = ToInt(n);
+  const VecI half = ShiftRight<1>(exponent);
+  const VecI bias = SetI(127);
+  const VecF scale1 = AsFloat(ShiftLeft<23>(Add(half, bias)));
+  const VecF scale2 = AsFloat(ShiftLeft<23>(Add(Sub(exponent, half), bias)));
+  return Mul(Mul(y, scale1), scale2);
+}
 FACET_INLINE void LoadEightPairs(const int32_t* p, __m256i* even, __m256i* odd) {
   const __m256 a = _mm256_loadu_ps(reinterpret_cast<const float*>(p));
   const __m256 b = _mm256_loadu_ps(reinterpret_cast<const float*>(p + 8));
@@ -269,6 +281,11 @@ FACET_INLINE void LoadPairs(const int32_t* p, VecI* even, VecI* odd) {
 }
 
 #endif
+
+// In the place of a mask.
+struct AllLanes {};
+FACET_INLINE VecF Load(const float* p, AllLanes) { return Load(p); }
+FACET_INLINE void Store(float* p, VecF a, AllLanes) { Store(p, a); }
 
 }  // namespace FACET_ISA
 }  // namespace facet

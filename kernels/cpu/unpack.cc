@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/check.h"
 #include "base/float16.h"
 #include "kernels/host/matrix_source.h"
 
@@ -33,7 +34,10 @@ struct UnpackedBlock {
   float min = 0;
 };
 
-void UnpackWeights(const PackedLayout& layout, const Byte* in, int column, float* weights) {
+// By format: the divisions by what a layout says are dear where the compiler does not know it.
+template <PackedFormat kFormat>
+void UnpackWeights(const Byte* in, int column, float* weights) {
+  constexpr PackedLayout layout = LayoutOf(kFormat);
   const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
   const Byte* high = in + layout.weight_bytes;
   for (int k = 0; k < 32; ++k) {
@@ -51,25 +55,30 @@ void UnpackWeights(const PackedLayout& layout, const Byte* in, int column, float
   }
 }
 
-int LowBits(const SplitLayout& layout, const Byte* low, int lane, int k) {
+template <PackedFormat kFormat>
+int LowBits(const Byte* low, int lane, int k) {
+  constexpr SplitLayout layout = SplitLayoutOf(kFormat);
   const int g = k / 4;
   if (layout.low_bits == 4 && g % 2 == 1) {
     return low[SplitLayout::kGranuleBytes * (g / 2) + lane + (k + 3) % 4] >> 4;
   }
-  const int per_granule = 8 / layout.granules;
+  constexpr int per_granule = 8 / layout.granules;
   const int bits = low[SplitLayout::kGranuleBytes * (g / per_granule) + lane + k % 4];
   return bits >> (layout.low_bits * (g % per_granule)) & ((1 << layout.low_bits) - 1);
 }
 
-int SplitWeight(const SplitLayout& layout, const Byte* high, const Byte* low, int lane, int k) {
+template <PackedFormat kFormat>
+int SplitWeight(const Byte* high, const Byte* low, int lane, int k) {
+  constexpr SplitLayout layout = SplitLayoutOf(kFormat);
   const int g = k / 4;
   const int top = high[128 * (g / 2) + lane + k % 4] >> (4 - 4 * (g % 2)) & 15;
-  return (top << layout.low_bits | LowBits(layout, low, lane, k)) - layout.whole.offset;
+  return (top << layout.low_bits | LowBits<kFormat>(low, lane, k)) - layout.whole.offset;
 }
 
-UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byte* low_bits,
-                               int column, int64_t index) {
-  const SplitLayout layout = SplitLayoutOf(format);
+template <PackedFormat kFormat>
+requires(IsSplit(kFormat)) UnpackedBlock
+    UnpackBlock(const Byte* panel, const Byte* low_bits, int column, int64_t index) {
+  constexpr SplitLayout layout = SplitLayoutOf(kFormat);
   const Byte* header = panel + layout.header_at(index);
   const Byte* scales = panel + layout.scales_at(index);
   const Byte* low = low_bits + index * layout.low_bytes();
@@ -77,11 +86,11 @@ UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byt
   UnpackedBlock block;
   for (int k = 0; k < 32; ++k) {
     block.weights[k] =
-        static_cast<float>(SplitWeight(layout, scales + layout.whole.scale_bytes, low, lane, k));
+        static_cast<float>(SplitWeight<kFormat>(scales + layout.whole.scale_bytes, low, lane, k));
   }
   for (int part = 0; part < 2; ++part) {
     block.scale[part] =
-        format == PackedFormat::kQ6KSplit
+        kFormat == PackedFormat::kQ6KSplit
             ? HalfAt(header + 2 * column) *
                   static_cast<float>(static_cast<int8_t>(scales[32 * part + column]))
             : HalfAt(scales + 2 * column);
@@ -89,13 +98,14 @@ UnpackedBlock UnpackSplitBlock(PackedFormat format, const Byte* panel, const Byt
   return block;
 }
 
-UnpackedBlock UnpackBlock(PackedFormat format, const Byte* panel, int column, int64_t index) {
-  const PackedLayout layout = LayoutOf(format);
+template <PackedFormat kFormat>
+UnpackedBlock UnpackBlock(const Byte* panel, const Byte* /*low*/, int column, int64_t index) {
+  constexpr PackedLayout layout = LayoutOf(kFormat);
   const Byte* header = HeaderAt(layout, panel, index);
   const Byte* scales = BlockAt(layout, panel, index);
   UnpackedBlock block;
-  UnpackWeights(layout, scales + layout.scale_bytes, column, block.weights);
-  if (format == PackedFormat::kQ6K) {
+  UnpackWeights<kFormat>(scales + layout.scale_bytes, column, block.weights);
+  if (kFormat == PackedFormat::kQ6K) {
     for (int part = 0; part < 2; ++part) {
       block.scale[part] = HalfAt(header + 2 * column) *
                           static_cast<float>(static_cast<int8_t>(scales[32 * part + column]));
@@ -131,23 +141,53 @@ void UnpackFloats(PackedFormat format, const Byte* panel, int column, int64_t co
   }
 }
 
+template <PackedFormat kFormat>
+void UnpackIntegers(const Byte* panel, const Byte* low, int column, int64_t columns, float scale,
+                    float* out) {
+  for (int64_t k = 0; k < columns; k += kBlockColumns) {
+    const UnpackedBlock block = UnpackBlock<kFormat>(panel, low, column, k / kBlockColumns);
+    for (int i = 0; i < kBlockColumns; ++i) {
+      float value = block.weights[i] * block.scale[i / 16];
+      if (LayoutOf(kFormat).has_min) value += block.min;
+      out[k + i] = value * scale;
+    }
+  }
+}
+
 }  // namespace
 
 void UnpackRow(PackedFormat format, PanelAt<const std::byte> panel, int column, int64_t columns,
                float scale, float* out) {
   const Byte* from = reinterpret_cast<const Byte*>(panel.panel);
   const Byte* low = reinterpret_cast<const Byte*>(panel.low);
-  if (LayoutOf(format).is_float) return UnpackFloats(format, from, column, columns, scale, out);
-  const bool has_min = LayoutOf(format).has_min;
-  for (int64_t k = 0; k < columns; k += kBlockColumns) {
-    const int64_t index = k / kBlockColumns;
-    const UnpackedBlock block = IsSplit(format) ? UnpackSplitBlock(format, from, low, column, index)
-                                                : UnpackBlock(format, from, column, index);
-    for (int i = 0; i < kBlockColumns; ++i) {
-      float value = block.weights[i] * block.scale[i / 16];
-      if (has_min) value += block.min;
-      out[k + i] = value * scale;
-    }
+  const auto integers = [&]<PackedFormat kFormat>() {
+    UnpackIntegers<kFormat>(from, low, column, columns, scale, out);
+  };
+  switch (format) {
+    case PackedFormat::kQ8:
+      return integers.operator()<PackedFormat::kQ8>();
+    case PackedFormat::kQ4:
+      return integers.operator()<PackedFormat::kQ4>();
+    case PackedFormat::kQ4Min:
+      return integers.operator()<PackedFormat::kQ4Min>();
+    case PackedFormat::kQ5:
+      return integers.operator()<PackedFormat::kQ5>();
+    case PackedFormat::kQ5Min:
+      return integers.operator()<PackedFormat::kQ5Min>();
+    case PackedFormat::kQ4K:
+      return integers.operator()<PackedFormat::kQ4K>();
+    case PackedFormat::kQ5K:
+      return integers.operator()<PackedFormat::kQ5K>();
+    case PackedFormat::kQ6K:
+      return integers.operator()<PackedFormat::kQ6K>();
+    case PackedFormat::kQ8Split:
+      return integers.operator()<PackedFormat::kQ8Split>();
+    case PackedFormat::kQ6KSplit:
+      return integers.operator()<PackedFormat::kQ6KSplit>();
+    default:
+      FACET_CHECK(LayoutOf(format).is_float, "no matrix is kept in format {}",
+                  static_cast<int>(format));
+      return UnpackFloats(format, from, column, columns, scale, out);
   }
 }
 

@@ -23,13 +23,7 @@ FACET_INLINE VecF Exp(VecF x) {
   q = Fma(q, r, Set(kExp[2]));
   q = Fma(q, r, Set(kExp[1]));
   q = Fma(q, r, Set(kExp[0]));
-  const VecF y = Add(Fma(q, Mul(r, r), r), Set(1.0f));
-  const VecI exponent = Sub(AsInt(t), AsInt(Set(kRound)));
-  const VecI half = ShiftRight<1>(exponent);
-  const VecI bias = SetI(127);
-  const VecF scale1 = AsFloat(ShiftLeft<23>(Add(half, bias)));
-  const VecF scale2 = AsFloat(ShiftLeft<23>(Add(Sub(exponent, half), bias)));
-  return Mul(Mul(y, scale1), scale2);
+  return TimesPower(Add(Fma(q, Mul(r, r), r), Set(1.0f)), n);
 }
 
 FACET_INLINE VecF LogOfParts(VecF e, VecF f) {

@@ -24,7 +24,6 @@ __device__ __forceinline__ void StoreElement(const PoolMemory& pool, int64_t at,
 // One head (queries, then keys, then values) of one row per block.
 __global__ void RopeAndStoreKernel(AttentionLayer layer, RowPlaces places, float* qkv) {
   SharedMemory memory;
-  const Shared<float> scratch = memory.Array<float>(1);
   const Shared<float> vector = memory.Array<float>(layer.head_dim);
   const int64_t row = BlockIndex().x;
   const int head = BlockIndex().y;
@@ -38,7 +37,7 @@ __global__ void RopeAndStoreKernel(AttentionLayer layer, RowPlaces places, float
   if (is_value || norm == nullptr) {
     for (int d = thread; d < layer.head_dim; d += kThreads) vector[d] = x[d];
   } else {
-    const float inverse = InverseNorm(x, layer.head_dim, layer.norm_epsilon, scratch);
+    const float inverse = InverseNorm(x, layer.head_dim, layer.norm_epsilon);
     for (int d = thread; d < layer.head_dim; d += kThreads) {
       vector[d] = MulRn(MulRn(x[d], inverse), norm[d]);
     }
@@ -132,8 +131,8 @@ __device__ __forceinline__ float SumProbabilities(int begin, int end, Shared<flo
 __global__ void AttendSplitKernel(AttentionLayer layer, RowPlaces places, AttentionPass pass) {
   SharedMemory memory;
   const Shared<float> query = memory.Array<float>(layer.head_dim);
-  const Shared<float> scores = memory.Array<float>(kSplit);  // then probabilities
-  const Shared<float> largest = memory.Array<float>(1);
+  FACET_SHARED(float, scores, kSplit);  // then probabilities
+  FACET_SHARED(float, largest, 1);
   const int64_t row = pass.first_row + static_cast<int>(BlockIndex().x);
   const int head = BlockIndex().y;
   const int slot = BlockIndex().z;
@@ -238,7 +237,7 @@ int RopeAndStore(Stream stream, const AttentionLayer& layer, const RowPlaces& pl
   const LaunchShape shape{{static_cast<unsigned>(rows),
                            static_cast<unsigned>(layer.heads + 2 * layer.kv_heads)},
                           {kThreads},
-                          Rounded(1) + Rounded(layer.head_dim)};
+                          Rounded(layer.head_dim)};
   return Launch(stream, shape, RopeAndStoreKernel, layer, places, qkv);
 }
 
@@ -249,7 +248,7 @@ int Attend(Stream stream, const AttentionLayer& layer, const RowPlaces& places,
   const unsigned heads = static_cast<unsigned>(layer.heads);
   const LaunchShape splits{{rows, heads, static_cast<unsigned>(pass.splits)},
                            {kThreads},
-                           Rounded(layer.head_dim) + Rounded(kSplit) + Rounded(1)};
+                           Rounded(layer.head_dim)};
   const int code = Launch(stream, splits, AttendSplitKernel, layer, places, pass);
   return code != 0 ? code : MergeSplits(stream, layer, places, pass);
 }

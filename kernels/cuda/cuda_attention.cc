@@ -93,7 +93,7 @@ absl::Status CudaAttention::AllocateTables() {
   const int64_t bytes = TableBytes(std::max(bounds_.rows, kReplayedRowsMax), entries);
   if (bytes <= tables_.size()) return absl::OkStatus();
   places_ = {};
-  return tables_.Create("step tables", bytes, context_.memory, context_.stream);
+  return tables_.Create("step tables", bytes, context_.memory, context_.wait);
 }
 
 void CudaAttention::CheckLayout(const StepLayout& layout) const {

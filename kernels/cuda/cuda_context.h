@@ -10,6 +10,7 @@
 #include "kernels/cuda/cublaslt_api.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/stream_wait.h"
 
 namespace facet::cuda {
 
@@ -42,12 +43,13 @@ inline void CheckLaunch(int code, const char* what) {
 // need for the length of one operation.
 struct CudaContext {
   Stream stream = nullptr;
+  StreamWait* wait = nullptr;  // for the stream
   DeviceMemory* memory = nullptr;
   LaunchQueue* launches = nullptr;
   UploadArea* uploads = nullptr;  // small arguments of one operation
   std::byte* workspace = nullptr;
   int64_t workspace_bytes = 0;
-  int32_t* tokens = nullptr;  // by place: what searches keep
+  int32_t* tokens = nullptr;  // by place: what KeepBest() keeps
   int places = 0;
 
   float* workspace_floats() const { return reinterpret_cast<float*>(workspace); }
@@ -55,6 +57,10 @@ struct CudaContext {
   // every array has room for them. Rows depend on nothing but themselves, so what the rows behind
   // the last hold, and get, does not matter to any that was asked for.
   int LaunchedRows(int rows, std::initializer_list<RowsOfArray> arrays) const;
+  // Of a wait for the stream: as CheckOk(), but where the group has broken, which ends no process.
+  void CheckDone(const absl::Status& status, const char* what) const {
+    if (!wait->broken()) CheckOk(status, what);
+  }
   int64_t workspace_size() const { return workspace_bytes / static_cast<int64_t>(sizeof(float)); }
 };
 

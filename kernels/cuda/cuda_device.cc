@@ -14,6 +14,7 @@
 #include "kernels/cuda/cuda_vocabulary.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/kept_tokens.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch_queue.h"
 #include "kernels/cuda/nccl_collectives.h"
@@ -45,7 +46,8 @@ class CudaDevice final : public Device {
         attention_(context_, {options.rows, options.sequences, options.context, options.full_blocks,
                               options.splits_per_pass}),
         product_(context_),
-        vocabulary_(context_) {}
+        vocabulary_(context_),
+        tokens_(context_) {}
 
   ~CudaDevice() override {
     if (context_.stream == nullptr) return;
@@ -58,12 +60,13 @@ class CudaDevice final : public Device {
   absl::Status Init(const CudaDeviceOptions& options) {
     FACET_RETURN_IF_ERROR(UseDevice(index_));
     FACET_ASSIGN_OR_RETURN(context_.stream, MakeStream());
+    FACET_RETURN_IF_ERROR(wait_.Init(context_.stream));
+    context_.wait = &wait_;
     context_.memory = &memory_;
     context_.launches = &launches_;
     context_.uploads = &uploads_;
-    FACET_RETURN_IF_ERROR(uploads_.Create("work spaces", kUploadBytes, &memory_, context_.stream));
-    FACET_RETURN_IF_ERROR(
-        row_lists_.Create("work spaces", kRowListBytes, &memory_, context_.stream));
+    FACET_RETURN_IF_ERROR(uploads_.Create("work spaces", kUploadBytes, &memory_, &wait_));
+    FACET_RETURN_IF_ERROR(row_lists_.Create("work spaces", kRowListBytes, &memory_, &wait_));
     FACET_ASSIGN_OR_RETURN(void* const workspace,
                            memory_.Allocate("work spaces", options.workspace_bytes));
     context_.workspace = static_cast<std::byte*>(workspace);
@@ -71,8 +74,9 @@ class CudaDevice final : public Device {
     FACET_RETURN_IF_ERROR(
         launches_.Init({options.graph_launches, options.graph_bytes, options.graph_fallback},
                        &memory_, context_.stream));
-    collectives_.Init({.device = index_, .stream = context_.stream}, uuid_, &memory_);
+    collectives_.Init({.device = index_, .wait = &wait_, .launches = &launches_}, uuid_, &memory_);
     FACET_RETURN_IF_ERROR(vocabulary_.Init());
+    FACET_RETURN_IF_ERROR(tokens_.Init());
     if (options.fast) {
       FACET_RETURN_IF_ERROR(Annotate(
           product_.MakeFast({options.panel_bytes, options.library_bytes}), "--arithmetic=fast"));
@@ -114,14 +118,8 @@ class CudaDevice final : public Device {
   }
 
   absl::Status AllocateTokens(int places) override {
-    FACET_CHECK(context_.tokens == nullptr, "there are places for tokens already");
     FACET_RETURN_IF_ERROR(UseDevice(index_));
-    const int64_t bytes = places * static_cast<int64_t>(sizeof(int32_t));
-    FACET_ASSIGN_OR_RETURN(void* const memory, memory_.Allocate("work spaces", bytes));
-    if (places > 0) FACET_RETURN_IF_ERROR(Fill(memory, 0, bytes, context_.stream));
-    context_.tokens = static_cast<int32_t*>(memory);
-    context_.places = places;
-    return absl::OkStatus();
+    return tokens_.Allocate(places);
   }
 
   int AddRope(RopeSpec spec) override {
@@ -135,7 +133,7 @@ class CudaDevice final : public Device {
                 device.size);
     if (host.empty()) return;
     CheckOk(UseDevice(index_), "a copy");
-    launches_.Flush();
+    Synchronize();  // a copy of memory that is not pinned may wait itself, with nobody's patience
     CheckOk(CopyToDevice(device.data, host.data(), BytesOf(host.size()), context_.stream),
             "a copy");
     Synchronize();  // the caller may change `host` now
@@ -146,14 +144,14 @@ class CudaDevice final : public Device {
                 host.size(), device.size);
     if (host.empty()) return;
     CheckOk(UseDevice(index_), "a copy");
-    launches_.Flush();
+    Synchronize();  // as above
     CheckOk(CopyToHost(host.data(), device.data, BytesOf(host.size()), context_.stream), "a copy");
     Synchronize();
   }
 
   void Synchronize() override {
     launches_.Flush();
-    CheckOk(Wait(context_.stream), "the device");
+    context_.CheckDone(wait_.All(), "the device");
   }
 
   void BeginStep(const StepLayout& layout) override {
@@ -163,8 +161,8 @@ class CudaDevice final : public Device {
     attention_.BeginStep(layout);
   }
 
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override {
+  void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                 float scale, Floats out) override {
     const CudaMatrix& matrix = Own(table);
     const int64_t width = matrix.columns();
     FACET_CHECK(static_cast<int64_t>(rows.size()) * width <= out.size);
@@ -174,10 +172,19 @@ class CudaDevice final : public Device {
     }
     if (rows.empty()) return;
     const int count = context_.LaunchedRows(static_cast<int>(rows.size()), {{out.size, width}});
-    const int32_t* const kept = context_.tokens;
-    launches_.Put<&cuda::EmbedRows>("embedding", matrix.type(), matrix.data(), matrix.row_bytes(),
-                                    PutRows(rows, count), kept, count, static_cast<int>(width),
-                                    scale, out.data);
+    EmbeddedRows args;
+    args.type = matrix.type();
+    args.table = matrix.data();
+    args.row_bytes = matrix.row_bytes();
+    args.table_rows = matrix.rows();
+    args.first_token = first_token;
+    args.rows = PutList(rows, count, rows.back());
+    args.kept = context_.tokens;
+    args.count = count;
+    args.width = static_cast<int>(width);
+    args.scale = scale;
+    args.out = out.data;
+    launches_.Put<&cuda::EmbedRows>("embedding", args);
   }
 
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
@@ -187,8 +194,36 @@ class CudaDevice final : public Device {
     }
     if (rows.empty()) return;
     const int count = context_.LaunchedRows(static_cast<int>(rows.size()), {{out.size, width}});
-    launches_.Put<&cuda::GatherRows>("gathered rows", x.data, PutRows(rows, count), count, width,
-                                     out.data);
+    launches_.Put<&cuda::GatherRows>("gathered rows", x.data, PutList(rows, count, rows.back()),
+                                     count, width, out.data);
+  }
+
+  void GatherBrought(const BroughtRows& brought, int width, Floats out) override {
+    FACET_CHECK(static_cast<int64_t>(brought.rows.size()) * width <= out.size);
+    FACET_CHECK(brought.token_ends.size() == brought.begins.size());
+    const int32_t last = brought.begins.empty() ? 0 : std::ranges::max(brought.begins);
+    std::vector<BroughtRow> rows;
+    for (const facet::BroughtRow& row : brought.rows) {
+      const int64_t end = int64_t{row.row} + 1 + (row.place < 0 ? 0 : last);
+      FACET_CHECK(row.row >= 0 && end * width <= brought.x.size, "row {}", row.row);
+      FACET_CHECK(row.place < context_.places, "place {} of {}", row.place, context_.places);
+      rows.push_back({row.row, row.place});
+    }
+    if (rows.empty()) return;
+    const auto ranks = static_cast<int>(brought.begins.size());
+    RowsOfRanks args;
+    ReserveLists(ListBytes<BroughtRow>(rows.size()) +
+                 2 * ListBytes<int32_t>(brought.begins.size()));
+    args.count = context_.LaunchedRows(static_cast<int>(rows.size()), {{out.size, width}});
+    args.x = brought.x.data;
+    args.rows = PutList(std::span<const BroughtRow>(rows), args.count, rows.back());
+    args.kept = context_.tokens;
+    args.token_ends = PutList(brought.token_ends, ranks, 0);
+    args.begins = PutList(brought.begins, ranks, 0);
+    args.ranks = ranks;
+    args.width = width;
+    args.out = out.data;
+    launches_.Put<&cuda::GatherBrought>("rows of all ranks", args);
   }
 
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
@@ -276,16 +311,32 @@ class CudaDevice final : public Device {
     vocabulary_.Find(ComputeLogits(search), replies);
   }
 
-  void AskHead(const HeadSearch& search) override {
+  void AskHead(const HeadSearch& search, Floats best) override {
     FACET_CHECK(!search.agree, "an answer that others wait for cannot be read later");
-    vocabulary_.Ask(ComputeLogits(search));
+    vocabulary_.FindBest(ComputeLogits(search), best);
   }
 
-  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
-    return vocabulary_.Read(replies);
+  void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) override {
+    const auto rows = static_cast<int>(keep.size());
+    FACET_CHECK(int64_t{ranks} * rows * kBestKeyFloats <= all.size, "{} rows of {} ranks", rows,
+                ranks);
+    for (const int32_t place : keep) {
+      FACET_CHECK(place < context_.places, "place {} of {}", place, context_.places);
+    }
+    // The second rank's keys begin where those of the first end.
+    const int count = ranks > 1 ? rows : context_.LaunchedRows(rows, {{all.size, kBestKeyFloats}});
+    KeysOfRanks keys;
+    keys.all = reinterpret_cast<const uint64_t*>(all.data);
+    keys.ranks = ranks;
+    keys.rows = count;
+    keys.places = PutList(keep, count, -1);
+    tokens_.Keep(keys, rows);
+    vocabulary_.Flushed();
   }
 
-  void DropReplies() override { vocabulary_.Drop(); }
+  absl::Status ReadBest(std::span<BestToken> tokens) override { return tokens_.Read(tokens); }
+
+  void DropBest() override { tokens_.Drop(); }
 
   HeadReads head_reads() const override { return reads_; }
 
@@ -300,7 +351,7 @@ class CudaDevice final : public Device {
       SoftCap(search.scratch, count * size, search.soft_cap);
     }
     reads_.rows += rows * size;
-    return {search.scratch, search.slices, search.queries, search.keep};
+    return {search.scratch, search.slices, search.queries};
   }
 
   static void CheckProduct(const Matrix& matrix, Floats x, int rows) {
@@ -308,15 +359,26 @@ class CudaDevice final : public Device {
                 matrix.columns(), x.size);
   }
 
-  // A list of `count` rows on the device: those named, and the last of them again and again.
-  const int32_t* PutRows(std::span<const int32_t> rows, int count) {
-    if (row_lists_.room() < UploadArea::Padded(int64_t{count} * int64_t{sizeof(int32_t)})) {
-      launches_.Flush();  // of what still has to read the lists before
-      row_lists_.Restart();
-    }
-    const int32_t* device = nullptr;
-    const std::span<int32_t> list = row_lists_.Make(count, &device);
-    std::fill(std::copy(rows.begin(), rows.end(), list.begin()), list.end(), rows.back());
+  // What a list of so many takes, made up to the bucket of an operation.
+  template <typename T>
+  static int64_t ListBytes(size_t count) {
+    return UploadArea::Padded(BucketOf(static_cast<int>(count)) * int64_t{sizeof(T)});
+  }
+
+  // Lists that one operation needs together must have room together.
+  void ReserveLists(int64_t bytes) {
+    if (row_lists_.room() >= bytes) return;
+    launches_.Flush();  // of what still has to read the lists before
+    row_lists_.Restart();
+  }
+
+  // A list of `count` on the device: the values, and `more` again and again.
+  template <typename T>
+  const T* PutList(std::span<const T> values, int count, const std::type_identity_t<T>& more) {
+    ReserveLists(UploadArea::Padded(int64_t{count} * int64_t{sizeof(T)}));
+    const T* device = nullptr;
+    const std::span<T> list = row_lists_.Make(count, &device);
+    std::fill(std::copy(values.begin(), values.end(), list.begin()), list.end(), more);
     row_lists_.Flush();
     return device;
   }
@@ -325,6 +387,7 @@ class CudaDevice final : public Device {
   const std::string name_;
   const std::string arithmetic_;
   const std::string uuid_;
+  StreamWait wait_;
   DeviceMemory memory_;
   UploadArea uploads_;
   UploadArea row_lists_;
@@ -333,6 +396,7 @@ class CudaDevice final : public Device {
   CudaAttention attention_;
   CudaProduct product_;
   CudaVocabulary vocabulary_;
+  KeptTokens tokens_;
   NcclCollectives collectives_;
   HeadReads reads_;
 };

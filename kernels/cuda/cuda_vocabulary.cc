@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "base/status.h"
 #include "kernels/cuda/launch_queue.h"
@@ -13,8 +14,6 @@ namespace {
 
 // Bytes of results that come back at a time.
 constexpr int64_t kHostBytes = int64_t{4} << 20;
-// The same, of searches that are read later: they want few candidates.
-constexpr int64_t kArrivalBytes = int64_t{256} << 10;
 
 int64_t Padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -37,21 +36,11 @@ bool NeedsHost(const CandidateQuery& query, int64_t size) {
 }  // namespace
 
 CudaVocabulary::~CudaVocabulary() {
-  for (Arrival& arrival : arrivals_) {
-    if (arrival.event != nullptr) DestroyEvent(arrival.event);
-  }
-  if (asked_host_ != nullptr) FreePinned(asked_host_);
   if (host_ != nullptr) FreePinned(host_);
 }
 
 absl::Status CudaVocabulary::Init() {
   FACET_ASSIGN_OR_RETURN(host_, context_.memory->AllocatePinned("candidates", kHostBytes));
-  FACET_ASSIGN_OR_RETURN(asked_host_,
-                         context_.memory->AllocatePinned("candidates", kArrivals * kArrivalBytes));
-  for (int i = 0; i < kArrivals; ++i) {
-    arrivals_[i].host = asked_host_ + i * kArrivalBytes;
-    FACET_ASSIGN_OR_RETURN(arrivals_[i].event, MakeEvent());
-  }
   return absl::OkStatus();
 }
 
@@ -75,74 +64,38 @@ absl::Status CudaVocabulary::Prepare(int64_t size) {
 
 void CudaVocabulary::Find(const LogitQueries& asked, std::span<CandidateReply> replies) {
   FACET_CHECK(asked.queries.size() == replies.size());
-  const Call call{asked, asked.slices->starts.back(), replies, kHostBytes};
+  const Call call{asked, asked.slices->starts.back(), replies};
   for (size_t begin = 0; begin < replies.size();) {
     if (NeedsHost(call.queries[begin], call.size)) {
       FindOnHost(call, begin++);
       continue;
     }
-    const Group group = Launch(call, begin, GroupEnd(call, begin), host_);
-    CheckOk(Wait(context_.stream), "candidates");
-    Fill(call, group, host_);
+    const Group group = GroupFrom(call, begin);
+    Launch(call, group);
+    context_.CheckDone(context_.wait->All(), "candidates");
+    Fill(call, group);
     begin = group.end;
   }
 }
 
-void CudaVocabulary::Ask(const LogitQueries& queries) {
-  Asked& asked = asked_.emplace_back();  // at once: its first groups may have to be settled
-  asked.queries.assign(queries.queries.begin(), queries.queries.end());
-  for (CandidateQuery& query : asked.queries) query.edits = {};
-  asked.size = queries.slices->starts.back();
-  asked.replies.resize(asked.queries.size());
-  const Call call{queries, asked.size, asked.replies, kArrivalBytes};
-  for (size_t begin = 0; begin < asked.replies.size();) {
-    if (NeedsHost(call.queries[begin], call.size)) {
-      FindOnHost(call, begin);
-      asked.groups.push_back({{begin, begin + 1, 0, {}}, nullptr});
-    } else {
-      Arrival* const arrival = TakeArrival();
-      asked.groups.push_back({Launch(call, begin, GroupEnd(call, begin), arrival->host), arrival});
-      CheckOk(Record(arrival->event, context_.stream), "candidates");
-    }
-    begin = asked.groups.back().end;
+void CudaVocabulary::FindBest(const LogitQueries& asked, Floats best) {
+  const Call call{asked, asked.slices->starts.back(), {}, best};
+  FACET_CHECK(std::ssize(call.queries) * kBestKeyFloats <= best.size, "{} keys in {} floats",
+              call.queries.size(), best.size);
+  for (size_t begin = 0; begin < call.queries.size();) {
+    FACET_CHECK(call.queries[begin].count == 1, "a key of {} candidates",
+                call.queries[begin].count);
+    const Group group = GroupFrom(call, begin);
+    const LogitRows rows = Process(call, group);
+    auto* const keys =
+        reinterpret_cast<uint64_t*>(best.data + static_cast<int64_t>(begin) * kBestKeyFloats);
+    context_.launches->Put<&SelectBest>("best keys", rows,
+                                        reinterpret_cast<const SliceOnDevice*>(ResultsAt(group)),
+                                        group.results.slices, ListsAt(group), keys);
+    queued_ = true;
+    begin = group.end;
   }
 }
-
-CudaVocabulary::Arrival* CudaVocabulary::TakeArrival() {
-  Arrival* const arrival = &arrivals_[static_cast<size_t>(next_arrival_)];
-  next_arrival_ = (next_arrival_ + 1) % kArrivals;
-  for (Asked& asked : asked_) {
-    for (AskedGroup& group : asked.groups) {
-      if (group.arrival == arrival) CheckOk(Settle(&asked, &group), "candidates");
-    }
-  }
-  return arrival;
-}
-
-absl::Status CudaVocabulary::Settle(Asked* asked, AskedGroup* group) {
-  Arrival* const arrival = group->arrival;
-  if (arrival == nullptr) return absl::OkStatus();
-  FACET_RETURN_IF_ERROR(Wait(arrival->event));
-  Call call;
-  call.queries = asked->queries;
-  call.size = asked->size;
-  call.replies = asked->replies;
-  Fill(call, *group, arrival->host);
-  group->arrival = nullptr;
-  return absl::OkStatus();
-}
-
-absl::Status CudaVocabulary::Read(std::span<CandidateReply> replies) {
-  FACET_CHECK(!asked_.empty() && asked_.front().replies.size() == replies.size(), "{} replies",
-              replies.size());
-  Asked& asked = asked_.front();
-  for (AskedGroup& group : asked.groups) FACET_RETURN_IF_ERROR(Settle(&asked, &group));
-  std::move(asked.replies.begin(), asked.replies.end(), replies.begin());
-  asked_.pop_front();
-  return absl::OkStatus();
-}
-
-void CudaVocabulary::Drop() { asked_.clear(); }
 
 CudaVocabulary::Results CudaVocabulary::ResultsOf(const Call& call, size_t begin, size_t end) {
   Results results;
@@ -181,7 +134,7 @@ size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
     const Results results = ResultsOf(call, begin, end + 1);
     const auto rows = static_cast<int64_t>(end + 1 - begin);
     const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
-                      results.bytes(rows) <= call.arrival_bytes &&
+                      results.bytes(rows) <= kHostBytes &&
                       UploadBytes(call, begin, end + 1, rows) <= context_.uploads->size();
     if (!fits) break;
     ++end;
@@ -190,13 +143,23 @@ size_t CudaVocabulary::GroupEnd(const Call& call, size_t begin) const {
   return end;
 }
 
+CudaVocabulary::Group CudaVocabulary::GroupFrom(const Call& call, size_t begin) const {
+  const size_t end = GroupEnd(call, begin);
+  const Results results = ResultsOf(call, begin, end);
+  const int64_t rows = LaunchedRows(call, begin, end, results);
+  return {begin, end, rows, results, LayoutOf(call, results, rows)};
+}
+
 int64_t CudaVocabulary::LaunchedRows(const Call& call, size_t begin, size_t end,
                                      const Results& results) const {
   const auto count = static_cast<int>(end - begin);
-  const int64_t logits = call.logits.size - static_cast<int64_t>(begin) * call.size;
-  const int64_t rows = context_.LaunchedRows(count, {{logits, call.size}});
+  const auto first = static_cast<int64_t>(begin);
+  const RowsOfArray logits = {call.logits.size - first * call.size, call.size};
+  const RowsOfArray best = {call.best.size - first * kBestKeyFloats, kBestKeyFloats};
+  const int64_t rows = call.best ? context_.LaunchedRows(count, {logits, best})
+                                 : context_.LaunchedRows(count, {logits});
   const bool fits = LayoutOf(call, results, rows).bytes <= context_.workspace_bytes &&
-                    results.bytes(rows) <= call.arrival_bytes &&
+                    results.bytes(rows) <= kHostBytes &&
                     UploadBytes(call, begin, end, rows) <= context_.uploads->size();
   return fits ? rows : count;
 }
@@ -214,7 +177,6 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int
   rows.rows = static_cast<int>(rows_launched);
   rows.size = call.size;
   rows.first_id = call.slices->first_id;
-  rows.kept = context_.tokens;
   const auto queries = area.Make(rows.rows, &rows.queries);
   std::fill(queries.begin(), queries.end(), QueryOnDevice());  // also behind the last
   int64_t edit_count = 0;
@@ -223,14 +185,9 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int
     const auto first = static_cast<int32_t>(edit_count);
     edit_count += static_cast<int64_t>(query.edits.size());
     rows.edits_max = std::max(rows.edits_max, static_cast<int>(query.edits.size()));
-    queries[i - begin] = {query.key,
-                          query.inverse_temperature,
-                          query.gumbel,
-                          first,
-                          static_cast<int32_t>(edit_count),
-                          query.sums,
-                          query.raw_sums,
-                          PlaceOf(call, i)};
+    queries[i - begin] = {query.key,     query.inverse_temperature,        query.gumbel,
+                          first,         static_cast<int32_t>(edit_count), query.sums,
+                          query.raw_sums};
   }
   if (context_.launches->deferring()) rows.edits_max = EditBucket(rows.edits_max);
   const auto edits = area.Make(edit_count, &rows.edits);
@@ -245,42 +202,40 @@ LogitRows CudaVocabulary::Upload(const Call& call, size_t begin, size_t end, int
   return rows;
 }
 
-int32_t CudaVocabulary::PlaceOf(const Call& call, size_t row) const {
-  const int32_t place = call.keep.empty() ? -1 : call.keep[row];
-  FACET_CHECK(place < context_.places, "place {} of {}", place, context_.places);
-  FACET_CHECK(place < 0 || call.queries[row].count > 0, "no candidate to keep");
-  return place;
-}
-
-CudaVocabulary::Group CudaVocabulary::Launch(const Call& call, size_t begin, size_t end,
-                                             std::byte* host) {
-  const Results results = ResultsOf(call, begin, end);
-  const int64_t count = LaunchedRows(call, begin, end, results);
-  const Layout layout = LayoutOf(call, results, count);
+LogitRows CudaVocabulary::Process(const Call& call, const Group& group) {
+  if (std::exchange(queued_, false)) context_.launches->Flush();
   const int32_t* starts = nullptr;
-  LogitRows rows = Upload(call, begin, end, count, &starts);
-  rows.processed = reinterpret_cast<float*>(context_.workspace + layout.processed);
-  auto* const lists = reinterpret_cast<uint64_t*>(context_.workspace + layout.lists);
-  std::byte* const device = context_.workspace + layout.results;
+  LogitRows rows = Upload(call, group.begin, group.end, group.rows, &starts);
+  rows.processed = reinterpret_cast<float*>(context_.workspace + group.layout.processed);
   LaunchQueue& launches = *context_.launches;
   launches.Put<&ProcessLogits>("processed logits", rows);
-  launches.Put<&SumSlices>("slice sums", rows, starts, results.slices,
-                           reinterpret_cast<SliceOnDevice*>(device));
-  if (results.best > 0) {
-    auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.best_at(count));
-    launches.Put<&SelectTop>("candidates", rows, false, results.best, lists, to);
-  }
-  if (results.raw_best > 0) {
-    auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.raw_at(count));
-    launches.Put<&SelectTop>("candidates", rows, true, results.raw_best, lists, to);
-  }
-  launches.Flush();
-  CheckOk(CopyToHost(host, device, results.bytes(count), context_.stream), "candidates");
-  return {begin, end, count, results};
+  launches.Put<&SumSlices>("slice sums", rows, starts, group.results.slices,
+                           reinterpret_cast<SliceOnDevice*>(ResultsAt(group)));
+  return rows;
 }
 
-void CudaVocabulary::Fill(const Call& call, const Group& group, const std::byte* host) {
-  const auto& [begin, end, rows, results] = group;
+void CudaVocabulary::Launch(const Call& call, const Group& group) {
+  const LogitRows rows = Process(call, group);
+  const Results& results = group.results;
+  std::byte* const device = ResultsAt(group);
+  LaunchQueue& launches = *context_.launches;
+  if (results.best > 0) {
+    auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.best_at(group.rows));
+    launches.Put<&SelectTop>("candidates", rows, false, results.best, ListsAt(group), to);
+  }
+  if (results.raw_best > 0) {
+    auto* const to = reinterpret_cast<CandidateOnDevice*>(device + results.raw_at(group.rows));
+    launches.Put<&SelectTop>("candidates", rows, true, results.raw_best, ListsAt(group), to);
+  }
+  launches.Flush();
+  CheckOk(CopyToHost(host_, device, results.bytes(group.rows), context_.stream), "candidates");
+}
+
+void CudaVocabulary::Fill(const Call& call, const Group& group) const {
+  const size_t begin = group.begin, end = group.end;
+  const int64_t rows = group.rows;
+  const Results& results = group.results;
+  const std::byte* const host = host_;
   const auto* slices = reinterpret_cast<const SliceOnDevice*>(host);
   const auto* best = reinterpret_cast<const CandidateOnDevice*>(host + results.best_at(rows));
   const auto* raw = reinterpret_cast<const CandidateOnDevice*>(host + results.raw_at(rows));
@@ -306,9 +261,10 @@ void CudaVocabulary::Fill(const Call& call, const Group& group, const std::byte*
 }
 
 void CudaVocabulary::FindOnHost(const Call& call, size_t index) {
-  FACET_CHECK(PlaceOf(call, index) < 0, "kept among more than {} candidates", kTopMax);
   std::vector<float> logits(static_cast<size_t>(call.size));
   context_.launches->Flush();
+  // First, because a copy to memory that is not pinned waits itself.
+  context_.CheckDone(context_.wait->All(), "logits");
   CheckOk(CopyToHost(logits.data(), call.logits.data + static_cast<int64_t>(index) * call.size,
                      call.size * static_cast<int64_t>(sizeof(float)), context_.stream),
           "logits");

@@ -1,9 +1,7 @@
 #ifndef FACET_KERNELS_CUDA_CUDA_VOCABULARY_H_
 #define FACET_KERNELS_CUDA_CUDA_VOCABULARY_H_
 
-#include <array>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -20,12 +18,10 @@ struct LogitQueries {
   Floats logits;
   const VocabularySlices* slices = nullptr;
   std::span<const CandidateQuery> queries;
-  std::span<const int32_t> keep = {};  // as HeadSearch's
 };
 
-// Device::FindCandidates over several rows of logits at once, answered at once or later. A query
-// for more candidates than kernels select (kTopMax) is answered on the host, by the reference's
-// way.
+// Device::FindCandidates over several rows of logits at once. A query for more candidates than
+// kernels select (kTopMax) is answered on the host, by the reference's way.
 class CudaVocabulary {
  public:
   explicit CudaVocabulary(const CudaContext& context) : context_(context) {}
@@ -39,11 +35,11 @@ class CudaVocabulary {
 
   // replies[i] is about row i. REQUIRES: as many replies as queries.
   void Find(const LogitQueries& asked, std::span<CandidateReply> replies);
-  // Device::AskHead, ReadReplies and DropReplies, once there are logits. Results arrive in one of a
-  // few places of the host's memory; who asks while all are taken waits for the oldest.
-  void Ask(const LogitQueries& asked);
-  absl::Status Read(std::span<CandidateReply> replies);
-  void Drop();
+  // best[i] = the BestKey of row i. Waits for nothing, and leaves its last kernels in the queue,
+  // for a sequence with those of KeepBest(). REQUIRES: queries as AskHead()'s.
+  void FindBest(const LogitQueries& asked, Floats best);
+  // What FindBest() left there is on the stream.
+  void Flushed() { queued_ = false; }
 
  private:
   // Where the work space holds what, for a group of rows.
@@ -71,30 +67,15 @@ class CudaVocabulary {
   struct Call : LogitQueries {
     int64_t size = 0;
     std::span<CandidateReply> replies;
-    int64_t arrival_bytes = 0;  // that results of a group may take on the host
+    Floats best = {};  // FindBest()'s
   };
   // Neighbouring rows that are looked at together.
   struct Group {
     size_t begin = 0, end = 0;
     int64_t rows = 0;  // launched
     Results results;
+    Layout layout;
   };
-  // Where results of a group that is read later arrive.
-  struct Arrival {
-    std::byte* host = nullptr;
-    Event event = nullptr;  // they are there
-  };
-  struct AskedGroup : Group {
-    Arrival* arrival = nullptr;  // null: the replies are there
-  };
-  // A search that was asked and not read.
-  struct Asked {
-    std::vector<CandidateQuery> queries;  // without their edits, which are on the device
-    int64_t size = 0;
-    std::vector<CandidateReply> replies;
-    std::vector<AskedGroup> groups;
-  };
-  static constexpr int kArrivals = 4;
 
   static Results ResultsOf(const Call& call, size_t begin, size_t end);
   static Layout LayoutOf(const Call& call, const Results& results, int64_t rows);
@@ -104,25 +85,28 @@ class CudaVocabulary {
   size_t GroupEnd(const Call& call, size_t begin) const;
   // The rows that a group's kernels look at: those of its bucket, if all the memory has room.
   int64_t LaunchedRows(const Call& call, size_t begin, size_t end, const Results& results) const;
-  // Puts the group's kernels on the stream, and the copy of their results to `host`.
-  Group Launch(const Call& call, size_t begin, size_t end, std::byte* host);
-  // A free place; waits for the oldest group if there is none.
-  Arrival* TakeArrival();
-  absl::Status Settle(Asked* asked, AskedGroup* group);
+  // The longest group from `begin` on.
+  Group GroupFrom(const Call& call, size_t begin) const;
+  // Puts on the stream what comes before any selection: the rows' logits, processed, and what
+  // SumSlices() says of them, at the front of the results.
+  LogitRows Process(const Call& call, const Group& group);
+  // Puts the group's kernels on the stream, and the copy of their results to the host.
+  void Launch(const Call& call, const Group& group);
   void FindOnHost(const Call& call, size_t index);
-  // Where row `row` of the call keeps its best candidate, -1: nowhere.
-  int32_t PlaceOf(const Call& call, size_t row) const;
+  std::byte* ResultsAt(const Group& group) const {
+    return context_.workspace + group.layout.results;
+  }
+  uint64_t* ListsAt(const Group& group) const {
+    return reinterpret_cast<uint64_t*>(context_.workspace + group.layout.lists);
+  }
   LogitRows Upload(const Call& call, size_t begin, size_t end, int64_t rows,
                    const int32_t** starts);
   // From results that have arrived.
-  static void Fill(const Call& call, const Group& group, const std::byte* host);
+  void Fill(const Call& call, const Group& group) const;
 
   const CudaContext& context_;
-  std::byte* host_ = nullptr;        // pinned, where results arrive that are read at once
-  std::byte* asked_host_ = nullptr;  // pinned, the arrivals'
-  std::array<Arrival, kArrivals> arrivals_;
-  int next_arrival_ = 0;  // they are taken in turn
-  std::deque<Asked> asked_;
+  std::byte* host_ = nullptr;  // pinned, where results arrive
+  bool queued_ = false;  // kernels that wait in the queue will read what was uploaded for them
 };
 
 }  // namespace facet::cuda

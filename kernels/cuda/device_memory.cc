@@ -70,10 +70,10 @@ void UploadArea::Destroy() {
 }
 
 absl::Status UploadArea::Create(std::string_view what, int64_t bytes, DeviceMemory* memory,
-                                Stream stream) {
+                                StreamWait* wait) {
   Destroy();
   memory_ = memory;
-  stream_ = stream;
+  wait_ = wait;
   const int64_t padded = Padded(std::max<int64_t>(bytes, 1));
   for (Event& event : copied_) {
     FACET_ASSIGN_OR_RETURN(event, MakeEvent());
@@ -88,8 +88,8 @@ absl::Status UploadArea::Create(std::string_view what, int64_t bytes, DeviceMemo
 void UploadArea::Restart() {
   FACET_CHECK(next_ == begin_, "what was put before has not been flushed");
   half_ = 1 - half_;
-  const absl::Status status = Wait(copied_[static_cast<size_t>(half_)]);
-  FACET_CHECK(status.ok(), "{}", MessageOf(status));
+  const absl::Status status = wait_->Until(copied_[static_cast<size_t>(half_)]);
+  FACET_CHECK(status.ok() || wait_->broken(), "{}", MessageOf(status));
   begin_ = next_ = 0;
 }
 
@@ -102,8 +102,9 @@ int64_t UploadArea::Take(int64_t bytes) {
 
 void UploadArea::Flush() {
   if (next_ > begin_) {
-    absl::Status status = CopyToDevice(device_ + begin_, half() + begin_, next_ - begin_, stream_);
-    if (status.ok()) status = Record(copied_[static_cast<size_t>(half_)], stream_);
+    const Stream stream = wait_->stream();
+    absl::Status status = CopyToDevice(device_ + begin_, half() + begin_, next_ - begin_, stream);
+    if (status.ok()) status = Record(copied_[static_cast<size_t>(half_)], stream);
     FACET_CHECK(status.ok(), "{}", MessageOf(status));
   }
   begin_ = next_;

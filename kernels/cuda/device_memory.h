@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/stream_wait.h"
 
 namespace facet::cuda {
 
@@ -58,8 +59,8 @@ class UploadArea {
   UploadArea& operator=(const UploadArea&) = delete;
   ~UploadArea();
 
-  // Again: another size. REQUIRES: the stream is idle.
-  absl::Status Create(std::string_view what, int64_t bytes, DeviceMemory* memory, Stream stream);
+  // Again: another size. Borrows the rest. REQUIRES: the stream is idle.
+  absl::Status Create(std::string_view what, int64_t bytes, DeviceMemory* memory, StreamWait* wait);
   int64_t size() const { return size_; }
   // What an array of so many bytes takes.
   static int64_t Padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -92,7 +93,7 @@ class UploadArea {
   void Destroy();
 
   DeviceMemory* memory_ = nullptr;
-  Stream stream_ = nullptr;
+  StreamWait* wait_ = nullptr;
   std::byte* device_ = nullptr;
   std::byte* host_ = nullptr;         // pinned: two halves, one being filled in, one being copied
   std::array<Event, 2> copied_ = {};  // by half, after its last Flush()

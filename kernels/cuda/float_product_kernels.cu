@@ -111,10 +111,9 @@ __device__ __forceinline__ void SumLeaf(const LeafProducts& args, const uint8_t*
 
 template <typename Element, int kRows>
 __global__ void FloatProductKernel(LeafProducts args) {
-  SharedMemory memory;
-  Tiles tiles;
-  tiles.weights = memory.Array<float>(kWarpSize * kPitch);
-  tiles.x = memory.Array<float>(kWarps * kRows * kChunk);
+  FACET_SHARED(float, weights, kWarpSize * kPitch);
+  FACET_SHARED(float, x, kWarps * kRows * kChunk);
+  const Tiles tiles = {weights, x};
   float acc[kRows];
   SumLeaf<Element, kRows>(args, args.weights, tiles, acc);
   if (args.gate != Gate::kNone) {
@@ -140,7 +139,7 @@ int LaunchRows(Stream stream, const LeafProducts& args) {
                            static_cast<unsigned>(args.leaves),
                            static_cast<unsigned>((args.x_rows + x_rows - 1) / x_rows)},
                           {kWarps * kWarpSize},
-                          (kWarpSize * kPitch + x_rows * kChunk) * uint32_t{sizeof(float)}};
+                          0};
   return Launch(stream, shape, FloatProductKernel<Element, kRows>, args);
 }
 

@@ -22,10 +22,42 @@ namespace facet::cuda {
 int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, int width,
                float* out);
 // out[i] = scale * row rows[i] of the table, whose rows lie `row_bytes` apart in a file's format.
-// A row below 0 is the one of the token kept[-1 - rows[i]].
-int EmbedRows(Stream stream, TensorType type, const uint8_t* table, int64_t row_bytes,
-              const int32_t* rows, const int32_t* kept, int count, int width, float scale,
-              float* out);
+// A row below 0 is the one of the token kept[-1 - rows[i]], row 0 being that of `first_token`;
+// zeros where there is none.
+struct EmbeddedRows {
+  TensorType type = TensorType::kF32;
+  const uint8_t* table = nullptr;
+  int64_t row_bytes = 0;
+  int64_t table_rows = 0;
+  int32_t first_token = 0;
+  const int32_t* rows = nullptr;  // [count]
+  const int32_t* kept = nullptr;
+  int count = 0;
+  int width = 0;
+  float scale = 1;
+  float* out = nullptr;
+  bool operator==(const EmbeddedRows&) const = default;
+};
+int EmbedRows(Stream stream, const EmbeddedRows& args);
+// out[i] = x[rows[i].row], or, where that has a place, x[begins[r] + rows[i].row], r being the rank
+// that owns the token in kept[rows[i].place].
+struct BroughtRow {
+  int32_t row;
+  int32_t place;  // -1: none
+};
+struct RowsOfRanks {
+  const float* x = nullptr;
+  const BroughtRow* rows = nullptr;  // [count]
+  const int32_t* kept = nullptr;
+  const int32_t* token_ends = nullptr;  // [ranks], of the tokens that each owns
+  const int32_t* begins = nullptr;      // [ranks]
+  int ranks = 0;
+  int count = 0;
+  int width = 0;
+  float* out = nullptr;
+  bool operator==(const RowsOfRanks&) const = default;
+};
+int GatherBrought(Stream stream, const RowsOfRanks& args);
 // out may be x.
 int RmsNorm(Stream stream, const float* x, int rows, int width, const float* weight, float epsilon,
             float* out);
@@ -239,7 +271,6 @@ struct QueryOnDevice {
   int32_t edits_end;
   int32_t sums;
   int32_t raw_sums;
-  int32_t place = -1;  // in `kept`, for the best candidate's id; -1: none
 };
 struct SliceOnDevice {
   float max;
@@ -264,7 +295,6 @@ struct LogitRows {
   const QueryOnDevice* queries = nullptr;  // [rows]
   const EditOnDevice* edits = nullptr;
   int edits_max = 0;  // of one row
-  int32_t* kept = nullptr;
   bool operator==(const LogitRows&) const = default;
 };
 // Fills `processed`: edits, then temperature.
@@ -278,10 +308,27 @@ inline constexpr int kTopMax = 512;
 // Keys that one list of a row needs while `count` are selected.
 int64_t TopKeys(int64_t size, int count);
 // The best `count` of every row, best first; [rows, count]. By raw logit if `raw`, else as the
-// query orders; then the best one's id is put into `kept`, where the query wants it. `lists`: two
-// lists of TopKeys(size, count) keys per row. REQUIRES: 1 <= count <= min(kTopMax, size).
+// query orders. `lists`: two lists of TopKeys(size, count) keys per row.
+// REQUIRES: 1 <= count <= min(kTopMax, size).
 int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
               CandidateOnDevice* out);
+// best[row] = the BestKey (kernels/best_key.h) of the row, whose slices are what SumSlices() has
+// given. `lists`: as SelectTop()'s for one candidate. REQUIRES: size > 0.
+int SelectBest(Stream stream, const LogitRows& rows, const SliceOnDevice* sums, int slices,
+               uint64_t* lists, uint64_t* best);
+
+// winners[row] = the largest of `ranks` keys of a row, all[rank * rows + row]; its token goes to
+// kept[places[row]], unless that place is -1.
+struct KeysOfRanks {
+  const uint64_t* all = nullptr;
+  int ranks = 0;
+  int rows = 0;
+  const int32_t* places = nullptr;  // [rows]
+  int32_t* kept = nullptr;
+  uint64_t* winners = nullptr;  // [rows]
+  bool operator==(const KeysOfRanks&) const = default;
+};
+int KeepBest(Stream stream, const KeysOfRanks& args);
 
 // --- collective_kernels.cu
 
@@ -296,7 +343,9 @@ struct TreeSum {
   int64_t stride = 0;
   int64_t elements = 0;
   float* out = nullptr;
+  bool operator==(const TreeSum&) const = default;
 };
+// Of one root: a copy.
 int SumTreeRoots(Stream stream, const TreeSum& args);
 
 }  // namespace facet::cuda

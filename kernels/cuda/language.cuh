@@ -6,7 +6,7 @@
 // and checks what they ask for; a kernel that uses nothing else runs in both.
 //
 // A kernel is a __global__ function or function template with trivially copyable arguments. It uses
-// no __shared__ variables, no atomics and no printf.
+// no printf, and shared memory only through FACET_SHARED and SharedMemory.
 //
 // Lanes: "of a warp" means that all 32 lanes call it at the same place; blocks are whole warps.
 // Memory: only Barrier() and WarpBarrier() order accesses to shared memory. Shuffles do not.
@@ -33,7 +33,8 @@ __device__ __forceinline__ void Barrier() { __syncthreads(); }
 // Every lane of the warp.
 __device__ __forceinline__ void WarpBarrier() { __syncwarp(); }
 
-// --- Shared memory: the one dynamic buffer of the launch, cut into arrays.
+// --- Shared memory: arrays of a fixed size, and the one dynamic buffer of the launch, cut into
+// arrays.
 
 // An array in shared memory; a pointer, passed by value. Contents are undefined at first.
 // Use `T value = array[i]`, never `auto`: under the emulator array[i] is a reference that checks.
@@ -63,7 +64,16 @@ class Shared {
   T* data_ = nullptr;
 };
 
-// Cuts the block's shared memory into arrays, each aligned to 16 bytes. Every thread cuts alike,
+// Declares Shared<T> `name`, an array of `count` (a constant) elements that every block has, aligned
+// to 16 bytes. Its lifetime is the block's: a function that is called twice finds what it left there,
+// and each instantiation of a template has arrays of its own. All of a kernel's take 48 KiB at most,
+// with LaunchShape's bytes together, too, unless those alone are more: then 163 KiB.
+#define FACET_SHARED(T, name, count)                                                     \
+  static_assert(std::is_trivial_v<T> && alignof(T) <= 16);                               \
+  __shared__ __align__(16) T name##_elements[count];                                     \
+  const ::facet::cuda::Shared<T> name(name##_elements)
+
+// Cuts the launch's dynamic bytes into arrays, each aligned to 16 bytes. Every thread cuts alike,
 // once per kernel; the sum of the arrays, each rounded up to 16 bytes, fits LaunchShape's bytes.
 class SharedMemory {
  public:
@@ -91,6 +101,41 @@ template <typename V>
 __device__ __forceinline__ void StoreVector(void* address, V value) {
   static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16);
   *static_cast<V*>(address) = value;
+}
+
+// --- Atomics on a word of global memory or of a shared array (&array[i]): relaxed, for the whole
+// device, and no barrier. Each returns what was there before. Results may not depend on the order in
+// which threads come, hence there are none of floats (kernels/README.md); which kernels use any, and
+// why their results do not, is listed in tests/tree/kernel_atomics_test.py.
+
+template <typename T>
+concept AtomicWord = std::is_same_v<T, int32_t> || std::is_same_v<T, uint32_t>;
+
+template <AtomicWord T>
+__device__ __forceinline__ T AtomicAdd(T* word, std::type_identity_t<T> value) {
+  return atomicAdd(word, value);
+}
+template <AtomicWord T>
+__device__ __forceinline__ T AtomicMax(T* word, std::type_identity_t<T> value) {
+  return atomicMax(word, value);
+}
+template <AtomicWord T>
+__device__ __forceinline__ T AtomicMin(T* word, std::type_identity_t<T> value) {
+  return atomicMin(word, value);
+}
+template <AtomicWord T>
+__device__ __forceinline__ T AtomicOr(T* word, std::type_identity_t<T> bits) {
+  return atomicOr(word, bits);
+}
+template <AtomicWord T>
+__device__ __forceinline__ T AtomicExchange(T* word, std::type_identity_t<T> value) {
+  return atomicExch(word, value);
+}
+// Stores `value` if `expected` was there.
+template <AtomicWord T>
+__device__ __forceinline__ T AtomicCompareExchange(T* word, std::type_identity_t<T> expected,
+                                                   std::type_identity_t<T> value) {
+  return atomicCAS(word, expected, value);
 }
 
 // --- Between the lanes of a warp. T: a 4- or 8-byte number.

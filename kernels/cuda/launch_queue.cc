@@ -1,5 +1,6 @@
 #include "kernels/cuda/launch_queue.h"
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 
@@ -38,6 +39,15 @@ uint64_t HashOf(const AttentionLayer& layer) {
 uint64_t HashOf(const AttentionPass& pass) { return Mix64(HashOf(pass.rows), HashOf(pass.splits)); }
 uint64_t HashOf(const LogitRows& rows) { return Mix64(HashOf(rows.rows), HashOf(rows.edits_max)); }
 
+uint64_t HashOf(const TreeSum& sum) { return Mix64(HashOf(sum.out), HashOf(sum.elements)); }
+uint64_t HashOf(const Transfers& transfers) {
+  uint64_t hash = transfers.list.size();
+  for (const Transfer& transfer : transfers.list) {
+    hash = Mix64(hash, Mix64(HashOf(transfer.from), HashOf(transfer.count)));
+  }
+  return hash;
+}
+
 uint64_t HashOf(const std::vector<KernelCall>& calls) {
   uint64_t hash = calls.size();
   for (const KernelCall& call : calls) {
@@ -54,6 +64,16 @@ uint64_t HashOf(const std::vector<KernelCall>& calls) {
 
 int Run(const KernelCall& call, Stream stream) {
   return std::visit([&](const auto& c) { return c.Run(stream); }, call.call);
+}
+
+bool BelongsTo(const KernelCall& call, const NcclLink* link) {
+  const auto* const exchange = std::get_if<Call<&RunTransfers>>(&call.call);
+  return exchange != nullptr && std::get<0>(exchange->arguments).link == link;
+}
+
+// What a call in a capture returned.
+absl::Status CapturedStatus(int code) {
+  return code == kTransfersFailed ? Internal("NCCL refuses the capture") : CallStatus(code);
 }
 
 }  // namespace
@@ -78,23 +98,33 @@ void LaunchQueue::Defer(bool on) {
 
 void LaunchQueue::Flush() {
   if (waiting_.empty()) return;
-  if (!deferring_ || waiting_.size() < kReplayedMin) {
-    LaunchEach();
-  } else {
-    const uint64_t hash = HashOf(waiting_);
-    const auto found = by_hash_.find(hash);
-    if (found != by_hash_.end() && found->second->calls == waiting_) {
-      Replay(found->second);
-    } else {
-      LaunchEach();
-      Remember(hash);
-    }
-  }
+  const bool exchanges = std::exchange(exchanges_, false);
+  FACET_CHECK(!exchanges || guard_ != nullptr, "exchanges that nobody guards");
+  if (exchanges && !guard_->Enter().ok()) return waiting_.clear();
+  Launch();
   waiting_.clear();
+  if (exchanges) guard_->Entered(std::exchange(whole_, true));
 }
 
-void LaunchQueue::LaunchEach() const {
-  for (const KernelCall& call : waiting_) CheckLaunch(Run(call, stream_), call.what);
+void LaunchQueue::Launch() {
+  if (!deferring_ || waiting_.size() < kReplayedMin) return LaunchEach();
+  const uint64_t hash = HashOf(waiting_);
+  const auto found = by_hash_.find(hash);
+  if (found != by_hash_.end() && found->second->calls == waiting_) {
+    Replay(found->second);
+  } else {
+    LaunchEach();
+    Remember(hash);
+  }
+}
+
+void LaunchQueue::LaunchEach() {
+  for (const KernelCall& call : waiting_) {
+    const int code = Run(call, stream_);
+    whole_ = code != kTransfersFailed;
+    if (!whole_) return;  // nothing behind it has what it needs
+    CheckLaunch(code, call.what);
+  }
 }
 
 void LaunchQueue::Replay(Sequences::iterator sequence) {
@@ -109,7 +139,9 @@ void LaunchQueue::Capture(Sequence* sequence) {
   if (reserve_ != nullptr) memory_->Release(std::exchange(reserve_, nullptr));
   absl::Status status = BeginCapture(stream_);
   if (status.ok()) {
-    for (const KernelCall& call : sequence->calls) status.Update(CallStatus(Run(call, stream_)));
+    for (const KernelCall& call : sequence->calls) {
+      status.Update(CapturedStatus(Run(call, stream_)));
+    }
     absl::StatusOr<Graph> graph = EndCapture(stream_);
     status.Update(graph.status());
     if (graph.ok()) sequence->graph = *graph;
@@ -136,6 +168,19 @@ void LaunchQueue::Forget(Sequences::iterator sequence) {
   remembered_calls_ -= static_cast<int64_t>(sequence->calls.size());
   by_hash_.erase(sequence->hash);
   remembered_.erase(sequence);
+}
+
+void LaunchQueue::Forget(const NcclLink* link) {
+  const auto theirs = [link](const KernelCall& call) { return BelongsTo(call, link); };
+  if (std::ranges::any_of(waiting_, theirs)) {
+    waiting_.clear();
+    exchanges_ = false;
+  }
+  for (auto sequence = remembered_.begin(); sequence != remembered_.end();) {
+    const auto next = std::next(sequence);
+    if (std::ranges::any_of(sequence->calls, theirs)) Forget(sequence);
+    sequence = next;
+  }
 }
 
 }  // namespace facet::cuda

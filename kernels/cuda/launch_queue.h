@@ -14,10 +14,13 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/stream_wait.h"
+#include "kernels/cuda/transfers.h"
 
 namespace facet::cuda {
 
-// A function of kernels.h, or a library's product, with the arguments that it will be called with.
+// A function of kernels.h, a library's product or transfers between ranks, with the arguments that
+// it will be called with.
 template <auto kFunction>
 struct Call;
 template <typename... Arguments, int (*kFunction)(Stream, Arguments...)>
@@ -32,17 +35,18 @@ struct Call<kFunction> {
 
 struct KernelCall {
   const char* what = "";  // for the sentence where it fails
-  std::variant<Call<&GatherRows>, Call<&EmbedRows>, Call<&RmsNorm>, Call<&ResidualNorm>,
-               Call<&SoftCap>, Call<&ApplyGate>, Call<&QuantizeRows>, Call<&IntegerProducts>,
-               Call<&FloatProducts>, Call<&VectorProducts>, Call<&RoundToBf16>,
-               Call<&RunLibraryProduct>, Call<&StoreProducts>, Call<&SumLeaves>,
+  std::variant<Call<&GatherRows>, Call<&GatherBrought>, Call<&EmbedRows>, Call<&RmsNorm>,
+               Call<&ResidualNorm>, Call<&SoftCap>, Call<&ApplyGate>, Call<&QuantizeRows>,
+               Call<&IntegerProducts>, Call<&FloatProducts>, Call<&VectorProducts>,
+               Call<&RoundToBf16>, Call<&RunLibraryProduct>, Call<&StoreProducts>, Call<&SumLeaves>,
                Call<&RopeAndStore>, Call<&Attend>, Call<&AttendTiles>, Call<&ProcessLogits>,
-               Call<&SumSlices>, Call<&SelectTop>>
+               Call<&SumSlices>, Call<&SelectTop>, Call<&SelectBest>, Call<&KeepBest>,
+               Call<&SumTreeRoots>, Call<&RunTransfers>>
       call;
   bool operator==(const KernelCall& other) const { return call == other.call; }
 };
 
-// Every kernel of a device goes through here, in the order of the calls.
+// Every kernel of a device goes through here, and every exchange, in the order of the calls.
 //
 // At first a kernel is put on the stream at once. While deferring (steps of few rows), kernels wait
 // until Flush(), which the device calls before the host waits, copies or reads anything. The
@@ -52,8 +56,11 @@ struct KernelCall {
 // step lies in memory, at addresses that do not differ (UploadArea). Where an argument does differ,
 // it is another sequence.
 //
-// Where a capture fails, for want of memory or because the driver refuses, sequences that have no
-// graph yet are launched kernel by kernel from then on. Used by the device's thread.
+// Where a capture fails, for want of memory or because the driver or NCCL refuses, sequences that
+// have no graph yet are launched kernel by kernel from then on.
+//
+// A sequence with exchanges asks their guard before it goes to the stream, once, and is dropped if
+// not all ranks are about to put the same there. Used by the device's thread.
 class LaunchQueue {
  public:
   struct Options {
@@ -73,14 +80,21 @@ class LaunchQueue {
   void Defer(bool on);
   bool deferring() const { return deferring_; }
 
+  // Of all exchanges from now on; nullptr: there are none.
+  void SetGuard(StreamGuard* guard) { guard_ = guard; }
+  // Drops what waits and forgets what is remembered of exchanges by `link`, which will not be
+  // again: its graphs are destroyed, and free as soon as the stream has left them.
+  void Forget(const NcclLink* link);
+
   template <auto kFunction, typename... Arguments>
   void Put(const char* what, const Arguments&... arguments) {
     KernelCall& call = waiting_.emplace_back();
     call.what = what;
     call.call = Call<kFunction>{{arguments...}};
+    if constexpr (std::is_same_v<Call<kFunction>, Call<&RunTransfers>>) exchanges_ = true;
     if (!deferring_) Flush();
   }
-  // Everything is on the stream afterwards.
+  // Everything is on the stream afterwards, unless the guard refused.
   void Flush();
 
  private:
@@ -91,7 +105,8 @@ class LaunchQueue {
   };
   using Sequences = std::list<Sequence>;
 
-  void LaunchEach() const;
+  void Launch();
+  void LaunchEach();
   void Replay(Sequences::iterator sequence);
   void Capture(Sequence* sequence);
   void Remember(uint64_t hash);
@@ -103,8 +118,11 @@ class LaunchQueue {
   void* reserve_ = nullptr;  // options_.bytes, until the first capture
   bool deferring_ = false;
   bool capturing_ = true;  // false once a capture has failed
+  StreamGuard* guard_ = nullptr;
   std::vector<KernelCall> waiting_;
-  Sequences remembered_;  // the last used first
+  bool exchanges_ = false;  // some of what waits are
+  bool whole_ = true;       // all exchanges of what is being launched got to the stream
+  Sequences remembered_;    // the last used first
   std::unordered_map<uint64_t, Sequences::iterator> by_hash_;
   int64_t remembered_calls_ = 0;
 };

@@ -50,11 +50,12 @@ class Nccl {
   virtual NcclResult InitRank(NcclComm* comm, int world, const NcclId& id, int rank) = 0;
   // ncclCommGetAsyncError.
   virtual NcclResult GetAsyncError(NcclComm comm, NcclResult* error) = 0;
-  // Frees the communicator, ends what is under way and waits for nobody.
+  // Frees the communicator and ends what is under way, on streams, too; waits for no peer, but for
+  // graphs that have captured its transfers to be destroyed.
   virtual NcclResult Abort(NcclComm comm) = 0;
 
-  // Between GroupStart() and GroupEnd(), whose calls go to the stream together once
-  // GetAsyncError() is no longer in progress. Of floats.
+  // Between GroupStart() and GroupEnd(), whose calls go to the stream together, or to its capture,
+  // once GetAsyncError() is no longer in progress. Of floats.
   virtual NcclResult GroupStart() = 0;
   virtual NcclResult GroupEnd() = 0;
   virtual NcclResult Send(const float* from, size_t count, int peer, NcclComm comm,

@@ -4,7 +4,6 @@
 #include <thread>
 #include <utility>
 
-#include "base/check.h"
 #include "base/status.h"
 
 namespace facet::cuda {
@@ -17,23 +16,23 @@ bool IsFine(NcclResult result) {
 
 }  // namespace
 
-NcclLink::NcclLink(Nccl* nccl, Communicator* host, Stream stream, const NcclOptions& options)
-    : nccl_(nccl), host_(host), stream_(stream), options_(options) {}
-
-NcclLink::~NcclLink() {
-  Abort();
-  if (passed_ != nullptr) DestroyEvent(passed_);
+int RunTransfers(Stream stream, const Transfers& transfers) {
+  return transfers.link->Put(transfers.list, stream).ok() ? 0 : kTransfersFailed;
 }
+
+NcclLink::NcclLink(Nccl* nccl, Communicator* host, const NcclOptions& options)
+    : nccl_(nccl), host_(host), options_(options), timeout_(options.attach_timeout) {}
+
+NcclLink::~NcclLink() { Abort(); }
 
 // What NCCL says of aborting changes nothing: the communicator is given up.
 void NcclLink::Abort() {
   if (comm_ != nullptr) nccl_->Abort(std::exchange(comm_, nullptr));
 }
 
-absl::Status NcclLink::Form(const NcclId& id, Clock::time_point deadline) {
-  FACET_ASSIGN_OR_RETURN(passed_, MakeEvent());
+absl::Status NcclLink::Form(const NcclId& id) {
   FACET_RETURN_IF_ERROR(StatusOf(nccl_->InitRank(&comm_, host_->world(), id, host_->rank())));
-  return Await(deadline, [this] { return Settled(); });
+  return Poll([](bool in_progress) { return !in_progress; });
 }
 
 absl::Status NcclLink::StatusOf(NcclResult result) {
@@ -41,55 +40,48 @@ absl::Status NcclLink::StatusOf(NcclResult result) {
   return Internal("NCCL: {}", nccl_->Describe(result, comm_));
 }
 
-absl::StatusOr<bool> NcclLink::Settled() {
-  NcclResult error = NcclResult::kSuccess;
-  FACET_RETURN_IF_ERROR(StatusOf(nccl_->GetAsyncError(comm_, &error)));
-  FACET_RETURN_IF_ERROR(StatusOf(error));
-  return error == NcclResult::kSuccess;
+absl::Status NcclLink::Put(std::span<const Transfer> transfers, Stream stream) {
+  return error_ = PutTogether(transfers, stream);
 }
 
-void NcclLink::Note(NcclResult result) {
-  if (IsFine(noted_)) noted_ = result;
+absl::Status NcclLink::PutTogether(std::span<const Transfer> transfers, Stream stream) {
+  if (transfers.empty()) return absl::OkStatus();
+  NcclResult noted = nccl_->GroupStart();
+  const auto note = [&noted](NcclResult result) {
+    if (IsFine(noted)) noted = result;
+  };
+  for (const Transfer& transfer : transfers) note(Issue(transfer, stream));
+  note(nccl_->GroupEnd());
+  FACET_RETURN_IF_ERROR(StatusOf(noted));
+  return Poll([](bool in_progress) { return !in_progress; });
 }
 
-void NcclLink::Begin() { noted_ = nccl_->GroupStart(); }
-
-void NcclLink::Send(const float* from, int64_t count, int peer) {
-  if (count > 0) Note(nccl_->Send(from, static_cast<size_t>(count), peer, comm_, stream_));
+NcclResult NcclLink::Issue(const Transfer& transfer, Stream stream) {
+  const auto count = static_cast<size_t>(transfer.count);
+  if (transfer.to == nullptr) {
+    return nccl_->Send(transfer.from, count, transfer.peer, comm_, stream);
+  }
+  if (transfer.from == nullptr) {
+    return nccl_->Receive(transfer.to, count, transfer.peer, comm_, stream);
+  }
+  return nccl_->AllGather(transfer.from, transfer.to, count, comm_, stream);
 }
 
-void NcclLink::Receive(float* to, int64_t count, int peer) {
-  if (count > 0) Note(nccl_->Receive(to, static_cast<size_t>(count), peer, comm_, stream_));
-}
-
-void NcclLink::AllGather(const float* from, int64_t count, float* to) {
-  if (count > 0) Note(nccl_->AllGather(from, to, static_cast<size_t>(count), comm_, stream_));
-}
-
-absl::Status NcclLink::End(Clock::time_point deadline) {
-  Note(nccl_->GroupEnd());
-  FACET_RETURN_IF_ERROR(StatusOf(noted_));
-  return Await(deadline, [this] { return Settled(); });
-}
-
-absl::Status NcclLink::Finish(Clock::time_point deadline) {
-  FACET_RETURN_IF_ERROR(Record(passed_, stream_));
-  return Await(deadline, [this]() -> absl::StatusOr<bool> {
-    FACET_ASSIGN_OR_RETURN(const bool settled, Settled());
-    if (!settled) return false;
-    return Passed(passed_);
-  });
+absl::Status NcclLink::Await(const std::function<bool()>& done) {
+  return Poll([&done](bool) { return done(); });
 }
 
 template <typename Done>
-absl::Status NcclLink::Await(Clock::time_point deadline, const Done& done) {
+absl::Status NcclLink::Poll(const Done& done) {
   const Clock::time_point begin = Clock::now();
   std::optional<Clock::time_point> gone;  // since when a peer is
   for (int look = 1;; ++look) {
-    FACET_ASSIGN_OR_RETURN(const bool ended, done());
-    if (ended) return absl::OkStatus();
+    NcclResult error = NcclResult::kSuccess;
+    FACET_RETURN_IF_ERROR(StatusOf(nccl_->GetAsyncError(comm_, &error)));
+    FACET_RETURN_IF_ERROR(StatusOf(error));
+    if (done(error == NcclResult::kInProgress)) return absl::OkStatus();
     const Clock::time_point now = Clock::now();
-    if (now >= deadline) return DeadlineExceeded("it did not end in time on the device");
+    if (now >= begin + timeout_) return DeadlineExceeded("it did not end in time on the device");
     if (look % options_.looks_at_device == 0) {
       const absl::Status group = host_->Look();
       if (!group.ok() && !absl::IsUnavailable(group)) return group;

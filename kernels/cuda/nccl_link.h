@@ -3,11 +3,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <span>
 
 #include "absl/status/status.h"
 #include "kernels/collectives/communicator.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/nccl_api.h"
+#include "kernels/cuda/transfers.h"
 
 namespace facet::cuda {
 
@@ -20,8 +23,9 @@ struct NcclOptions {
   int64_t slice_bytes_min = int64_t{1} << 20;
   // For forming a group, in which NCCL connects every pair of ranks.
   std::chrono::milliseconds attach_timeout{30'000};
-  // How long a wait looks again and again before it naps between two looks, and for how long.
-  std::chrono::microseconds spin{1'000};
+  // How long a wait looks again and again, as long as a decoding step may take, before it naps
+  // between two looks, and for how long.
+  std::chrono::microseconds spin{10'000};
   std::chrono::microseconds nap{50};
   // Looks at NCCL between two looks at the host's communicator.
   int looks_at_device = 16;
@@ -38,43 +42,43 @@ class NcclLink {
   using Clock = std::chrono::steady_clock;
 
   // Borrows all; nobody else uses `host` meanwhile.
-  NcclLink(Nccl* nccl, Communicator* host, Stream stream, const NcclOptions& options);
+  NcclLink(Nccl* nccl, Communicator* host, const NcclOptions& options);
   NcclLink(const NcclLink&) = delete;
   NcclLink& operator=(const NcclLink&) = delete;
   ~NcclLink();  // aborts
 
-  absl::Status Form(const NcclId& id, Clock::time_point deadline);
+  // For every wait from now on.
+  void SetTimeout(std::chrono::milliseconds timeout) { timeout_ = timeout; }
 
-  // Transfers between Begin() and End() go together, after what is on the stream; when End()
-  // returns they are on it. A peer receives as many floats as it is sent; 0 of them are no
-  // transfer.
-  void Begin();
-  void Send(const float* from, int64_t count, int peer);
-  void Receive(float* to, int64_t count, int peer);
-  void AllGather(const float* from, int64_t count, float* to);
-  absl::Status End(Clock::time_point deadline);
+  absl::Status Form(const NcclId& id);
 
-  // Until all that is on the stream is done.
-  absl::Status Finish(Clock::time_point deadline);
+  // Puts transfers on the stream, which go together: they are on it when it returns, and wait there
+  // for what was before them and for the peers.
+  absl::Status Put(std::span<const Transfer> transfers, Stream stream);
+  // What the last Put() returned.
+  const absl::Status& error() const { return error_; }
 
-  // Ends what is under way here; peers are not told. Nothing but the destructor may follow.
+  // Until `done`.
+  absl::Status Await(const std::function<bool()>& done);
+
+  // Ends what is under way here, on the stream, too; peers are not told. REQUIRES: all graphs that
+  // have captured transfers of it have been destroyed. Nothing but the destructor may follow.
   void Abort();
 
  private:
+  // `done` after NCCL has been asked and had no error; it is told whether NCCL is in progress.
   template <typename Done>
-  absl::Status Await(Clock::time_point deadline, const Done& done);
-  void Note(NcclResult result);
+  absl::Status Poll(const Done& done);
+  NcclResult Issue(const Transfer& transfer, Stream stream);
+  absl::Status PutTogether(std::span<const Transfer> transfers, Stream stream);
   absl::Status StatusOf(NcclResult result);
-  // Whether NCCL has done what it was last told to, or its error.
-  absl::StatusOr<bool> Settled();
 
   Nccl* const nccl_;
   Communicator* const host_;
-  const Stream stream_;
   const NcclOptions options_;
+  std::chrono::milliseconds timeout_;
   NcclComm comm_ = nullptr;
-  Event passed_ = nullptr;
-  NcclResult noted_ = NcclResult::kSuccess;  // the first error since Begin()
+  absl::Status error_;
 };
 
 }  // namespace facet::cuda

@@ -53,14 +53,18 @@ class NvtxDevice final : public ForwardingDevice {
     ForwardingDevice::EndStep();
     EndRange();
   }
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override {
+  void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                 float scale, Floats out) override {
     const Range range(domain_, "embedding", static_cast<int64_t>(rows.size()));
-    ForwardingDevice::EmbedRows(table, rows, scale, out);
+    ForwardingDevice::EmbedRows(table, first_token, rows, scale, out);
   }
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
     const Range range(domain_, "gather", static_cast<int64_t>(rows.size()));
     ForwardingDevice::GatherRows(x, rows, width, out);
+  }
+  void GatherBrought(const BroughtRows& brought, int width, Floats out) override {
+    const Range range(domain_, "gather", static_cast<int64_t>(brought.rows.size()));
+    ForwardingDevice::GatherBrought(brought, width, out);
   }
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
     const Range range(domain_, "norm", rows);
@@ -104,13 +108,17 @@ class NvtxDevice final : public ForwardingDevice {
     const Range range(domain_, "head", static_cast<int64_t>(search.queries.size()));
     ForwardingDevice::SearchHead(search, replies);
   }
-  void AskHead(const HeadSearch& search) override {
+  void AskHead(const HeadSearch& search, Floats best) override {
     const Range range(domain_, "head", static_cast<int64_t>(search.queries.size()));
-    ForwardingDevice::AskHead(search);
+    ForwardingDevice::AskHead(search, best);
   }
-  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
-    const Range range(domain_, "replies", static_cast<int64_t>(replies.size()));
-    return ForwardingDevice::ReadReplies(replies);
+  void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) override {
+    const Range range(domain_, "best of all ranks", static_cast<int64_t>(keep.size()));
+    ForwardingDevice::KeepBest(all, ranks, keep);
+  }
+  absl::Status ReadBest(std::span<BestToken> tokens) override {
+    const Range range(domain_, "tokens", static_cast<int64_t>(tokens.size()));
+    return ForwardingDevice::ReadBest(tokens);
   }
 
  private:

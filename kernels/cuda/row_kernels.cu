@@ -14,37 +14,50 @@ __global__ void GatherKernel(const float* x, const int32_t* rows, int width, flo
   for (int i = ThreadIndex().x; i < width; i += kThreads) out[row * width + i] = from[i];
 }
 
-__global__ void EmbedKernel(TensorType type, const uint8_t* table, int64_t row_bytes,
-                            const int32_t* rows, const int32_t* kept, int width, float scale,
-                            float* out) {
+__global__ void EmbedKernel(EmbeddedRows args) {
   const int64_t row = BlockIndex().x;
-  const int32_t named = rows[row];
-  const uint8_t* from = table + (named < 0 ? kept[-1 - named] : named) * row_bytes;
-  for (int i = ThreadIndex().x; i < width; i += kThreads) {
-    out[row * width + i] = MulRn(ElementAt(type, from, i), scale);
+  const int32_t named = args.rows[row];
+  const int64_t at = named < 0 ? args.kept[-1 - named] - args.first_token : named;
+  const bool found = at >= 0 && at < args.table_rows;
+  const uint8_t* from = args.table + at * args.row_bytes;
+  float* out = args.out + row * args.width;
+  for (int i = ThreadIndex().x; i < args.width; i += kThreads) {
+    out[i] = found ? MulRn(ElementAt(args.type, from, i), args.scale) : 0.0f;
+  }
+}
+
+__global__ void BroughtKernel(RowsOfRanks args) {
+  const int64_t row = BlockIndex().x;
+  const BroughtRow named = args.rows[row];
+  int64_t at = named.row;
+  if (named.place >= 0) {
+    const int32_t token = args.kept[named.place];
+    int owner = 0;
+    while (owner + 1 < args.ranks && token >= args.token_ends[owner]) ++owner;
+    at += args.begins[owner];
+  }
+  const float* from = args.x + at * args.width;
+  for (int i = ThreadIndex().x; i < args.width; i += kThreads) {
+    args.out[row * args.width + i] = from[i];
   }
 }
 
 __global__ void RmsNormKernel(const float* x, int width, const float* weight, float epsilon,
                               float* out) {
-  SharedMemory memory;
-  const Shared<float> scratch = memory.Array<float>(1);
   const int64_t first = int64_t{BlockIndex().x} * width;
-  const float inverse = InverseNorm(x + first, width, epsilon, scratch);
+  const float inverse = InverseNorm(x + first, width, epsilon);
   for (int i = ThreadIndex().x; i < width; i += kThreads) {
     out[first + i] = MulRn(MulRn(x[first + i], inverse), weight[i]);
   }
 }
 
 __global__ void ResidualNormKernel(ResidualNormRows args) {
-  SharedMemory memory;
-  const Shared<float> scratch = memory.Array<float>(2);
   const int64_t first = int64_t{BlockIndex().x} * args.width;
   float* residual = args.residual + first;
   const float* update = args.update + first;
   const int thread = ThreadIndex().x;
   if (args.post_weight != nullptr) {
-    const float inverse = InverseNorm(update, args.width, args.epsilon, scratch);
+    const float inverse = InverseNorm(update, args.width, args.epsilon);
     for (int i = thread; i < args.width; i += kThreads) {
       const float normed = MulRn(MulRn(update[i], inverse), args.post_weight[i]);
       residual[i] = AddRn(residual[i], normed);
@@ -55,7 +68,7 @@ __global__ void ResidualNormKernel(ResidualNormRows args) {
     }
   }
   Barrier();  // one warp now reads the whole sum
-  const float inverse = InverseNorm(residual, args.width, args.epsilon, scratch.From(1));
+  const float inverse = InverseNorm(residual, args.width, args.epsilon);
   for (int i = thread; i < args.width; i += kThreads) {
     args.out[first + i] = MulRn(MulRn(residual[i], inverse), args.next_weight[i]);
   }
@@ -75,9 +88,7 @@ LaunchShape ElementShape(int64_t size) {
   return {{static_cast<unsigned>((size + kThreads - 1) / kThreads)}, {kThreads}, 0};
 }
 
-LaunchShape RowShape(int rows, uint32_t shared_floats = 0) {
-  return {{static_cast<unsigned>(rows)}, {kThreads}, shared_floats * uint32_t{sizeof(float)}};
-}
+LaunchShape RowShape(int rows) { return {{static_cast<unsigned>(rows)}, {kThreads}, 0}; }
 
 }  // namespace
 
@@ -87,23 +98,25 @@ int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, in
   return Launch(stream, RowShape(count), GatherKernel, x, rows, width, out);
 }
 
-int EmbedRows(Stream stream, TensorType type, const uint8_t* table, int64_t row_bytes,
-              const int32_t* rows, const int32_t* kept, int count, int width, float scale,
-              float* out) {
-  if (count == 0) return 0;
-  return Launch(stream, RowShape(count), EmbedKernel, type, table, row_bytes, rows, kept, width,
-                scale, out);
+int EmbedRows(Stream stream, const EmbeddedRows& args) {
+  if (args.count == 0) return 0;
+  return Launch(stream, RowShape(args.count), EmbedKernel, args);
+}
+
+int GatherBrought(Stream stream, const RowsOfRanks& args) {
+  if (args.count == 0) return 0;
+  return Launch(stream, RowShape(args.count), BroughtKernel, args);
 }
 
 int RmsNorm(Stream stream, const float* x, int rows, int width, const float* weight, float epsilon,
             float* out) {
   if (rows == 0) return 0;
-  return Launch(stream, RowShape(rows, 4), RmsNormKernel, x, width, weight, epsilon, out);
+  return Launch(stream, RowShape(rows), RmsNormKernel, x, width, weight, epsilon, out);
 }
 
 int ResidualNorm(Stream stream, const ResidualNormRows& args) {
   if (args.rows == 0) return 0;
-  return Launch(stream, RowShape(args.rows, 4), ResidualNormKernel, args);
+  return Launch(stream, RowShape(args.rows), ResidualNormKernel, args);
 }
 
 int SoftCap(Stream stream, float* x, int64_t size, float cap) {

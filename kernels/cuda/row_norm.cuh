@@ -6,10 +6,10 @@
 namespace facet::cuda {
 
 // 1 / sqrt(mean of squares + epsilon) of a row, the same for every thread of the block; the block
-// calls it. Half a warp reads the row: sixteen accumulators are what the canonical order has.
-// Uses one float of `scratch`, which nobody else may touch until the next barrier.
-__device__ __forceinline__ float InverseNorm(const float* x, int width, float epsilon,
-                                             Shared<float> scratch) {
+// calls it, with a barrier before it calls it again. Half a warp reads the row: sixteen accumulators
+// are what the canonical order has.
+__device__ __forceinline__ float InverseNorm(const float* x, int width, float epsilon) {
+  FACET_SHARED(float, inverse, 1);
   const int thread = ThreadIndex().x;
   if (thread < kWarpSize) {
     float a = 0;
@@ -18,10 +18,10 @@ __device__ __forceinline__ float InverseNorm(const float* x, int width, float ep
       for (int i = thread; i < width; i += 16) a = FmaRn(x[i], x[i], a);
     }
     const float mean = DivRn(TreeOfLanes(a), static_cast<float>(width));
-    if (thread == 0) scratch[0] = DivRn(1.0f, SqrtRn(AddRn(mean, epsilon)));
+    if (thread == 0) inverse[0] = DivRn(1.0f, SqrtRn(AddRn(mean, epsilon)));
   }
   Barrier();
-  return scratch[0];
+  return inverse[0];
 }
 
 }  // namespace facet::cuda

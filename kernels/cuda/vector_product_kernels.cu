@@ -196,12 +196,11 @@ struct Plain {
   }
 };
 
-// The team's sums of one matrix, the same in all its lanes. With several parts, `sums` has room for
-// those of all warps.
+// The team's sums of one matrix, the same in all its lanes.
 template <typename Weights, int kRows>
 __device__ __forceinline__ void Sum(const LeafProducts& args, const uint8_t* weights,
-                                    const Share& share, const Shared<float>& sums,
-                                    float (&acc)[kOutputs][kRows]) {
+                                    const Share& share, float (&acc)[kOutputs][kRows]) {
+  FACET_SHARED(float, sums, kWarps * kOutputs * kRows);  // where there are several parts
   const int lane = ThreadIndex().x % kWarpSize;
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o) {
@@ -242,12 +241,10 @@ __device__ __forceinline__ void Sum(const LeafProducts& args, const uint8_t* wei
   }
 }
 
-// `team`: 1, or kWarps, and with it shared memory for kWarps * kOutputs * kRows sums.
+// `team`: 1, or kWarps.
 template <typename Weights, int kRows>
 __global__ void VectorProductKernel(LeafProducts args, int team) {
   static_assert(kOutputs * kRows <= kWarpSize, "a lane stores one result");
-  SharedMemory memory;
-  const Shared<float> sums = memory.Array<float>(team > 1 ? kWarps * kOutputs * kRows : 0);
   const int lane = ThreadIndex().x % kWarpSize;
   const int warp = ThreadIndex().x / kWarpSize;
   Share share;
@@ -257,10 +254,10 @@ __global__ void VectorProductKernel(LeafProducts args, int team) {
   share.root = BlockIndex().y;
   if (share.first_row >= args.rows) return;  // whole teams
   float acc[kOutputs][kRows];
-  Sum<Weights, kRows>(args, args.weights, share, sums, acc);
+  Sum<Weights, kRows>(args, args.weights, share, acc);
   if (args.gate != Gate::kNone) {
     float up[kOutputs][kRows];
-    Sum<Weights, kRows>(args, args.up, share, sums, up);
+    Sum<Weights, kRows>(args, args.up, share, up);
 #pragma unroll
     for (int o = 0; o < kOutputs; ++o) {
 #pragma unroll
@@ -287,7 +284,7 @@ int LaunchRows(Stream stream, const LeafProducts& args) {
   const LaunchShape shape{{static_cast<unsigned>((args.rows + rows - 1) / rows),
                            static_cast<unsigned>(args.leaves)},
                           {kWarps * kWarpSize},
-                          team > 1 ? kWarps * kOutputs * kRows * uint32_t{sizeof(float)} : 0};
+                          0};
   return Launch(stream, shape, VectorProductKernel<Weights, kRows>, args, team);
 }
 

@@ -35,18 +35,19 @@ __global__ void EditKernel(LogitRows rows) {
 }
 
 // The block's largest value, or smallest flag as 0 and 1; every thread gets it.
-__device__ __forceinline__ float LargestOfBlock(float value, Shared<float> scratch) {
+__device__ __forceinline__ float LargestOfBlock(float value) {
+  FACET_SHARED(float, of_warp, kThreads / kWarpSize);
   for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
     const float other = ShuffleXor(value, mask);
     value = value < other ? other : value;
   }
   const int warp = ThreadIndex().x / kWarpSize;
-  Barrier();  // the last use of scratch is over
-  if (ThreadIndex().x % kWarpSize == 0) scratch[warp] = value;
+  Barrier();  // what the call before left has been read
+  if (ThreadIndex().x % kWarpSize == 0) of_warp[warp] = value;
   Barrier();
-  float largest = scratch[0];
+  float largest = of_warp[0];
   for (int i = 1; i < kThreads / kWarpSize; ++i) {
-    const float other = scratch[i];
+    const float other = of_warp[i];
     largest = largest < other ? other : largest;
   }
   return largest;
@@ -66,8 +67,6 @@ __device__ __forceinline__ float SumOfSlice(const float* logits, int size, float
 // One slice of one row per block.
 __global__ void SumSlicesKernel(LogitRows rows, const int32_t* starts, int slices,
                                 SliceOnDevice* out) {
-  SharedMemory memory;
-  const Shared<float> scratch = memory.Array<float>(kThreads / kWarpSize);
   const int slice = BlockIndex().x;
   const int64_t row = BlockIndex().y;
   const int begin = starts[slice];
@@ -80,9 +79,9 @@ __global__ void SumSlicesKernel(LogitRows rows, const int32_t* starts, int slice
     raw_max = raw_max < raw[i] ? raw[i] : raw_max;
     if (!(processed[i] < Infinity()) || !(raw[i] < Infinity())) bad = 1;
   }
-  max = LargestOfBlock(max, scratch);
-  raw_max = LargestOfBlock(raw_max, scratch);
-  bad = LargestOfBlock(bad, scratch);
+  max = LargestOfBlock(max);
+  raw_max = LargestOfBlock(raw_max);
+  bad = LargestOfBlock(bad);
   if (ThreadIndex().x >= kWarpSize) return;
   const QueryOnDevice query = rows.queries[row];
   SliceOnDevice result = {max, 0, raw_max, 0, bad == 0};
@@ -91,7 +90,8 @@ __global__ void SumSlicesKernel(LogitRows rows, const int32_t* starts, int slice
   if (ThreadIndex().x == 0) out[row * slices + slice] = result;
 }
 
-// A larger key comes first: by value descending, then by id ascending. No candidate's key is 0.
+// As kernels/best_key.h has it: a larger key comes first, and no candidate's is 0 or kNotFiniteKey.
+constexpr uint64_t kNotFiniteKey = ~uint64_t{0};
 __device__ __forceinline__ uint64_t KeyOf(float value, int32_t id) {
   uint32_t bits = FloatBits(AddRn(value, 0.0f));  // -0 counts as 0
   bits = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
@@ -138,8 +138,7 @@ __device__ __forceinline__ void KeepBest(Shared<uint64_t> keys, int count, uint6
 }
 
 __global__ void FirstKeysKernel(LogitRows rows, bool raw, int count, uint64_t* to) {
-  SharedMemory memory;
-  const Shared<uint64_t> keys = memory.Array<uint64_t>(kChunk);
+  FACET_SHARED(uint64_t, keys, kChunk);
   for (int i = ThreadIndex().x; i < kChunk; i += kThreads) {
     const int64_t at = int64_t{BlockIndex().x} * kChunk + i;
     keys[i] = at < rows.size ? KeyOf(OrderOf(rows, BlockIndex().y, raw, at),
@@ -151,8 +150,7 @@ __global__ void FirstKeysKernel(LogitRows rows, bool raw, int count, uint64_t* t
 
 // from: [rows, size].
 __global__ void MoreKeysKernel(const uint64_t* from, int64_t size, int count, uint64_t* to) {
-  SharedMemory memory;
-  const Shared<uint64_t> keys = memory.Array<uint64_t>(kChunk);
+  FACET_SHARED(uint64_t, keys, kChunk);
   for (int i = ThreadIndex().x; i < kChunk; i += kThreads) {
     const int64_t at = int64_t{BlockIndex().x} * kChunk + i;
     keys[i] = at < size ? from[BlockIndex().y * size + at] : 0;
@@ -170,8 +168,30 @@ __global__ void CandidatesKernel(LogitRows rows, bool raw, int count, const uint
   const int64_t at = id - rows.first_id;
   out[row * count + i] = {OrderOf(rows, row, raw, at), rows.processed[row * rows.size + at],
                           rows.logits[row * rows.size + at], id};
-  const int32_t place = rows.queries[row].place;
-  if (i == 0 && !raw && place >= 0) rows.kept[place] = id;
+}
+
+// keys: [rows]. A thread per row.
+__global__ void BestKernel(const SliceOnDevice* sums, int rows, int slices, const uint64_t* keys,
+                           uint64_t* best) {
+  const int64_t row = int64_t{BlockIndex().x} * kThreads + ThreadIndex().x;
+  if (row >= rows) return;
+  bool finite = true;
+  for (int i = 0; i < slices; ++i) finite &= sums[row * slices + i].finite != 0;
+  best[row] = finite ? keys[row] : kNotFiniteKey;
+}
+
+// A thread per row.
+__global__ void KeepKernel(KeysOfRanks args) {
+  const int64_t row = int64_t{BlockIndex().x} * kThreads + ThreadIndex().x;
+  if (row >= args.rows) return;
+  uint64_t best = 0;
+  for (int rank = 0; rank < args.ranks; ++rank) {
+    const uint64_t key = args.all[int64_t{rank} * args.rows + row];
+    best = best < key ? key : best;
+  }
+  args.winners[row] = best;
+  const int32_t place = args.places[row];
+  if (place >= 0) args.kept[place] = best == 0 ? 0 : IdOf(best);
 }
 
 unsigned Parts(int64_t size, int part) { return static_cast<unsigned>((size + part - 1) / part); }
@@ -193,33 +213,56 @@ int SumSlices(Stream stream, const LogitRows& rows, const int32_t* starts, int s
   if (rows.rows == 0 || slices == 0) return 0;
   const LaunchShape shape{{static_cast<unsigned>(slices), static_cast<unsigned>(rows.rows)},
                           {kThreads},
-                          kThreads / kWarpSize * uint32_t{sizeof(float)}};
+                          0};
   return Launch(stream, shape, SumSlicesKernel, rows, starts, slices, out);
 }
 
 int64_t TopKeys(int64_t size, int count) { return int64_t{Parts(size, kChunk)} * count; }
 
-int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
-              CandidateOnDevice* out) {
+// The keys of the best `count` of every row, in one of the two lists.
+static int SortKeys(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
+                    const uint64_t** keys) {
   const unsigned y = static_cast<unsigned>(rows.rows);
-  const uint32_t shared = kChunk * uint32_t{sizeof(uint64_t)};
   uint64_t* from = lists;
   uint64_t* to = lists + rows.rows * TopKeys(rows.size, count);
   unsigned chunks = Parts(rows.size, kChunk);
-  int code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, shared}, FirstKeysKernel, rows, raw,
+  int code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, 0}, FirstKeysKernel, rows, raw,
                     count, from);
   while (code == 0 && chunks > 1) {
     const int64_t size = int64_t{chunks} * count;
     chunks = Parts(size, kChunk);
-    code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, shared}, MoreKeysKernel, from, size,
+    code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, 0}, MoreKeysKernel, from, size,
                   count, to);
     uint64_t* const swapped = from;
     from = to;
     to = swapped;
   }
+  *keys = from;
+  return code;
+}
+
+int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
+              CandidateOnDevice* out) {
+  const uint64_t* keys = nullptr;
+  const int code = SortKeys(stream, rows, raw, count, lists, &keys);
   if (code != 0) return code;
-  const LaunchShape shape{{Parts(count, kThreads), y}, {kThreads}, 0};
-  return Launch(stream, shape, CandidatesKernel, rows, raw, count, from, out);
+  const LaunchShape shape{{Parts(count, kThreads), static_cast<unsigned>(rows.rows)}, {kThreads}, 0};
+  return Launch(stream, shape, CandidatesKernel, rows, raw, count, keys, out);
+}
+
+int SelectBest(Stream stream, const LogitRows& rows, const SliceOnDevice* sums, int slices,
+               uint64_t* lists, uint64_t* best) {
+  const uint64_t* keys = nullptr;
+  const int code = SortKeys(stream, rows, false, 1, lists, &keys);
+  if (code != 0) return code;
+  const LaunchShape shape{{Parts(rows.rows, kThreads)}, {kThreads}, 0};
+  return Launch(stream, shape, BestKernel, sums, rows.rows, slices, keys, best);
+}
+
+int KeepBest(Stream stream, const KeysOfRanks& args) {
+  if (args.rows == 0) return 0;
+  const LaunchShape shape{{Parts(args.rows, kThreads)}, {kThreads}, 0};
+  return Launch(stream, shape, KeepKernel, args);
 }
 
 }  // namespace facet::cuda

@@ -34,6 +34,12 @@ absl::StatusOr<AlignedBuffer> AlignedBuffer::Make(size_t bytes) {
   return buffer;
 }
 
+absl::StatusOr<AlignedBuffer> AlignedBuffer::MakeLarge(size_t bytes) {
+  FACET_ASSIGN_OR_RETURN(AlignedBuffer buffer, Make(bytes));
+  if (buffer.mapped_) ::madvise(buffer.data_, bytes, MADV_HUGEPAGE);  // a hint
+  return buffer;
+}
+
 AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept { *this = std::move(other); }
 
 AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {

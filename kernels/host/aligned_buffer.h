@@ -14,6 +14,9 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   // ResourceExhausted where the system gives no more.
   static absl::StatusOr<AlignedBuffer> Make(size_t bytes);
+  // The same for what is written as a whole at once, and read in streams: lies in the processor's
+  // large pages where the system has them, which also come faster.
+  static absl::StatusOr<AlignedBuffer> MakeLarge(size_t bytes);
 
   AlignedBuffer(AlignedBuffer&& other) noexcept;
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;

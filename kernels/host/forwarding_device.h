@@ -43,12 +43,15 @@ class ForwardingDevice : public Device {
   void Synchronize() override { inner_->Synchronize(); }
   void BeginStep(const StepLayout& layout) override { inner_->BeginStep(layout); }
   void NarrowStep(const StepLayout& layout) override { inner_->NarrowStep(layout); }
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override {
-    inner_->EmbedRows(table, rows, scale, out);
+  void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                 float scale, Floats out) override {
+    inner_->EmbedRows(table, first_token, rows, scale, out);
   }
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override {
     inner_->GatherRows(x, rows, width, out);
+  }
+  void GatherBrought(const BroughtRows& brought, int width, Floats out) override {
+    inner_->GatherBrought(brought, width, out);
   }
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override {
     inner_->RmsNorm(x, rows, width, weight, epsilon, out);
@@ -78,11 +81,12 @@ class ForwardingDevice : public Device {
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override {
     inner_->SearchHead(search, replies);
   }
-  void AskHead(const HeadSearch& search) override { inner_->AskHead(search); }
-  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
-    return inner_->ReadReplies(replies);
+  void AskHead(const HeadSearch& search, Floats best) override { inner_->AskHead(search, best); }
+  void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) override {
+    inner_->KeepBest(all, ranks, keep);
   }
-  void DropReplies() override { inner_->DropReplies(); }
+  absl::Status ReadBest(std::span<BestToken> tokens) override { return inner_->ReadBest(tokens); }
+  void DropBest() override { inner_->DropBest(); }
   HeadReads head_reads() const override { return inner_->head_reads(); }
   void EndStep() override { inner_->EndStep(); }
 

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "kernels/best_key.h"
 
 namespace facet {
 
@@ -28,29 +29,53 @@ absl::Status HostDevice::AllocateTokens(int places) {
   return absl::OkStatus();
 }
 
-int32_t HostDevice::TableRow(int32_t row) const {
-  return IsKept(row) ? tokens_.at(static_cast<size_t>(PlaceOfKept(row))) : row;
+std::optional<int32_t> HostDevice::TableRow(const Matrix& table, int32_t first_token,
+                                            int32_t row) const {
+  if (!IsKept(row)) {
+    FACET_CHECK(row < table.rows(), "row {} of {}", row, table.rows());
+    return row;
+  }
+  const int32_t kept = tokens_.at(static_cast<size_t>(PlaceOfKept(row))) - first_token;
+  return kept >= 0 && kept < table.rows() ? std::optional(kept) : std::nullopt;
 }
 
-void HostDevice::Keep(const HeadSearch& search, std::span<const CandidateReply> replies) {
-  for (size_t i = 0; i < search.keep.size(); ++i) {
-    if (search.keep[i] < 0) continue;
-    const bool found = !replies[i].best.empty();  // else the logits are not finite
-    tokens_.at(static_cast<size_t>(search.keep[i])) =
-        found ? replies[i].best.front().id : search.slices->first_id;
+void HostDevice::AskHead(const HeadSearch& search, Floats best) {
+  FACET_CHECK(!search.agree, "an answer that others wait for cannot be read later");
+  const auto rows = static_cast<int64_t>(search.queries.size());
+  FACET_CHECK(rows * kBestKeyFloats <= best.size, "{} keys in {} floats", rows, best.size);
+  std::vector<CandidateReply> replies(search.queries.size());
+  SearchHead(search, replies);
+  float* to = best.data;
+  for (const CandidateReply& reply : replies) {
+    BestKey key = reply.finite ? kNoKey : kNotFiniteKey;
+    if (!reply.best.empty()) key = BestKeyOf(reply.best[0].order, reply.best[0].id);
+    std::memcpy(to, &key, sizeof(key));
+    to += kBestKeyFloats;
   }
 }
 
-void HostDevice::AskHead(const HeadSearch& search) {
-  FACET_CHECK(!search.agree, "an answer that others wait for cannot be read later");
-  SearchHead(search, asked_.emplace_back(search.queries.size()));
+void HostDevice::KeepBest(Floats all, int ranks, std::span<const int32_t> keep) {
+  const size_t rows = keep.size();
+  FACET_CHECK(static_cast<int64_t>(ranks * rows) * kBestKeyFloats <= all.size,
+              "{} rows of {} ranks", rows, ranks);
+  std::vector<BestToken>& tokens = unread_.emplace_back(rows);
+  for (size_t row = 0; row < rows; ++row) {
+    BestKey best = kNoKey;
+    for (size_t rank = 0; rank < static_cast<size_t>(ranks); ++rank) {
+      BestKey key = kNoKey;
+      std::memcpy(&key, all.data + (rank * rows + row) * kBestKeyFloats, sizeof(key));
+      best = std::max(best, key);
+    }
+    tokens[row] = BestTokenOf(best);
+    if (keep[row] >= 0) tokens_.at(static_cast<size_t>(keep[row])) = tokens[row].id;
+  }
 }
 
-absl::Status HostDevice::ReadReplies(std::span<CandidateReply> replies) {
-  FACET_CHECK(!asked_.empty() && asked_.front().size() == replies.size(), "{} replies",
-              replies.size());
-  std::move(asked_.front().begin(), asked_.front().end(), replies.begin());
-  asked_.pop_front();
+absl::Status HostDevice::ReadBest(std::span<BestToken> tokens) {
+  FACET_CHECK(!unread_.empty() && unread_.front().size() == tokens.size(), "{} tokens",
+              tokens.size());
+  std::copy(unread_.front().begin(), unread_.front().end(), tokens.begin());
+  unread_.pop_front();
   return absl::OkStatus();
 }
 
@@ -90,6 +115,20 @@ void HostDevice::GatherRows(Floats x, std::span<const int32_t> rows, int width, 
     FACET_CHECK(row >= 0 && (int64_t{row} + 1) * width <= x.size, "row {}", row);
     to = std::copy_n(x.data + int64_t{row} * width, width, to);
   }
+}
+
+void HostDevice::GatherBrought(const BroughtRows& brought, int width, Floats out) {
+  gathered_.clear();
+  for (const BroughtRow& row : brought.rows) {
+    int32_t begin = 0;
+    if (row.place >= 0) {
+      const int32_t token = tokens_.at(static_cast<size_t>(row.place));
+      const auto owner = std::ranges::upper_bound(brought.token_ends, token);
+      begin = brought.begins[static_cast<size_t>(owner - brought.token_ends.begin())];
+    }
+    gathered_.push_back(begin + row.row);
+  }
+  GatherRows(brought.x, gathered_, width, out);
 }
 
 void HostDevice::CheckAttention(const AttentionSpec& spec, Floats qkv) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,18 +27,18 @@ class HostDevice : public Device {
   void Synchronize() override {}
   void BeginStep(const StepLayout& layout) override;
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override;
-  void AskHead(const HeadSearch& search) override;
-  absl::Status ReadReplies(std::span<CandidateReply> replies) override;
-  void DropReplies() override { asked_.clear(); }
+  void GatherBrought(const BroughtRows& brought, int width, Floats out) override;
+  void AskHead(const HeadSearch& search, Floats best) override;
+  void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) override;
+  absl::Status ReadBest(std::span<BestToken> tokens) override;
+  void DropBest() override { unread_.clear(); }
 
  protected:
   const StepLayout& layout() const { return *layout_; }
   KvMemory& kv(int pool) { return kv_[static_cast<size_t>(pool)]; }
   const RopeSpec& rope(int index) const { return ropes_[static_cast<size_t>(index)]; }
-  // The row of a table that EmbedRows() is asked for.
-  int32_t TableRow(int32_t row) const;
-  // Keeps what a search wants kept. REQUIRES: it has been answered.
-  void Keep(const HeadSearch& search, std::span<const CandidateReply> replies);
+  // The row of the table that EmbedRows() is asked for by `row`; nothing: it has none.
+  std::optional<int32_t> TableRow(const Matrix& table, int32_t first_token, int32_t row) const;
   // CHECKs that a spec agrees with its pool and itself, and that `qkv` holds the step's rows.
   void CheckAttention(const AttentionSpec& spec, Floats qkv);
 
@@ -46,8 +47,9 @@ class HostDevice : public Device {
   std::vector<AlignedBuffer> floats_;
   std::array<KvMemory, kKvPools> kv_;
   std::vector<RopeSpec> ropes_;
-  std::vector<int32_t> tokens_;                    // by place
-  std::deque<std::vector<CandidateReply>> asked_;  // and not read
+  std::vector<int32_t> tokens_;                // by place
+  std::deque<std::vector<BestToken>> unread_;  // what was kept, and not read
+  std::vector<int32_t> gathered_;              // kept for its memory
 };
 
 }  // namespace facet

@@ -83,27 +83,6 @@ absl::Status CheckCut(const MatrixSource& source, const LeafCut& cut) {
 
 }  // namespace
 
-bool HasIntegerProduct(TensorType type) {
-  switch (type) {
-    case TensorType::kQ4_0:
-    case TensorType::kQ4_1:
-    case TensorType::kQ5_0:
-    case TensorType::kQ5_1:
-    case TensorType::kQ8_0:
-    case TensorType::kQ4_K:
-    case TensorType::kQ5_K:
-    case TensorType::kQ6_K:
-      return true;
-    default:
-      return false;
-  }
-}
-
-int64_t LeafUnit(TensorType type) {
-  if (HasIntegerProduct(type)) return kBlockColumns;
-  return type == TensorType::kBF16 ? 2 : 1;
-}
-
 absl::Status CheckSource(const MatrixSource& source, const LeafCut* cut) {
   const BlockFormat* format = FindBlockFormat(source.type);
   if (format == nullptr) {
@@ -140,8 +119,8 @@ absl::Status CheckScales(const MatrixSource& source, int64_t row) {
     bad = std::min(bad, FirstNotFinite(SourceRow(source, row) + offset, format.bytes, blocks));
   }
   if (bad == INT64_MAX) return absl::OkStatus();
-  return InvalidArgument("{}: row {} has a scale that is not finite (block {})", source.name, row,
-                         bad);
+  return InvalidArgument("{}: row {} has a scale that is not finite (block {})", source.name,
+                         source.first_row + row, bad);
 }
 
 LeafRoots MakeLeafRoots(int64_t columns, const LeafCut* cut) {

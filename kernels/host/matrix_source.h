@@ -9,19 +9,9 @@
 
 #include "absl/status/status.h"
 #include "kernels/device.h"
+#include "kernels/leaf_unit.h"
 
 namespace facet {
-
-// Activations are quantised in blocks of this many columns.
-inline constexpr int kBlockColumns = 32;
-
-// True for the types whose products work on quantised activations. BF16's work on activations
-// rounded to it, the others' on floats, after DequantizeRow where they are neither F32 nor F16.
-bool HasIntegerProduct(TensorType type);
-
-// The leaves of a matrix begin at multiples of so many columns: a block of activations, a pair of
-// bfloat16 numbers, or 1.
-int64_t LeafUnit(TensorType type);
 
 // InvalidArgument, naming the tensor, where the shape, the type, the row order or the cut cannot
 // be right.

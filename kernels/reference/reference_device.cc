@@ -1,8 +1,10 @@
 #include "kernels/reference/reference_device.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -54,12 +56,17 @@ class ReferenceDevice final : public HostDevice {
     return ReferenceMatrix::Load(source, cut);
   }
 
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override {
+  void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                 float scale, Floats out) override {
     const int64_t width = table.columns();
     for (size_t i = 0; i < rows.size(); ++i) {
       float* to = out.data + static_cast<int64_t>(i) * width;
-      Own(table).Dequantize(TableRow(rows[i]), to);
+      const std::optional<int32_t> row = TableRow(table, first_token, rows[i]);
+      if (!row) {
+        std::fill_n(to, width, 0.0f);
+        continue;
+      }
+      Own(table).Dequantize(*row, to);
       for (int64_t k = 0; k < width; ++k) to[k] *= scale;
     }
   }
@@ -172,10 +179,9 @@ class ReferenceDevice final : public HostDevice {
     }
     if (search.soft_cap > 0) SoftCap(search.scratch, rows * size, search.soft_cap);
     for (int row = 0; row < rows; ++row) {
-      FindCandidatesBySorting(search.scratch.data + row * size, *search.slices,
-                              search.queries[row], &replies[row]);
+      FindCandidatesBySorting(search.scratch.data + row * size, *search.slices, search.queries[row],
+                              &replies[row]);
     }
-    Keep(search, replies);
     reads_.rows += rows * size;
     reads_.bytes += static_cast<double>(search.head->packed_bytes());
   }

@@ -8,13 +8,17 @@
 namespace facet {
 
 CallAcceptor::CallAcceptor(const CallAcceptorOptions& options, std::vector<AcceptedMethod> methods,
-                           grpc::CompletionQueue& core,
-                           std::unique_ptr<grpc::ServerCompletionQueue> calls)
-    : options_(options), methods_(std::move(methods)), core_(core), calls_(std::move(calls)) {}
+                           grpc::ServerCompletionQueue& queue)
+    : options_(options), methods_(std::move(methods)), queue_(queue) {}
 
 CallAcceptor::~CallAcceptor() {
-  calls_->Shutdown();
-  if (threads_.empty()) Run();
+  {
+    absl::MutexLock lock(&mutex_);
+    // The server, shut down, says of each that none will come.
+    const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return asked_ == 0; };
+    mutex_.Await(absl::Condition(&none));
+    over_ = true;
+  }
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -39,22 +43,42 @@ void CallAcceptor::Close() {
 }
 
 void CallAcceptor::AskForOne(const AcceptedMethod& method) {
-  auto asked = std::make_unique<Asked>(Asked{method, method.make()});
+  auto asked = std::make_unique<Asked>(this, method);
   absl::MutexLock lock(&mutex_);
   if (!open_) return;
+  ++asked_;
   std::shared_ptr<IncomingCall> call = asked->call;
-  IncomingCall::Ask(std::move(call), core_, *calls_, asked.release());
+  IncomingCall::Ask(std::move(call), queue_, static_cast<QueueEvent*>(asked.release()));
+}
+
+bool CallAcceptor::Asked::OnEvent(bool ok) {
+  acceptor->Hear(std::unique_ptr<Asked>(this), ok);
+  return false;
+}
+
+void CallAcceptor::Hear(std::unique_ptr<Asked> asked, bool ok) {
+  if (!ok) {
+    asked->call->Forget();
+    asked.reset();  // before the last one is counted: then the server may go
+  }
+  absl::MutexLock lock(&mutex_);
+  --asked_;
+  if (ok) come_.push_back(std::move(asked));
+}
+
+std::unique_ptr<CallAcceptor::Asked> CallAcceptor::Next() {
+  const auto wanted = [this]()
+                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return over_ || !come_.empty(); };
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(&wanted));
+  if (come_.empty()) return nullptr;
+  std::unique_ptr<Asked> first = std::move(come_.front());
+  come_.pop_front();
+  return first;
 }
 
 void CallAcceptor::Run() {
-  void* tag = nullptr;
-  bool ok = false;
-  while (calls_->Next(&tag, &ok)) {
-    const std::unique_ptr<Asked> asked(static_cast<Asked*>(tag));
-    if (!ok) {
-      asked->call->Forget();
-      continue;
-    }
+  while (const std::unique_ptr<Asked> asked = Next()) {
     AskForOne(asked->method);
     asked->call->Take();
   }

@@ -35,6 +35,7 @@ v1::Submit MessageOf(const SubmitAction& action, TimeUs now) {
 }  // namespace
 
 Dispatcher::Dispatcher(DispatcherOptions options, const ServedModel& model, RouterMetrics& metrics,
+                       std::unique_ptr<grpc::CompletionQueue> queue,
                        std::function<void(bool ready)> on_ready)
     : options_(std::move(options)),
       model_(model),
@@ -43,7 +44,7 @@ Dispatcher::Dispatcher(DispatcherOptions options, const ServedModel& model, Rout
       context_tokens_(model.context_tokens),
       last_turn_(MonotonicNow()),
       core_(options_.core, MonotonicNow()) {
-  thread_ = std::make_unique<SerialThread>([this] { return Turn(); });
+  thread_ = std::make_unique<SerialThread>([this] { return Turn(); }, std::move(queue));
   LeaderSessionOptions session = options_.session;
   session.model_digest = model_.digest;
   LeaderSession::Listener& listener = *this;

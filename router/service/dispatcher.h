@@ -37,9 +37,11 @@ struct DispatcherOptions {
 class Dispatcher : private LeaderSession::Listener {
  public:
   // `on_ready` hears on the core's thread whether some group takes requests, when that changes.
+  // `queue`: the server's, which the core's thread looks after.
   Dispatcher(DispatcherOptions options, const ServedModel& model, RouterMetrics& metrics,
+             std::unique_ptr<grpc::CompletionQueue> queue,
              std::function<void(bool ready)> on_ready);
-  // Ends the leaders' sessions. REQUIRES: no call is left.
+  // Ends the leaders' sessions. REQUIRES: no call is left, and the server has gone.
   ~Dispatcher() override;
 
   // The generation's sink is finished in any case, in the end.
@@ -57,9 +59,6 @@ class Dispatcher : private LeaderSession::Listener {
   void Abandon(const absl::Status& status);
   // How long ago the core's thread last took a turn; it does at least once a second.
   std::chrono::milliseconds Age() const;
-
-  // Where the operations of calls end whose sinks belong to the core's thread.
-  grpc::CompletionQueue& queue() { return thread_->queue(); }
 
   // Prompt + output that the groups at hand allow; the model's own while there is none.
   int context_tokens() const { return context_tokens_; }

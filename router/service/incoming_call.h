@@ -15,14 +15,14 @@ class IncomingCall {
  public:
   virtual ~IncomingCall() = default;
 
-  // Asks for the call. `tag` comes on `calls` when it has arrived, or when none will any more; what
-  // is done with it then ends on `core`. Any thread.
-  static void Ask(std::shared_ptr<IncomingCall> call, grpc::CompletionQueue& core,
-                  grpc::ServerCompletionQueue& calls, void* tag) {
+  // Asks for the call. `tag` comes on `queue` when it has arrived, or when none will any more; what
+  // is done with it then ends there, too. Any thread.
+  static void Ask(std::shared_ptr<IncomingCall> call, grpc::ServerCompletionQueue& queue,
+                  void* tag) {
     IncomingCall& self = *call;
     self.self_ = std::move(call);
     // From here on the call may arrive, and what runs then may let go of it.
-    self.Request(core, calls, tag);
+    self.Request(queue, tag);
   }
 
   // Once the tag has come: starts the work and returns. On a thread of the acceptor.
@@ -31,8 +31,7 @@ class IncomingCall {
   void Forget() { self_.reset(); }
 
  protected:
-  virtual void Request(grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls,
-                       void* tag) = 0;
+  virtual void Request(grpc::ServerCompletionQueue& queue, void* tag) = 0;
 
   std::shared_ptr<IncomingCall> self_;  // until it is over
 };

@@ -6,6 +6,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/check.h"
 
 namespace facet {
 
@@ -21,6 +22,7 @@ class LiveCalls {
   }
   void End() {
     absl::MutexLock lock(&mutex_);
+    FACET_CHECK(calls_ > 0, "a call has ended twice");
     --calls_;
   }
   void Close() {

@@ -12,10 +12,9 @@ MessageStream::MessageStream(const MessageStreamOptions& options,
       live_(live),
       call_(std::make_unique<Call>()) {}
 
-void MessageStream::Request(grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls,
-                            void* tag) {
+void MessageStream::Request(grpc::ServerCompletionQueue& queue, void* tag) {
   call_->context.AsyncNotifyWhenDone(static_cast<QueueEvent*>(&call_done_event_));
-  service_.RequestGenerate(&call_->context, &call_->request, &call_->writer, &core, &calls, tag);
+  service_.RequestGenerate(&call_->context, &call_->request, &call_->writer, &queue, &queue, tag);
 }
 
 void MessageStream::Take() {

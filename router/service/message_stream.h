@@ -58,7 +58,7 @@ class MessageStream : public IncomingCall, public ResponseSink {
     grpc::ServerAsyncWriter<v1::GenerateResponse> writer{&context};
   };
 
-  void Request(grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls, void* tag) override;
+  void Request(grpc::ServerCompletionQueue& queue, void* tag) override;
   bool OnWritten(bool ok);
   bool OnFinished(bool ok);
   bool OnCallDone(bool ok);

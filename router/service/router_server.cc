@@ -1,6 +1,6 @@
 #include "router/service/router_server.h"
 
-#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/ext/health_check_service_server_builder_option.h>
 
 #include <utility>
 
@@ -10,6 +10,8 @@
 
 namespace facet {
 namespace {
+
+constexpr char kInference[] = "facet.v1.Inference";
 
 // For the last words of streams that another router goes on with.
 constexpr absl::Duration kGoodbye = absl::Seconds(1);
@@ -21,16 +23,22 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(const RouterOp
                                                                   prometheus::Registry& registry) {
   FACET_ASSIGN_OR_RETURN(std::unique_ptr<ServedModel> model,
                          ServedModel::Load(options.model_path, options.model_name));
-  std::unique_ptr<RouterServer> router(new RouterServer(options, std::move(model), registry));
-  FACET_RETURN_IF_ERROR(router->Listen(options));
+  grpc::ServerBuilder builder;
+  std::unique_ptr<RouterServer> router(
+      new RouterServer(options, std::move(model), registry, builder.AddCompletionQueue()));
+  FACET_RETURN_IF_ERROR(router->Listen(options, builder));
   return router;
 }
 
 RouterServer::RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
-                           prometheus::Registry& registry)
+                           prometheus::Registry& registry,
+                           std::unique_ptr<grpc::ServerCompletionQueue> queue)
     : model_(std::move(model)),
       metrics_(registry),
-      dispatcher_(options.dispatcher, *model_, metrics_, [this](bool ready) { SetReady(ready); }),
+      health_(options.health, {kInference}),
+      queue_(*queue),
+      dispatcher_(options.dispatcher, *model_, metrics_, std::move(queue),
+                  [this](bool ready) { health_.Set(kInference, ready); }),
       inference_(options.inference, *model_, metrics_, dispatcher_),
       models_(*model_, dispatcher_),
       status_(dispatcher_) {}
@@ -39,43 +47,32 @@ RouterServer::~RouterServer() {
   if (running_.server != nullptr) Stop();
 }
 
-absl::Status RouterServer::Listen(const RouterOptions& options) {
-  grpc::ServerBuilder builder;
+absl::Status RouterServer::Listen(const RouterOptions& options, grpc::ServerBuilder& builder) {
   builder.RegisterService(&inference_);
   builder.RegisterService(&models_);
   builder.RegisterService(&status_);
-  acceptor_ = std::make_unique<CallAcceptor>(options.acceptor, Methods(), dispatcher_.queue(),
-                                             builder.AddCompletionQueue());
+  builder.RegisterService(&health_);
+  builder.SetOption(std::make_unique<grpc::HealthCheckServiceServerBuilderOption>(nullptr));
+  acceptor_ = std::make_unique<CallAcceptor>(options.acceptor, Methods(), queue_);
   FACET_ASSIGN_OR_RETURN(running_, StartGrpcServer(builder, options.server));
   acceptor_->Start();
-  absl::MutexLock lock(&health_mutex_);
-  health_ = running_.server->GetHealthCheckService();
   // The process as a whole serves also while its groups are away: requests wait for them.
-  health_->SetServingStatus("", true);
-  health_->SetServingStatus("facet.v1.Models", true);
-  health_->SetServingStatus("facet.v1.Status", true);
-  health_->SetServingStatus("facet.v1.Inference", ready_);
+  for (const char* service : {"", "facet.v1.Models", "facet.v1.Status"}) health_.Set(service, true);
   return absl::OkStatus();
 }
 
 std::vector<AcceptedMethod> RouterServer::Methods() {
   LiveCalls& live = inference_.live_calls();
   std::vector<AcceptedMethod> all = inference_.Methods();
-  for (const auto& some : {models_.Methods(live), status_.Methods(live)}) {
+  for (const auto& some : {models_.Methods(live), status_.Methods(live), health_.Methods()}) {
     all.insert(all.end(), some.begin(), some.end());
   }
   return all;
 }
 
-void RouterServer::SetReady(bool ready) {
-  absl::MutexLock lock(&health_mutex_);
-  ready_ = ready;
-  if (health_ != nullptr) health_->SetServingStatus("facet.v1.Inference", ready);
-}
-
 void RouterServer::Drain(std::chrono::milliseconds grace) {
   if (running_.server == nullptr) return;
-  ForgetHealth();
+  health_.Close();
   inference_.live_calls().Close();
   if (!inference_.live_calls().WaitForNone(absl::FromChrono(grace))) {
     dispatcher_.Abandon(Unavailable("the router is shutting down"));
@@ -88,21 +85,14 @@ void RouterServer::Drain(std::chrono::milliseconds grace) {
   Stop();
 }
 
-void RouterServer::ForgetHealth() {
-  {
-    absl::MutexLock lock(&health_mutex_);
-    health_ = nullptr;
-  }
-  running_.server->GetHealthCheckService()->SetServingStatus(false);
-}
-
 void RouterServer::Stop() {
-  ForgetHealth();
+  health_.Close();
   acceptor_->Close();
   ShutDown(*running_.server, std::chrono::milliseconds(0));
   acceptor_.reset();
   // gRPC tells the core's thread of the end of calls that it has forgotten itself.
   inference_.live_calls().WaitForNone(absl::InfiniteDuration());
+  health_.live_calls().WaitForNone(absl::InfiniteDuration());
   running_.server.reset();
 }
 

@@ -8,11 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "router/service/call_acceptor.h"
 #include "router/service/dispatcher.h"
+#include "router/service/health_service.h"
 #include "router/service/inference_service.h"
 #include "router/service/info_services.h"
 #include "router/service/metrics.h"
@@ -28,6 +27,7 @@ struct RouterOptions {
   DispatcherOptions dispatcher;  // with the leaders
   InferenceOptions inference;
   CallAcceptorOptions acceptor;
+  HealthOptions health;
 };
 
 // A whole router in one object: the services, and the thread and sessions behind them.
@@ -52,21 +52,18 @@ class RouterServer {
   void Drain(std::chrono::milliseconds grace);
 
  private:
+  // `queue`: of the server that is to be built; the dispatcher's from here on.
   RouterServer(const RouterOptions& options, std::unique_ptr<ServedModel> model,
-               prometheus::Registry& registry);
-  absl::Status Listen(const RouterOptions& options);
+               prometheus::Registry& registry, std::unique_ptr<grpc::ServerCompletionQueue> queue);
+  absl::Status Listen(const RouterOptions& options, grpc::ServerBuilder& builder);
   // Of all services.
   std::vector<AcceptedMethod> Methods();
-  // Health of the Inference service follows the groups, until it goes down for good.
-  void SetReady(bool ready);
-  void ForgetHealth();
   void Stop();
 
   const std::unique_ptr<ServedModel> model_;
   RouterMetrics metrics_;
-  absl::Mutex health_mutex_;
-  bool ready_ ABSL_GUARDED_BY(health_mutex_) = false;
-  grpc::HealthCheckServiceInterface* health_ ABSL_GUARDED_BY(health_mutex_) = nullptr;
+  HealthService health_;
+  grpc::ServerCompletionQueue& queue_;
   Dispatcher dispatcher_;
   InferenceService inference_;
   ModelsService models_;

@@ -23,8 +23,9 @@ TimeUs MonotonicNow() {
   return std::chrono::duration_cast<std::chrono::microseconds>(now).count();
 }
 
-SerialThread::SerialThread(absl::AnyInvocable<TimeUs()> turn)
-    : turn_(std::move(turn)), thread_([this] { Run(); }) {}
+SerialThread::SerialThread(absl::AnyInvocable<TimeUs()> turn,
+                           std::unique_ptr<grpc::CompletionQueue> queue)
+    : turn_(std::move(turn)), queue_(std::move(queue)), thread_([this] { Run(); }) {}
 
 SerialThread::~SerialThread() {
   {
@@ -34,10 +35,10 @@ SerialThread::~SerialThread() {
   NoteNews();
   thread_.join();
   // Not before: a queue that is shut down takes no alarm any more, and the last may just be set.
-  queue_.Shutdown();
+  queue_->Shutdown();
   void* tag = nullptr;
   bool ok = false;
-  while (queue_.Next(&tag, &ok)) static_cast<QueueEvent*>(tag)->OnEvent(ok);
+  while (queue_->Next(&tag, &ok)) static_cast<QueueEvent*>(tag)->OnEvent(ok);
 }
 
 void SerialThread::Post(Task task) { TryPost(std::move(task), std::numeric_limits<size_t>::max()); }
@@ -57,7 +58,7 @@ void SerialThread::NoteNews() {
   // other.
   news_ = true;
   if (!asleep_ || waking_.exchange(true)) return;
-  alarm_.Set(&queue_, gpr_inf_past(GPR_CLOCK_MONOTONIC), static_cast<QueueEvent*>(&woken_));
+  alarm_.Set(queue_.get(), gpr_inf_past(GPR_CLOCK_MONOTONIC), static_cast<QueueEvent*>(&woken_));
 }
 
 bool SerialThread::OnWoken(bool) {
@@ -70,7 +71,7 @@ SerialThread::Happened SerialThread::Await(TimeUs wake) {
   const gpr_timespec until = news_ ? gpr_inf_past(GPR_CLOCK_MONOTONIC) : DeadlineOf(wake);
   void* tag = nullptr;
   Happened happened;
-  const auto next = queue_.AsyncNext(&tag, &happened.ok, until);
+  const auto next = queue_->AsyncNext(&tag, &happened.ok, until);
   asleep_ = false;
   if (next == grpc::CompletionQueue::GOT_EVENT) happened.event = static_cast<QueueEvent*>(tag);
   if (!news_.exchange(false)) return happened;

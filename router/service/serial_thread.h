@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -50,8 +51,11 @@ class SerialThread {
  public:
   using Task = absl::AnyInvocable<void()>;
 
-  // `turn` returns when it wants to be called next, if nothing else happens; or kNever.
-  explicit SerialThread(absl::AnyInvocable<TimeUs()> turn);
+  // `turn` returns when it wants to be called next, if nothing else happens; or kNever. `queue`:
+  // the one to look after, for instance a server's.
+  explicit SerialThread(
+      absl::AnyInvocable<TimeUs()> turn,
+      std::unique_ptr<grpc::CompletionQueue> queue = std::make_unique<grpc::CompletionQueue>());
   // Runs what is posted already, then joins. Every Post() must have returned. What is still on the
   // queue ends here. REQUIRES: that is only what needs nobody's help to end.
   ~SerialThread();
@@ -65,7 +69,7 @@ class SerialThread {
 
   // For operations that end on this thread; their tags are QueueEvents. The thread looks after the
   // queue while it has nothing else to do, so that such an end wakes nobody else.
-  grpc::CompletionQueue& queue() { return queue_; }
+  grpc::CompletionQueue& queue() { return *queue_; }
 
  private:
   void Run();
@@ -81,7 +85,7 @@ class SerialThread {
   bool OnWoken(bool ok);
 
   absl::AnyInvocable<TimeUs()> turn_;
-  grpc::CompletionQueue queue_;
+  const std::unique_ptr<grpc::CompletionQueue> queue_;
   grpc::Alarm alarm_;  // wakes the thread; set again only after OnWoken()
   MemberEvent<&SerialThread::OnWoken> woken_{this};
   std::atomic<bool> asleep_ = false;  // or about to be

@@ -61,10 +61,9 @@ class UnaryCall : public IncomingCall {
     grpc::ServerAsyncResponseWriter<Out> writer{&context};
   };
 
-  void Request(grpc::CompletionQueue& core, grpc::ServerCompletionQueue& calls,
-               void* tag) override {
+  void Request(grpc::ServerCompletionQueue& queue, void* tag) override {
     call_->context.AsyncNotifyWhenDone(static_cast<QueueEvent*>(&call_done_event_));
-    method_(&call_->context, &call_->request, &call_->writer, &core, &calls, tag);
+    method_(&call_->context, &call_->request, &call_->writer, &queue, &queue, tag);
   }
 
   bool OnFinished(bool) {

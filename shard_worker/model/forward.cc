@@ -1,6 +1,7 @@
 #include "shard_worker/model/forward.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "base/check.h"
@@ -18,10 +19,10 @@ constexpr size_t kAgreedRowsMax = 4;
 absl::StatusOr<std::unique_ptr<Forward>> Forward::Create(const ModelSpec& spec,
                                                          const ShardPlan& plan, int rank,
                                                          const Weights& weights, Device* device,
-                                                         int rows_max) {
+                                                         int rows_max, int places) {
   std::unique_ptr<Forward> forward(new Forward(spec, plan, rank, weights, device));
   forward->PlanLayers();
-  FACET_RETURN_IF_ERROR(forward->Allocate(rows_max));
+  FACET_RETURN_IF_ERROR(forward->Allocate(rows_max, places));
   return forward;
 }
 
@@ -32,7 +33,11 @@ Forward::Forward(const ModelSpec& spec, const ShardPlan& plan, int rank, const W
       rank_(rank),
       weights_(weights),
       device_(device),
-      vocabulary_rows_(plan.VocabularyRows(rank).size()) {}
+      vocabulary_rows_(plan.VocabularyRows(rank).size()) {
+  for (int owner = 0; owner < plan.world(); ++owner) {
+    token_ends_.push_back(static_cast<int32_t>(plan.VocabularyRows(owner).end));
+  }
+}
 
 void Forward::PlanLayers() {
   std::vector<int> ropes;
@@ -72,8 +77,13 @@ void Forward::PlanLayers() {
   last_.attention.kv_of_head.clear();
 }
 
-absl::Status Forward::Allocate(int rows_max) {
+absl::Status Forward::Allocate(int rows_max, int places) {
+  if (places > 0) FACET_RETURN_IF_ERROR(device_->AllocateTokens(places));
   const int64_t rows = rows_max;
+  // Of a token that only the devices know every rank sends a row.
+  const int64_t brought_rows =
+      rows + std::min<int64_t>(rows, places) * (int64_t{plan_.world()} - 1);
+  const int64_t keys = int64_t{kLogitRowsMax} * kBestKeyFloats;
   int64_t qkv = 0, heads = 0, ffn = 0, roots = 0;
   for (const Layer& layer : layers_) {
     const AttentionSpec& attention = layer.attention;
@@ -108,14 +118,19 @@ absl::Status Forward::Allocate(int rows_max) {
       {&qkv_, rows * qkv},
       {&roots_, roots * rows * spec_.width},
       {&owned_embeddings_, rows * spec_.width},
-      {&all_embeddings_, rows * spec_.width},
+      {&all_embeddings_, brought_rows * spec_.width},
       {&logit_inputs_, int64_t{kLogitRowsMax} * spec_.width},
       {&logits_, kLogitRowsMax * vocabulary_rows_},
+      {&best_, keys},
+      {&all_best_, keys * plan_.world()},
   };
   for (const auto& [buffer, size] : buffers) {
     FACET_ASSIGN_OR_RETURN(*buffer, device_->AllocateFloats(size));
   }
-  for (std::vector<int32_t>* list : {&owned_, &owners_, &places_}) list->reserve(rows);
+  sent_.reserve(rows);
+  brought_.reserve(rows);
+  known_next_.reserve(plan_.world());
+  kept_begins_.reserve(plan_.world());
   wanted_.reserve(rows);
   wanted_places_.reserve(kLogitRowsMax);
   wanted_runs_.reserve(kLogitRowsMax);
@@ -150,7 +165,7 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
   narrow_ = device_->host_memory() && wanted.size() <= kLogitRowsMax &&
             static_cast<int>(wanted.size()) < layout.rows;
   device_->BeginStep(layout);
-  FACET_RETURN_IF_ERROR(Embed(layout, tokens, communicator));
+  FACET_RETURN_IF_ERROR(Embed(tokens));
   device_->RmsNorm(residual_, layout.rows, spec_.width, weights_.layers[0].attention_norm,
                    spec_.epsilon, AttentionInputs(0));
   const int last = static_cast<int>(layers_.size()) - 1;
@@ -228,47 +243,58 @@ std::span<const int32_t> Forward::PlacesOf(std::span<const int32_t> rows) {
   return wanted_places_;
 }
 
-// The owner of a vocabulary row sends it: one exchange per step, copied, never added.
-absl::Status Forward::Embed(const StepLayout& layout, std::span<const TokenId> tokens,
-                            Communicator* communicator) {
-  PlanGather(layout.rows, tokens);
+// The owner of a vocabulary row sends it: one exchange per step, copied, never added. Of a token
+// that only the devices know every rank sends a row, its own or zeros, and the owner's is taken.
+absl::Status Forward::Embed(std::span<const TokenId> tokens) {
   if (plan_.world() == 1) {
-    device_->EmbedRows(*weights_.embedding, owned_, spec_.embedding_scale, residual_);
+    device_->EmbedRows(*weights_.embedding, 0, tokens, spec_.embedding_scale, residual_);
     return absl::OkStatus();
   }
-  device_->EmbedRows(*weights_.embedding, owned_, spec_.embedding_scale, owned_embeddings_);
-  device_->Synchronize();
-  const auto mine = static_cast<size_t>(gather_counts_[static_cast<size_t>(rank_)]);
-  FACET_RETURN_IF_ERROR(communicator->AllGather(
-      std::span<const float>(owned_embeddings_.data, mine), gather_counts_, all_embeddings_.data));
-  device_->GatherRows(all_embeddings_, places_, spec_.width, residual_);
+  PlanGather(tokens);
+  const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
+  device_->EmbedRows(*weights_.embedding, first, sent_, spec_.embedding_scale, owned_embeddings_);
+  FACET_RETURN_IF_ERROR(GatherAll(owned_embeddings_, all_embeddings_));
+  device_->GatherBrought({all_embeddings_, brought_, token_ends_, kept_begins_}, spec_.width,
+                         residual_);
   return absl::OkStatus();
 }
 
-// Which rows of the embedding this rank owns, and where each step row lies among those of all
-// ranks, side by side.
-void Forward::PlanGather(int rows, std::span<const TokenId> tokens) {
+// Every rank sends the rows that it is known to own, then one for each token that is not known.
+void Forward::PlanGather(std::span<const TokenId> tokens) {
+  gather_counts_.assign(static_cast<size_t>(plan_.world()), 0);  // at first of known rows
+  for (const TokenId token : tokens) {
+    if (!IsKept(token)) ++gather_counts_[static_cast<size_t>(plan_.OwnerOf(token))];
+  }
+  const auto kept = std::ranges::count_if(tokens, IsKept);
+  known_next_.clear();
+  kept_begins_.clear();
+  int64_t begin = 0;
+  for (int64_t& count : gather_counts_) {
+    known_next_.push_back(static_cast<int32_t>(begin));
+    kept_begins_.push_back(static_cast<int32_t>(begin + count));
+    begin += count + kept;
+    count = (count + kept) * spec_.width;
+  }
   const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
-  owned_.clear();
-  owners_.clear();
-  places_.clear();
-  gather_counts_.assign(static_cast<size_t>(plan_.world()), 0);
-  if (plan_.world() == 1) {  // of kept tokens, too
-    owned_.assign(tokens.begin(), tokens.end());
-    return;
-  }
-  for (int row = 0; row < rows; ++row) {
-    const int owner = plan_.OwnerOf(tokens[row]);
-    owners_.push_back(owner);
-    places_.push_back(static_cast<int32_t>(gather_counts_[owner]++));
-    if (owner == rank_) owned_.push_back(tokens[row] - first);
-  }
-  for (int row = 0; row < rows; ++row) {
-    for (int rank = 0; rank < owners_[row]; ++rank) {
-      places_[row] += static_cast<int32_t>(gather_counts_[rank]);
+  sent_.clear();
+  brought_.clear();
+  int32_t kept_next = 0;
+  for (const TokenId token : tokens) {
+    if (IsKept(token)) {
+      brought_.push_back({kept_next++, PlaceOfKept(token)});
+      continue;
     }
+    const int owner = plan_.OwnerOf(token);
+    brought_.push_back({known_next_[static_cast<size_t>(owner)]++, -1});
+    if (owner == rank_) sent_.push_back(token - first);
   }
-  for (int64_t& count : gather_counts_) count *= spec_.width;
+  std::ranges::copy_if(tokens, std::back_inserter(sent_), IsKept);
+}
+
+absl::Status Forward::GatherAll(Floats mine, Floats out) {
+  const auto count = static_cast<size_t>(gather_counts_[static_cast<size_t>(rank_)]);
+  return communicator_->AllGather(std::span<const float>(mine.data, count), gather_counts_,
+                                  out.data);
 }
 
 absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicator) {
@@ -295,7 +321,6 @@ absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Fl
     return absl::OkStatus();
   }
   device_->ProductRoots(matrix, x, rows, roots_);
-  device_->Synchronize();
   return communicator->AllReduceSum(tree, roots_.data, int64_t{rows} * spec_.width, update_.data);
 }
 
@@ -348,12 +373,16 @@ void Forward::Search(std::span<const int32_t> rows, const VocabularySlices& slic
   device_->SearchHead(search, replies);
 }
 
-void Forward::Ask(std::span<const int32_t> rows, const VocabularySlices& slices,
-                  std::span<const CandidateQuery> queries, std::span<const int32_t> keep) {
-  FACET_CHECK(plan_.world() == 1 && keep.size() == rows.size());
-  HeadSearch search = MakeSearch(rows, slices, queries);
-  search.keep = keep;
-  device_->AskHead(search);
+absl::Status Forward::Ask(std::span<const int32_t> rows, const VocabularySlices& slices,
+                          std::span<const CandidateQuery> queries, std::span<const int32_t> keep) {
+  FACET_CHECK(keep.size() == rows.size());
+  device_->AskHead(MakeSearch(rows, slices, queries), best_);
+  if (plan_.world() > 1) {
+    gather_counts_.assign(static_cast<size_t>(plan_.world()), std::ssize(rows) * kBestKeyFloats);
+    FACET_RETURN_IF_ERROR(GatherAll(best_, all_best_));
+  }
+  device_->KeepBest(plan_.world() > 1 ? all_best_ : best_, plan_.world(), keep);
+  return absl::OkStatus();
 }
 
 void Forward::AgreeOnFloors(std::span<float> floors) {

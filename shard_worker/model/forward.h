@@ -29,11 +29,12 @@ inline constexpr int kLogitRowsMax = 32;
 
 class Forward {
  public:
-  // Borrows everything; `rows_max` bounds the rows of a step.
+  // Borrows everything; `rows_max` bounds the rows of a step, `places` those of its tokens that
+  // only the device knows: it gets so many places for them, which Ask() and RowOfKept() name.
   static absl::StatusOr<std::unique_ptr<Forward>> Create(const ModelSpec& spec,
                                                          const ShardPlan& plan, int rank,
                                                          const Weights& weights, Device* device,
-                                                         int rows_max);
+                                                         int rows_max, int places = 0);
 
   // `progress` is called twice a layer from then on, on the thread of Run().
   void OnProgress(std::function<void()> progress) { progress_ = std::move(progress); }
@@ -42,8 +43,8 @@ class Forward {
   std::array<KvPoolSpec, kKvPools> pools() const { return pools_; }
 
   // Computes the final hidden states of the step's rows, as far as `wanted` asks for them: rows,
-  // ascending, the same on all ranks. `tokens` has one id per row, or, alone (one rank),
-  // RowOfKept(place) for the one that Ask() kept there.
+  // ascending, the same on all ranks. `tokens` has one id per row, or RowOfKept(place) for the one
+  // that Ask() kept there on every rank; the same on all ranks.
   absl::Status Run(const StepLayout& layout, std::span<const TokenId> tokens,
                    std::span<const int32_t> wanted, Communicator* communicator);
   // This rank's logits of up to kLogitRowsMax rows of the step just run, [rows.size(), slice].
@@ -55,16 +56,14 @@ class Forward {
   // REQUIRES: as many queries and replies as rows.
   void Search(std::span<const int32_t> rows, const VocabularySlices& slices,
               std::span<const CandidateQuery> queries, std::span<CandidateReply> replies);
-  // Search() in two halves, for one rank, to be read in the order of asking: the second half may
-  // come after the next steps' first. keep[i], unless -1, is the device's place that gets the id of
-  // row i's best candidate.
-  void Ask(std::span<const int32_t> rows, const VocabularySlices& slices,
-           std::span<const CandidateQuery> queries, std::span<const int32_t> keep);
-  absl::Status ReadReplies(std::span<CandidateReply> replies) {
-    return device_->ReadReplies(replies);
-  }
+  // The best candidate of all ranks for each row, for queries that want no more, to be read in the
+  // order of asking: that may come after the next steps' Ask(). keep[i], unless -1, is the place
+  // that gets row i's token, on every rank. All ranks ask for the same rows at the same time.
+  absl::Status Ask(std::span<const int32_t> rows, const VocabularySlices& slices,
+                   std::span<const CandidateQuery> queries, std::span<const int32_t> keep);
+  absl::Status ReadBest(std::span<BestToken> tokens) { return device_->ReadBest(tokens); }
   // Forgets what was asked and not read.
-  void DropReplies() { device_->DropReplies(); }
+  void DropBest() { device_->DropBest(); }
   int64_t vocabulary_rows() const { return vocabulary_rows_; }
 
  private:
@@ -86,10 +85,11 @@ class Forward {
   };
 
   void PlanLayers();
-  absl::Status Allocate(int rows_max);
-  absl::Status Embed(const StepLayout& layout, std::span<const TokenId> tokens,
-                     Communicator* communicator);
-  void PlanGather(int rows, std::span<const TokenId> tokens);
+  absl::Status Allocate(int rows_max, int places);
+  absl::Status Embed(std::span<const TokenId> tokens);
+  void PlanGather(std::span<const TokenId> tokens);
+  // out = the ranks' floats side by side, as gather_counts_ has them.
+  absl::Status GatherAll(Floats mine, Floats out);
   // The matrices that read each array of products' inputs.
   struct Readers {
     std::vector<const Matrix*> normed, attended, gated;
@@ -137,8 +137,12 @@ class Forward {
   Floats roots_;  // [roots, rows, width]
   Floats owned_embeddings_, all_embeddings_;
   Floats logit_inputs_, logits_;  // [kLogitRowsMax, width], [kLogitRowsMax, slice]
-  // Of the step's rows, for the exchange of embeddings.
-  std::vector<int32_t> owned_, owners_, places_;
+  Floats best_, all_best_;        // keys: [kLogitRowsMax], [world, kLogitRowsMax]
+  // Of the step's rows, for the exchange of embeddings: what this rank sends, and where each row is
+  // then; by rank, where its next known row and its first row of a kept token lie.
+  std::vector<int32_t> sent_, known_next_, kept_begins_;
+  std::vector<BroughtRow> brought_;
+  std::vector<int32_t> token_ends_;     // by rank
   std::vector<int64_t> gather_counts_;  // floats by rank
   // The rows asked for, and whether only they go through the last layer.
   std::vector<int32_t> wanted_, wanted_places_;

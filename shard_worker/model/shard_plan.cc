@@ -5,17 +5,18 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "kernels/leaf_unit.h"
 #include "shard_worker/model/tensor_roles.h"
 
 namespace facet {
 namespace {
 
-// Elements that a cut along a row must not separate: a block, a pair of BF16; 1 for F32 and F16.
+// Elements that a cut along a row must not separate: a block of the file, or what products take
+// together; 1 for F32 and F16.
 absl::StatusOr<int64_t> BlockOf(const GgufModel& model, const ModelSpec& spec, TensorRole role,
                                 int layer) {
   FACET_ASSIGN_OR_RETURN(const GgufTensor* tensor, FindRole(model, spec, role, layer));
-  if (tensor->type == TensorType::kBF16) return 2;
-  return int64_t{FormatOf(tensor->type).elements};
+  return std::max(int64_t{FormatOf(tensor->type).elements}, LeafUnit(tensor->type));
 }
 
 absl::StatusOr<LayerPlan> PlanLayer(const GgufModel& model, const ModelSpec& spec, int layer) {
@@ -120,7 +121,8 @@ VocabularySlices ShardPlan::Slices(int rank) const {
 }
 
 int ShardPlan::OwnerOf(int64_t token) const {
-  const auto end = std::upper_bound(vocabulary_rank_end_.begin(), vocabulary_rank_end_.end(), token);
+  const auto end =
+      std::upper_bound(vocabulary_rank_end_.begin(), vocabulary_rank_end_.end(), token);
   FACET_CHECK(token >= 0 && end != vocabulary_rank_end_.end(), "token {}", token);
   return static_cast<int>(end - vocabulary_rank_end_.begin());
 }

@@ -11,13 +11,14 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "shard_worker/model/image_packer.h"
 #include "shard_worker/model/tensor_source.h"
 
 namespace facet {
 namespace {
 
-// The version of the order in which images follow each other.
-constexpr int kOrderVersion = 1;
+// The version of the order in which images follow each other, and of the pieces that are summed up.
+constexpr int kOrderVersion = 2;
 // Images begin with a page, so that two of them share none.
 constexpr int64_t kAlignment = 4096;
 // From this size on an image lies in large pages. They count as resident as soon as a rank reads
@@ -131,12 +132,15 @@ absl::StatusOr<WeightImages> WeightImages::Open(const GgufModel& model, const Mo
   weights.file_spec_.key = KeyOf(model, images, screened_head);
   ThreadPool pool(cache.load_threads);
   const auto check = [&](const PackedFile& file) { return weights.Check(file, &pool); };
+  bool packed = false;
   const auto build = [&](const PackedFileWriter& writer) {
+    packed = true;
     ThreadPool packers(cache.pack_threads);
     return weights.Build(model, writer, &packers, progress);
   };
   FACET_ASSIGN_OR_RETURN(weights.file_, cache.files->Get(FileName(model, images, screened_head),
                                                          weights.file_spec_, check, build));
+  if (packed) weights.Populate(weights.file_, &pool);
   weights.ReleaseOthers();
   if (cache.settle) cache.settle(weights.file_.data());
   return weights;
@@ -196,26 +200,58 @@ absl::Status WeightImages::AddEntry(const GgufModel& model, const ModelSpec& spe
   return absl::OkStatus();
 }
 
+std::vector<WeightImages::Section> WeightImages::OwnSections() const {
+  std::vector<Section> sections;
+  for (const Entry& entry : entries_) {
+    for (int i = entry.begin; i < entry.end; ++i) sections.push_back({&entry, i});
+  }
+  return sections;
+}
+
+std::vector<ImagePiece> WeightImages::OwnStretches(const Entry& entry) const {
+  std::vector<ImagePiece> pieces;
+  for (int i = entry.begin; i < entry.end; ++i) {
+    std::ranges::move(images_->Pieces(entry.source, entry.cut, i), std::back_inserter(pieces));
+  }
+  std::ranges::sort(pieces, {}, &ImagePiece::offset);
+  std::vector<ImagePiece> stretches;
+  for (const ImagePiece& piece : pieces) {
+    if (!stretches.empty() && stretches.back().offset + stretches.back().size == piece.offset) {
+      stretches.back().size += piece.size;
+    } else {
+      stretches.push_back(piece);
+    }
+  }
+  return stretches;
+}
+
 uint64_t WeightImages::Sum(const PackedFile& file, const Section& section) const {
   const Entry& entry = *section.entry;
   uint64_t sum = 0;
   for (const ImagePiece& piece : images_->Pieces(entry.source, entry.cut, section.index)) {
     const int64_t offset = entry.offset + piece.offset;
-    const std::span<const std::byte> bytes = BytesAt(file, offset, piece.size);
-    PackedFile::Populate(bytes);
-    sum += PieceChecksum(offset, bytes);
+    sum += PieceChecksum(offset, BytesAt(file, offset, piece.size));
   }
   return sum;
 }
 
-absl::Status WeightImages::Check(const PackedFile& file, ThreadPool* pool) const {
-  std::vector<Section> sections;
+// Makes what the rank reads part of its memory.
+void WeightImages::Populate(const PackedFile& file, ThreadPool* pool) const {
   for (const Entry& entry : entries_) {
-    if (entry.size < kLargeImage) {
-      PackedFile::KeepPagesSmall(BytesAt(file, entry.offset, entry.size));
-    }
-    for (int i = entry.begin; i < entry.end; ++i) sections.push_back({&entry, i});
+    if (entry.size >= kLargeImage) continue;
+    PackedFile::KeepPagesSmall(BytesAt(file, entry.offset, entry.size));
   }
+  pool->ParallelFor(static_cast<int64_t>(entries_.size()), [&](int64_t i, int) {
+    const Entry& entry = entries_[static_cast<size_t>(i)];
+    for (const ImagePiece& stretch : OwnStretches(entry)) {
+      PackedFile::Populate(BytesAt(file, entry.offset + stretch.offset, stretch.size));
+    }
+  });
+}
+
+absl::Status WeightImages::Check(const PackedFile& file, ThreadPool* pool) const {
+  Populate(file, pool);
+  const std::vector<Section> sections = OwnSections();
   std::atomic<int64_t> damaged = INT64_MAX;
   pool->ParallelFor(static_cast<int64_t>(sections.size()), [&](int64_t i, int) {
     const Section& section = sections[static_cast<size_t>(i)];
@@ -233,11 +269,7 @@ absl::Status WeightImages::Check(const PackedFile& file, ThreadPool* pool) const
 void WeightImages::ReleaseOthers() const {
   for (const Entry& entry : entries_) {
     if (entry.size >= kLargeImage) continue;
-    std::vector<ImagePiece> mine;
-    for (int i = entry.begin; i < entry.end; ++i) {
-      std::ranges::move(images_->Pieces(entry.source, entry.cut, i), std::back_inserter(mine));
-    }
-    std::ranges::sort(mine, {}, &ImagePiece::offset);
+    std::vector<ImagePiece> mine = OwnStretches(entry);
     int64_t at = 0;
     mine.push_back({entry.size, 0});
     for (const ImagePiece& piece : mine) {
@@ -250,40 +282,21 @@ void WeightImages::ReleaseOthers() const {
 absl::Status WeightImages::Build(const GgufModel& model, const PackedFileWriter& writer,
                                  ThreadPool* pool, const Progress& progress) const {
   SharedProgress shared(progress);
-  for (const Entry& entry : entries_) shared.total += entry.size;
+  std::vector<ImageToPack> todo;
+  for (const Entry& entry : entries_) {
+    shared.total += entry.size;
+    todo.push_back({entry.Source(), &entry.cut, entry.offset, entry.size,
+                    /*large_pages=*/entry.size >= kLargeImage});
+  }
   shared.Add(0);
-  for (const Entry& entry : entries_) {
-    FACET_RETURN_IF_ERROR(
-        PackEntry(entry, writer, pool, [&](int64_t bytes) { shared.Add(bytes); }));
-    model.Release(*entry.tensor);
-  }
+  const PackingCalls calls = {.read =
+                                  [&](size_t image, int64_t offset, std::span<std::byte> to) {
+                                    return model.Read(*entries_[image].tensor, offset, to);
+                                  },
+                              .wrote = [&](int64_t bytes) { shared.Add(bytes); }};
+  FACET_ASSIGN_OR_RETURN(const std::vector<uint64_t> sums,
+                         PackImages(*images_, todo, writer, pool, calls));
   shared.Add(0);  // the last writers may have found somebody else at it
-  return FinishFile(writer, pool);
-}
-
-absl::Status WeightImages::PackEntry(const Entry& entry, const PackedFileWriter& writer,
-                                     ThreadPool* pool,
-                                     const std::function<void(int64_t bytes)>& wrote) const {
-  if (entry.size >= kLargeImage) {
-    FACET_RETURN_IF_ERROR(writer.Prepare(entry.offset, entry.size, pool));
-  }
-  return images_->Pack(entry.Source(), pool, [&](int64_t offset, std::span<const std::byte> bytes) {
-    FACET_RETURN_IF_ERROR(writer.Write(entry.offset + offset, bytes));
-    wrote(static_cast<int64_t>(bytes.size()));
-    return absl::OkStatus();
-  });
-}
-
-absl::Status WeightImages::FinishFile(const PackedFileWriter& writer, ThreadPool* pool) const {
-  FACET_ASSIGN_OR_RETURN(const PackedFile file, writer.Map());
-  std::vector<Section> sections;
-  for (const Entry& entry : entries_) {
-    for (int i = 0; i < entry.cut.sections(); ++i) sections.push_back({&entry, i});
-  }
-  std::vector<uint64_t> sums(sections.size());
-  pool->ParallelFor(static_cast<int64_t>(sections.size()), [&](int64_t i, int) {
-    sums[static_cast<size_t>(i)] = Sum(file, sections[static_cast<size_t>(i)]);
-  });
   return writer.Finish(sums);
 }
 

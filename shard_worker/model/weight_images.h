@@ -85,14 +85,15 @@ class WeightImages {
                       int rank, bool screened_head);
   absl::Status AddEntry(const GgufModel& model, const ModelSpec& spec, const ShardPlan& plan,
                         const TensorRow& row, int layer, int rank, bool screened_head);
+  std::vector<Section> OwnSections() const;
+  // The pieces of the rank's sections in order, joined where they touch.
+  std::vector<ImagePiece> OwnStretches(const Entry& entry) const;
   uint64_t Sum(const PackedFile& file, const Section& section) const;
+  void Populate(const PackedFile& file, ThreadPool* pool) const;
   absl::Status Check(const PackedFile& file, ThreadPool* pool) const;
   void ReleaseOthers() const;
   absl::Status Build(const GgufModel& model, const PackedFileWriter& writer, ThreadPool* pool,
                      const Progress& progress) const;
-  absl::Status PackEntry(const Entry& entry, const PackedFileWriter& writer, ThreadPool* pool,
-                         const std::function<void(int64_t bytes)>& wrote) const;
-  absl::Status FinishFile(const PackedFileWriter& writer, ThreadPool* pool) const;
 
   const MatrixImages* images_ = nullptr;
   std::vector<Entry> entries_;

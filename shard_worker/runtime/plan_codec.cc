@@ -132,16 +132,18 @@ void Visit(StepPlan& plan, Codec& codec) {
 
 }  // namespace
 
-void EncodePlan(const StepPlan& plan, std::vector<std::byte>* bytes) {
+void EncodePlan(const StepPlan& plan, StepForm form, std::vector<std::byte>* bytes) {
   bytes->clear();
   Encoder encoder(bytes);
+  encoder(form);
   encoder(plan);
 }
 
-absl::Status DecodePlan(std::span<const std::byte> bytes, StepPlan* plan) {
+absl::Status DecodePlan(std::span<const std::byte> bytes, StepPlan* plan, StepForm* form) {
   Decoder decoder(bytes);
+  decoder(*form);
   decoder(*plan);
-  if (decoder.done()) return absl::OkStatus();
+  if (decoder.done() && *form <= StepForm::kOverlapping) return absl::OkStatus();
   return Internal("a step plan of {} bytes is malformed", bytes.size());
 }
 

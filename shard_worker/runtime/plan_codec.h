@@ -16,12 +16,15 @@ namespace facet {
 
 // Bumped when these bytes, or the collectives that a rank makes of them, change: a rank of another
 // version is refused before anything is computed (GroupService).
-inline constexpr uint64_t kStepProtocolVersion = 1;
+inline constexpr uint64_t kStepProtocolVersion = 2;
+
+// How all ranks run a plan: as a whole, or so that others may be under way beside it.
+enum class StepForm : uint8_t { kWhole = 0, kOverlapping = 1 };
 
 // Both overwrite what was there and use its memory.
-void EncodePlan(const StepPlan& plan, std::vector<std::byte>* bytes);
-// Internal if the bytes are not an encoded plan; what *plan holds then is unspecified.
-absl::Status DecodePlan(std::span<const std::byte> bytes, StepPlan* plan);
+void EncodePlan(const StepPlan& plan, StepForm form, std::vector<std::byte>* bytes);
+// Internal if the bytes are not an encoded plan; what *plan and *form hold then is unspecified.
+absl::Status DecodePlan(std::span<const std::byte> bytes, StepPlan* plan, StepForm* form);
 
 }  // namespace facet
 

@@ -58,10 +58,11 @@ void ProfiledDevice::NarrowStep(const StepLayout& layout) {
   Count(StepOperation::kOther, [&] { ForwardingDevice::NarrowStep(layout); });
 }
 
-void ProfiledDevice::EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                               Floats out) {
+void ProfiledDevice::EmbedRows(const Matrix& table, int32_t first_token,
+                               std::span<const int32_t> rows, float scale, Floats out) {
   Count(
-      StepOperation::kEmbedding, [&] { ForwardingDevice::EmbedRows(table, rows, scale, out); },
+      StepOperation::kEmbedding,
+      [&] { ForwardingDevice::EmbedRows(table, first_token, rows, scale, out); },
       [&] {
         const double share = static_cast<double>(rows.size()) / static_cast<double>(table.rows());
         return Work{share * static_cast<double>(table.packed_bytes()), 0};
@@ -70,6 +71,10 @@ void ProfiledDevice::EmbedRows(const Matrix& table, std::span<const int32_t> row
 
 void ProfiledDevice::GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) {
   Count(StepOperation::kOther, [&] { ForwardingDevice::GatherRows(x, rows, width, out); });
+}
+
+void ProfiledDevice::GatherBrought(const BroughtRows& brought, int width, Floats out) {
+  Count(StepOperation::kOther, [&] { ForwardingDevice::GatherBrought(brought, width, out); });
 }
 
 void ProfiledDevice::RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon,
@@ -173,11 +178,15 @@ void ProfiledDevice::SearchHead(const HeadSearch& search, std::span<CandidateRep
   profile_[StepOperation::kHead].seconds -= agreeing;
 }
 
-void ProfiledDevice::AskHead(const HeadSearch& search) {
+void ProfiledDevice::AskHead(const HeadSearch& search, Floats best) {
   const double before = on_ ? head_reads().bytes : 0;
   Count(
-      StepOperation::kHead, [&] { ForwardingDevice::AskHead(search); },
+      StepOperation::kHead, [&] { ForwardingDevice::AskHead(search, best); },
       [&] { return HeadWork(search, before); });
+}
+
+void ProfiledDevice::KeepBest(Floats all, int ranks, std::span<const int32_t> keep) {
+  Count(StepOperation::kHead, [&] { ForwardingDevice::KeepBest(all, ranks, keep); });
 }
 
 ProfiledDevice::Work ProfiledDevice::HeadWork(const HeadSearch& search, double bytes_before) const {

@@ -39,9 +39,10 @@ class ProfiledDevice final : public ForwardingDevice {
   absl::Status AllocateKv(const std::array<KvPoolSpec, kKvPools>& pools) override;
   void BeginStep(const StepLayout& layout) override;
   void NarrowStep(const StepLayout& layout) override;
-  void EmbedRows(const Matrix& table, std::span<const int32_t> rows, float scale,
-                 Floats out) override;
+  void EmbedRows(const Matrix& table, int32_t first_token, std::span<const int32_t> rows,
+                 float scale, Floats out) override;
   void GatherRows(Floats x, std::span<const int32_t> rows, int width, Floats out) override;
+  void GatherBrought(const BroughtRows& brought, int width, Floats out) override;
   void RmsNorm(Floats x, int rows, int width, Floats weight, float epsilon, Floats out) override;
   void ResidualNorm(const ResidualNormArgs& args) override;
   void Product(std::span<const Matrix* const> parts, Floats x, int rows, Floats out) override;
@@ -54,7 +55,8 @@ class ProfiledDevice final : public ForwardingDevice {
   void FindCandidates(Floats logits, const VocabularySlices& slices, const CandidateQuery& query,
                       CandidateReply* reply) override;
   void SearchHead(const HeadSearch& search, std::span<CandidateReply> replies) override;
-  void AskHead(const HeadSearch& search) override;
+  void AskHead(const HeadSearch& search, Floats best) override;
+  void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) override;
 
   static double SteadySeconds();
 

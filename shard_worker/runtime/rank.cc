@@ -30,6 +30,10 @@ constexpr int kArithmeticVersion = 1;
 // The step number of the message that lets followers go.
 constexpr uint64_t kStopStep = ~uint64_t{0};
 
+// How much of a prompt a processor computes at a time if nobody says otherwise: the activations of
+// as many rows nearly fit into its second-level cache (kernels/README.md has the figures).
+constexpr int kHostPrefillChunk = 256;
+
 using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) {
@@ -97,7 +101,8 @@ class RankImpl : public Rank {
     FACET_RETURN_IF_ERROR(Load());
     device_->Label(weights_);
     FACET_ASSIGN_OR_RETURN(forward_, Forward::Create(spec_, plan_, options_.rank, weights_,
-                                                     device_.get(), options_.step_tokens_max));
+                                                     device_.get(), options_.step_tokens_max,
+                                                     CanOverlap() ? options_.sequences_max : 0));
     forward_->OnProgress([this] { ++moved_; });
     FACET_RETURN_IF_ERROR(AllocateKv());
     StepRunner::Options steps;
@@ -105,9 +110,6 @@ class RankImpl : public Rank {
     steps.step_tokens_max = options_.step_tokens_max;
     steps.slices = plan_.Slices(options_.rank);
     steps.vocabulary = spec_.vocabulary;
-    overlap_ = options_.world == 1 && options_.overlap.value_or(device_->asynchronous());
-    steps.overlap = overlap_;
-    if (overlap_) FACET_RETURN_IF_ERROR(device_->AllocateTokens(options_.sequences_max));
     steps.progress = [this] { ++moved_; };
     steps_.emplace(std::move(steps), forward_.get(), device_.get());
     model_.ReleaseAll();
@@ -127,7 +129,7 @@ class RankImpl : public Rank {
       hash = Mix64(hash, (uint64_t(pool.blocks) << 32) | uint64_t(pool.block_tokens));
     }
     for (const uint64_t value :
-         {uint64_t(options_.kv_type), uint64_t(options_.step_tokens_max),
+         {uint64_t(CanOverlap()), uint64_t(options_.kv_type), uint64_t(options_.step_tokens_max),
           uint64_t(options_.sequences_max), uint64_t(facts_.context_tokens)}) {
       hash = Mix64(hash, value);
     }
@@ -147,8 +149,7 @@ class RankImpl : public Rank {
     engine.step_tokens_max = options_.step_tokens_max;
     engine.sequences_max = options_.sequences_max;
     engine.steps_max = overlap_ ? 2 : 1;
-    engine.prefill_chunk_max =
-        options_.prefill_chunk_max > 0 ? options_.prefill_chunk_max : options_.step_tokens_max;
+    engine.prefill_chunk_max = PrefillChunkMax();
     engine.mixed_prefill_max =
         options_.mixed_prefill_max > 0 ? options_.mixed_prefill_max : options_.step_tokens_max;
     return engine;
@@ -160,9 +161,11 @@ class RankImpl : public Rank {
     steps_->Reset();
     const std::lock_guard lock(abort_mutex_);
     FACET_CHECK(communicator_ == nullptr, "the last epoch has not ended");
-    communicator_ = device_->host_memory() || communicator->on_device()
-                        ? std::move(communicator)
-                        : MakeStagedCommunicator(device_.get(), std::move(communicator));
+    // Where data goes through the host a step cannot begin before the one before it has ended.
+    const bool staged = !device_->host_memory() && !communicator->on_device();
+    overlap_ = CanOverlap() && options_.overlap.value_or(options_.world == 1 || !staged);
+    communicator_ = staged ? MakeStagedCommunicator(device_.get(), std::move(communicator))
+                           : std::move(communicator);
   }
 
   void Detach() override {
@@ -177,12 +180,13 @@ class RankImpl : public Rank {
 
   absl::Status Follow() override {
     FACET_CHECK(options_.rank != 0 && communicator_ != nullptr);
+    StepForm form = StepForm::kWhole;
     for (StepPlan plan;;) {
       FACET_RETURN_IF_ERROR(communicator_->Broadcast(&message_));
-      FACET_RETURN_IF_ERROR(DecodePlan(message_, &plan));
+      FACET_RETURN_IF_ERROR(DecodePlan(message_, &plan, &form));
       if (plan.step == kStopStep) return absl::OkStatus();
       const InStep in_step(this);
-      FACET_RETURN_IF_ERROR(RunStep(plan).status());
+      FACET_RETURN_IF_ERROR(FollowStep(plan, form));
     }
   }
 
@@ -190,7 +194,7 @@ class RankImpl : public Rank {
     if (options_.world == 1) return absl::OkStatus();
     StepPlan stop;
     stop.step = kStopStep;
-    return SendPlan(stop);
+    return SendPlan(stop, StepForm::kWhole);
   }
 
   void Abort() override {
@@ -209,29 +213,25 @@ class RankImpl : public Rank {
 
   absl::StatusOr<StepResult> LeadStep(const StepPlan& plan) {
     const InStep in_step(this);
-    if (options_.world > 1) FACET_RETURN_IF_ERROR(SendPlan(plan));
+    if (options_.world > 1) FACET_RETURN_IF_ERROR(SendPlan(plan, StepForm::kWhole));
     return RunStep(plan);
   }
 
   // Profiled operations are waited for, one by one: there is nothing to overlap.
-  bool MayBegin(const StepPlan& plan) const { return !device_->on() && steps_->MayBegin(plan); }
-
-  absl::Status BeginStep(const StepPlan& plan) {
-    const InStep in_step(this);
-    placement_->BindCaller();
-    const Communicator::Times idle = communicator_->TakeTimes();
-    const Clock::time_point start = Clock::now();
-    FACET_RETURN_IF_ERROR(steps_->Begin(plan, communicator_.get()));
-    CountTimes(SecondsSince(start), idle, false);
-    return absl::OkStatus();
+  bool MayBegin(const StepPlan& plan) const {
+    return overlap_ && !device_->on() && steps_->under_way() < StepRunner::kUnderWayMax &&
+           steps_->MayOverlap(plan);
   }
 
-  absl::StatusOr<StepResult> EndStep() {
+  absl::Status LeadBegin(const StepPlan& plan) {
     const InStep in_step(this);
-    const Clock::time_point start = Clock::now();
-    FACET_ASSIGN_OR_RETURN(StepResult result, steps_->End());
-    CountTimes(SecondsSince(start), {}, true);
-    return result;
+    if (options_.world > 1) FACET_RETURN_IF_ERROR(SendPlan(plan, StepForm::kOverlapping));
+    return BeginStep(plan);
+  }
+
+  absl::StatusOr<StepResult> LeadEnd() {
+    const InStep in_step(this);
+    return EndStep();
   }
 
  private:
@@ -336,9 +336,28 @@ class RankImpl : public Rank {
                     options_.kv_type == KvType::kF16 ? "f16" : "f32", kArithmeticVersion);
   }
 
-  absl::Status SendPlan(const StepPlan& plan) {
-    EncodePlan(plan, &message_);
+  // Whether any step may overlap another in some epoch.
+  bool CanOverlap() const { return options_.overlap.value_or(device_->asynchronous()); }
+
+  int PrefillChunkMax() const {
+    if (options_.prefill_chunk_max > 0) return options_.prefill_chunk_max;
+    if (!device_->host_memory()) return options_.step_tokens_max;
+    return std::min(options_.step_tokens_max, kHostPrefillChunk);
+  }
+
+  absl::Status SendPlan(const StepPlan& plan, StepForm form) {
+    EncodePlan(plan, form, &message_);
     return communicator_->Broadcast(&message_);
+  }
+
+  // As late as the order of the leader's plans allows, so that the device does not wait for it.
+  absl::Status FollowStep(const StepPlan& plan, StepForm form) {
+    const bool overlapping = form == StepForm::kOverlapping;
+    if (overlapping && !CanOverlap()) return Internal("step {} overlaps others", plan.step);
+    while (steps_->under_way() > (overlapping ? StepRunner::kUnderWayMax - 1 : 0)) {
+      FACET_RETURN_IF_ERROR(EndStep().status());
+    }
+    return overlapping ? BeginStep(plan) : RunStep(plan).status();
   }
 
   absl::StatusOr<StepResult> RunStep(const StepPlan& plan) {
@@ -347,6 +366,22 @@ class RankImpl : public Rank {
     const Clock::time_point start = Clock::now();
     FACET_ASSIGN_OR_RETURN(StepResult result, steps_->Run(plan, communicator_.get()));
     CountTimes(SecondsSince(start), idle, !plan.segments.empty());
+    return result;
+  }
+
+  absl::Status BeginStep(const StepPlan& plan) {
+    placement_->BindCaller();
+    const Communicator::Times idle = communicator_->TakeTimes();
+    const Clock::time_point start = Clock::now();
+    FACET_RETURN_IF_ERROR(steps_->Begin(plan, communicator_.get()));
+    CountTimes(SecondsSince(start), idle, false);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<StepResult> EndStep() {
+    const Clock::time_point start = Clock::now();
+    FACET_ASSIGN_OR_RETURN(StepResult result, steps_->End());
+    CountTimes(SecondsSince(start), {}, true);
     return result;
   }
 
@@ -396,7 +431,7 @@ class RankImpl : public Rank {
   int64_t window_ = 0;
   ModelFacts facts_;
   std::string gpu_bus_id_;
-  bool overlap_ = false;            // two steps may be under way
+  bool overlap_ = false;            // two steps may be under way, in the epoch that is attached
   std::vector<std::byte> message_;  // the plan as bytes, kept for its memory
   std::mutex abort_mutex_;          // Abort() may come from any thread, also before Attach()
   std::unique_ptr<Communicator> communicator_;
@@ -411,8 +446,8 @@ absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {
   return rank_->LeadStep(plan);
 }
 bool GroupExecutor::MayBegin(const StepPlan& plan) const { return rank_->MayBegin(plan); }
-absl::Status GroupExecutor::Begin(const StepPlan& plan) { return rank_->BeginStep(plan); }
-absl::StatusOr<StepResult> GroupExecutor::End() { return rank_->EndStep(); }
+absl::Status GroupExecutor::Begin(const StepPlan& plan) { return rank_->LeadBegin(plan); }
+absl::StatusOr<StepResult> GroupExecutor::End() { return rank_->LeadEnd(); }
 
 }  // namespace
 

@@ -38,14 +38,17 @@ struct RankOptions {
   // Packs the output layer so that searches for tokens leave most of it unread. No token changes.
   bool screened_head = true;
   bool profile = false;  // from the start on; see Rank::Profile()
-  // Whether a step may begin before the one before it is read, where that is possible: alone (one
-  // rank). Unset: where the device computes apart from its caller. No token changes.
+  // Whether a step may begin before the one before it is read. Unset: where the device computes
+  // apart from its caller, and exchanges data with the other ranks' by itself. The same on all
+  // ranks. No token changes.
   std::optional<bool> overlap;
   KvType kv_type = KvType::kF16;
   int context_tokens = 0;     // 0: the model's own
   int64_t kv_tokens = 16384;  // keys the pool of full layers holds, over all sequences
   int step_tokens_max = 512;
-  int prefill_chunk_max = 0;  // of one sequence per step; 0: step_tokens_max
+  // Of one sequence per step. 0: step_tokens_max; on a device in host memory 256 at most, which
+  // takes less time in all.
+  int prefill_chunk_max = 0;
   int mixed_prefill_max = 0;  // as EngineOptions'; 0: step_tokens_max
   int sequences_max = 64;
   // Of each collective. A leader that idles runs an empty plan well within it, and a rank that does
@@ -110,7 +113,8 @@ class Rank {
   virtual RankMemory memory() const = 0;
   // Of the shard plan, the KV pools and the options that must agree between ranks.
   virtual uint64_t plan_hash() const = 0;
-  // Options of an engine that schedules for this group, with as many steps at a time as pay.
+  // Options of an engine that schedules for this group, with as many steps at a time as pay in the
+  // epoch that is attached.
   virtual EngineOptions engine_options() const = 0;
 
   // How the communicator of an epoch can be one between the ranks' devices; null where they compute

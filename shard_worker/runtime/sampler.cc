@@ -236,13 +236,6 @@ bool Sampler::BestIsChosen(const SequenceStart& start) {
   return (Greedy(p) || !Filters(p)) && !Penalises(p) && start.logprobs < 0;
 }
 
-SampleOutcome Sampler::OutcomeOf(const CandidateReply& reply) {
-  SampleOutcome outcome;
-  outcome.finite = reply.finite;
-  if (reply.finite) outcome.sampled.emplace().id = reply.best.front().id;
-  return outcome;
-}
-
 std::span<const CandidateQuery> Sampler::Queries(std::span<const SampleRow> rows) {
   edits_.resize(std::max(edits_.size(), rows.size()));
   queries_.clear();

@@ -64,12 +64,11 @@ class Sampler {
   absl::Status Search(const AskHead& ask, std::span<const SampleRow> rows,
                       Communicator* communicator, std::vector<SampleOutcome>* outcomes);
   // True for sequences whose tokens are the best candidate of a query that no earlier token of
-  // theirs changes: of several steps all can be asked before any is answered.
+  // theirs changes: of several steps all can be asked before any is answered, and what is chosen
+  // follows from the candidates' keys alone.
   static bool BestIsChosen(const SequenceStart& start);
   // What Search() would ask about such rows. Valid until the next call.
   std::span<const CandidateQuery> Queries(std::span<const SampleRow> rows);
-  // What follows from the answer, where one rank has all of the vocabulary.
-  static SampleOutcome OutcomeOf(const CandidateReply& reply);
   const VocabularySlices& slices() const { return slices_; }
 
  private:

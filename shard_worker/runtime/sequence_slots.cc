@@ -48,7 +48,13 @@ void SequenceState::Count(TokenId token, bool output) {
 
 void SequenceState::Append(TokenId token) {
   last_sampled_ = token;
+  kept_ = false;
   if (penalises()) Count(token, true);
+}
+
+void SequenceState::Keep() {
+  FACET_CHECK(!penalises(), "slot {} counts its tokens", start_.slot.value);
+  kept_ = true;
 }
 
 TokenId SequenceState::last_sampled() const {
@@ -99,9 +105,9 @@ std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows,
 void SequenceSlots::Apply(const StepPlan& plan) {
   for (const SlotId slot : plan.ends) states_.at(slot.value).reset();
   for (const SequenceStart& start : plan.starts) {
-    std::shared_ptr<SequenceState>& state = states_.at(start.slot.value);
+    std::unique_ptr<SequenceState>& state = states_.at(start.slot.value);
     FACET_CHECK(state == nullptr, "slot {} is taken", start.slot.value);
-    state = std::make_shared<SequenceState>(start);
+    state = std::make_unique<SequenceState>(start);
   }
 }
 

@@ -52,12 +52,13 @@ class SequenceState {
 
   // Counts a token just sampled, and remembers it for the next step.
   void Append(TokenId token);
-  // What kSampledToken stands for. REQUIRES: a token was sampled, and none is awaited.
+  // A token was sampled that the device keeps, in the slot's place. Nobody counts it.
+  // REQUIRES: no penalties.
+  void Keep();
+  // Whether kSampledToken stands for the token that the device keeps.
+  bool kept() const { return kept_; }
+  // Else what it stands for. REQUIRES: a token was sampled.
   TokenId last_sampled() const;
-  // Tokens that steps under way sample: Append() has yet to be told, or will not be.
-  int awaited() const { return awaited_; }
-  void Await() { ++awaited_; }
-  void Arrived() { --awaited_; }
 
   // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row, as
   // if the tokens `assumed` had been appended.
@@ -76,7 +77,7 @@ class SequenceState {
   };
   std::map<TokenId, Counts> counts_;  // ordered: edits come out by row
   std::optional<TokenId> last_sampled_;
-  int awaited_ = 0;
+  bool kept_ = false;
   Sha256 digest_;
 };
 
@@ -88,11 +89,9 @@ class SequenceSlots {
   void Apply(const StepPlan& plan);
   SequenceState& operator[](SlotId slot);
   const SequenceState& operator[](SlotId slot) const;
-  // For who looks at it after its end.
-  std::shared_ptr<SequenceState> Share(SlotId slot) const { return states_.at(slot.value); }
 
  private:
-  std::vector<std::shared_ptr<SequenceState>> states_;
+  std::vector<std::unique_ptr<SequenceState>> states_;
 };
 
 }  // namespace facet

@@ -32,8 +32,7 @@ StepRunner::StepRunner(Options options, Forward* forward, Device* device)
 
 void StepRunner::Reset() {
   slots_ = SequenceSlots(options_.sequences_max);
-  forward_->DropReplies();
-  for (UnderWay& step : under_way_) step.rows.clear();
+  forward_->DropBest();
   count_ = 0;
 }
 
@@ -75,8 +74,8 @@ const SequenceStart& StepRunner::StartOf(const StepPlan& plan, SlotId slot) cons
 
 // Every row that is sampled must be one whose token the device can keep, and no row may be wanted
 // for anything else. Then whatever follows is known before the step is read.
-bool StepRunner::MayBegin(const StepPlan& plan) const {
-  if (!options_.overlap || count_ == kStepsUnderWay || plan.segments.empty()) return false;
+bool StepRunner::MayOverlap(const StepPlan& plan) const {
+  if (plan.segments.empty()) return false;
   return std::all_of(plan.segments.begin(), plan.segments.end(), [&](const Segment& segment) {
     const SequenceStart& start = StartOf(plan, segment.slot);
     return segment.proposals == 0 && !segment.score_prompt && !start.logits_digest &&
@@ -85,35 +84,38 @@ bool StepRunner::MayBegin(const StepPlan& plan) const {
 }
 
 absl::Status StepRunner::Begin(const StepPlan& plan, Communicator* communicator) {
+  FACET_CHECK(count_ < kUnderWayMax, "step {} while {} are under way", plan.step, count_);
   FACET_RETURN_IF_ERROR(Compute(plan, communicator));
-  UnderWay& step = under_way_[static_cast<size_t>((first_ + count_++) % kStepsUnderWay)];
+  UnderWay& step = under_way_[static_cast<size_t>((first_ + count_++) % kUnderWayMax)];
   step.step = plan.step;
   step.segments = plan.segments.size();
   step.rows.clear();
   const std::span<const LogitRow> rows = logit_rows_;
   for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
-    Ask(plan, rows.subspan(first, std::min<size_t>(kLogitRowsMax, rows.size() - first)), &step);
+    const size_t count = std::min<size_t>(kLogitRowsMax, rows.size() - first);
+    FACET_RETURN_IF_ERROR(Ask(plan, rows.subspan(first, count), &step));
   }
   device_->EndStep();
   return absl::OkStatus();
 }
 
-void StepRunner::Ask(const StepPlan& plan, std::span<const LogitRow> rows, UnderWay* under_way) {
+absl::Status StepRunner::Ask(const StepPlan& plan, std::span<const LogitRow> rows,
+                             UnderWay* under_way) {
   Name(rows);
   keep_.clear();
   for (const LogitRow& row : rows) {
     const SlotId slot = plan.segments[row.segment].slot;
     keep_.push_back(static_cast<int32_t>(slot.value));
-    slots_[slot].Await();
-    under_way->rows.push_back({row.segment, slots_.Share(slot)});
+    slots_[slot].Keep();
+    under_way->rows.push_back(row.segment);
   }
-  forward_->Ask(step_rows_, sampler_.slices(), sampler_.Queries(samples_), keep_);
+  return forward_->Ask(step_rows_, sampler_.slices(), sampler_.Queries(samples_), keep_);
 }
 
 absl::StatusOr<StepResult> StepRunner::End() {
   FACET_CHECK(count_ > 0, "no step is under way");
   UnderWay& step = under_way_[static_cast<size_t>(first_)];
-  first_ = (first_ + 1) % kStepsUnderWay;
+  first_ = (first_ + 1) % kUnderWayMax;
   --count_;
   StepResult result;
   result.step = step.step;
@@ -121,21 +123,15 @@ absl::StatusOr<StepResult> StepRunner::End() {
   for (size_t i = 0; i < step.rows.size(); ++i) {
     const size_t in_tile = i % kLogitRowsMax;
     if (in_tile == 0) {
-      replies_.resize(std::min<size_t>(kLogitRowsMax, step.rows.size() - i));
-      const absl::Status read = forward_->ReadReplies(replies_);
+      best_.resize(std::min<size_t>(kLogitRowsMax, step.rows.size() - i));
+      const absl::Status read = forward_->ReadBest(best_);
       if (!read.ok()) return Annotate(read, fmt::format("step {}", step.step));
       options_.progress();
     }
-    const SampleOutcome outcome = Sampler::OutcomeOf(replies_[in_tile]);
-    SequenceState& state = *step.rows[i].state;
-    state.Arrived();
-    SegmentResult& segment = result.segments[step.rows[i].segment];
-    segment.finite = outcome.finite;
-    if (!outcome.sampled) continue;
-    state.Append(outcome.sampled->id);
-    segment.sampled.push_back(*outcome.sampled);
+    SegmentResult& segment = result.segments[step.rows[i]];
+    segment.finite = best_[in_tile].finite;
+    if (segment.finite) segment.sampled.emplace_back().id = best_[in_tile].id;
   }
-  step.rows.clear();
   return result;
 }
 
@@ -161,7 +157,7 @@ void StepRunner::LayOut(const StepPlan& plan) {
 
 TokenId StepRunner::SampledIn(SlotId slot) const {
   const SequenceState& state = slots_[slot];
-  return state.awaited() > 0 ? RowOfKept(static_cast<int32_t>(slot.value)) : state.last_sampled();
+  return state.kept() ? RowOfKept(static_cast<int32_t>(slot.value)) : state.last_sampled();
 }
 
 void StepRunner::AddLogitRows(const Segment& segment, size_t index, int first_row) {

@@ -7,7 +7,6 @@
 #include <array>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -27,13 +26,10 @@ namespace facet {
 class StepRunner {
  public:
   struct Options {
-    int sequences_max = 0;    // slots
-    int step_tokens_max = 0;  // rows of a step
-    VocabularySlices slices;  // this rank's
-    int64_t vocabulary = 0;   // all ranks' ids
-    // Steps may begin before the one before them is read: on one rank, with the device's places
-    // for tokens by slot.
-    bool overlap = false;
+    int sequences_max = 0;           // slots
+    int step_tokens_max = 0;         // rows of a step
+    VocabularySlices slices;         // this rank's
+    int64_t vocabulary = 0;          // all ranks' ids
     std::function<void()> progress;  // called at least once per tile of logits
   };
   // Borrows `forward` and `device`, its device.
@@ -45,14 +41,18 @@ class StepRunner {
   // sequences. After an error nothing of the epoch can be computed any more.
   absl::StatusOr<StepResult> Run(const StepPlan& plan, Communicator* communicator);
 
-  // Run() in two halves, with up to kStepsUnderWay steps between them: Executor's MayBegin(),
-  // Begin() and End().
-  bool MayBegin(const StepPlan& plan) const;
+  // Run() in two halves, with up to kUnderWayMax steps between them. Whether a plan can be run so,
+  // once fewer are under way; all ranks run it the same way.
+  bool MayOverlap(const StepPlan& plan) const;
+  // REQUIRES: MayOverlap(plan), fewer than kUnderWayMax steps under way, and of the device a place
+  // for a token by slot.
   absl::Status Begin(const StepPlan& plan, Communicator* communicator);
+  // The result of the oldest step under way. Every rank gets it; REQUIRES: there is one.
   absl::StatusOr<StepResult> End();
+  static constexpr int kUnderWayMax = 2;
+  int under_way() const { return count_; }
 
  private:
-  static constexpr int kStepsUnderWay = 2;
   // A row of the step whose logits somebody needs.
   struct LogitRow {
     int32_t row;
@@ -60,15 +60,10 @@ class StepRunner {
     SampleRow sample;
   };
 
-  // A row whose token was asked for.
-  struct AskedRow {
-    size_t segment;
-    std::shared_ptr<SequenceState> state;  // the sequence may end before the row is read
-  };
   struct UnderWay {
     uint64_t step = 0;
     size_t segments = 0;
-    std::vector<AskedRow> rows;
+    std::vector<size_t> rows;  // the segment of each row whose token was asked for
   };
 
   // The sequence of a segment as the plan begins it, or as it runs.
@@ -77,7 +72,7 @@ class StepRunner {
   absl::Status Compute(const StepPlan& plan, Communicator* communicator);
   // Names a tile's rows to the sampler.
   void Name(std::span<const LogitRow> rows);
-  void Ask(const StepPlan& plan, std::span<const LogitRow> rows, UnderWay* under_way);
+  absl::Status Ask(const StepPlan& plan, std::span<const LogitRow> rows, UnderWay* under_way);
   void LayOut(const StepPlan& plan);
   // What kSampledToken stands for: a token, or the device's place that has it.
   TokenId SampledIn(SlotId slot) const;
@@ -104,9 +99,9 @@ class StepRunner {
   std::vector<SampleRow> samples_;
   std::vector<SampleOutcome> outcomes_;
   std::vector<int32_t> keep_;
-  std::vector<CandidateReply> replies_;
+  std::vector<BestToken> best_;
   // The steps that are under way, from the first_th on, in a ring.
-  std::array<UnderWay, kStepsUnderWay> under_way_;
+  std::array<UnderWay, kUnderWayMax> under_way_;
   int first_ = 0;
   int count_ = 0;
 };

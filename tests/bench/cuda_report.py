@@ -9,8 +9,8 @@ nvcc and a configured build, no GPU.
 Exit status 1 if a kernel spills that is not in ALLOWED_SPILLS, or if the compiler says nothing of one.
 
 Occupancy is theoretical: warps of a multiprocessor that registers and static limits let run, of the
-most it can have. Shared memory here is dynamic, so its size comes from the launches, listed in
-SHARED_BYTES for the largest shapes in use.
+most it can have. Shared memory is the arrays of a fixed size that the compiler tells of, and the
+dynamic bytes of the launches, listed in SHAPES for the largest shapes in use.
 """
 
 import argparse
@@ -44,23 +44,21 @@ def tile_bytes(head_dim, pairs):
 SHAPES = {
     "GatherKernel": (128, 0),
     "EmbedKernel": (128, 0),
-    "RmsNormKernel": (128, 16),
-    "ResidualNormKernel": (128, 16),
+    "BroughtKernel": (128, 0),
+    "RmsNormKernel": (128, 0),
+    "ResidualNormKernel": (128, 0),
     "SoftCapKernel": (128, 0),
     "GateKernel": (128, 0),
     "QuantizeKernel": (128, 0),
     "IntegerProductKernel": (128, 0),
     "SumLeavesKernel": (128, 0),
-    "FloatProductKernel<.*, 1>": (128, 4 * (32 * 33 + 4 * 32)),
-    "FloatProductKernel<.*, 8>": (128, 4 * (32 * 33 + 32 * 32)),
-    "VectorProductKernel<.*, 1>": (128, 4 * 4 * 2),
-    "VectorProductKernel<.*, 4>": (128, 4 * 4 * 2 * 4),
-    "VectorProductKernel<.*, 8>": (128, 4 * 4 * 2 * 8),
+    "FloatProductKernel": (128, 0),
+    "VectorProductKernel": (128, 0),
     "DequantizeKernel": (128, 0),
     "RoundKernel": (128, 0),
     "StoreKernel": (128, 0),
-    "RopeAndStoreKernel": (128, 16 + 4 * 256),
-    "AttendSplitKernel": (128, 4 * (256 + 64) + 16),
+    "RopeAndStoreKernel": (128, 4 * 256),
+    "AttendSplitKernel": (128, 4 * 256),
     "AttendTilesKernel<1, 1>": (128, tile_bytes(64, 16)),
     "AttendTilesKernel<1, 4>": (512, tile_bytes(64, 64)),
     "AttendTilesKernel<2, 1>": (128, tile_bytes(128, 16)),
@@ -70,10 +68,12 @@ SHAPES = {
     "MergeSplitsKernel": (128, 0),
     "ScaleKernel": (256, 0),
     "EditKernel": (256, 0),
-    "SumSlicesKernel": (256, 32),
-    "FirstKeysKernel": (256, 8192),
-    "MoreKeysKernel": (256, 8192),
+    "SumSlicesKernel": (256, 0),
+    "FirstKeysKernel": (256, 0),
+    "MoreKeysKernel": (256, 0),
     "CandidatesKernel": (256, 0),
+    "BestKernel": (256, 0),
+    "KeepKernel": (256, 0),
     "TreeRootsKernel": (128, 0),
 }
 # Kernel -> bytes of spills and why they stay.
@@ -115,7 +115,8 @@ def short(name):
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\d+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers", re.DOTALL)
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers"
+    r"(?:[^\n]*?(?P<fixed>\d+) bytes smem)?", re.DOTALL)
 
 
 def kernels_in(report):
@@ -163,7 +164,8 @@ def occupancy(arch, registers, threads, shared):
 
 def rows_of(kernels):
     for kernel in sorted(kernels, key=lambda k: (k["arch"], k["name"])):
-        threads, shared = shape_of(kernel["name"])
+        threads, dynamic = shape_of(kernel["name"])
+        shared = int(kernel["fixed"] or 0) + dynamic
         share, limit = occupancy(kernel["arch"], int(kernel["registers"]), threads, shared)
         spills = int(kernel["stores"]) + int(kernel["loads"])
         yield (kernel["arch"], kernel["name"], kernel["registers"], str(spills), kernel["stack"],

@@ -155,6 +155,8 @@ NOT_IN_A_STEP = {
     "EditKernel": "penalties and biases",
     "AttendSplitKernel": "float32 keys, where AttendTilesKernel is there",
     "TreeRootsKernel": "sums of a group of several GPUs",
+    "BroughtKernel": "embeddings of a group of several GPUs",
+    "CandidatesKernel": "tokens that the host chooses",
     "VectorProductKernel": "--arithmetic=fast",
     "DequantizeKernel": "--arithmetic=fast",
     "RoundKernel": "--arithmetic=fast",
@@ -294,7 +296,10 @@ class Step:
                  instructions=250 * logits)
         self.add("MoreKeysKernel", "best token", rows, bytes=8 * rows * chunks,
                  instructions=250 * 1024 * rows)
-        self.add("CandidatesKernel", "best token", rows, bytes=32 * rows, instructions=20 * rows)
+        self.add("BestKernel", "best token", -(-rows // 256), bytes=(64 * 20 + 16) * rows,
+                 instructions=200 * rows)
+        self.add("KeepKernel", "best token", -(-rows // 256), bytes=24 * rows,
+                 instructions=20 * rows)
 
     def seconds(self):
         return sum(work.seconds() for work in self.work.values())

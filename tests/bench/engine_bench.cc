@@ -5,8 +5,9 @@
 //                [--max_tokens=128] [--rounds=2] [--screened_head=false]
 //
 // In each round `streams` sequences begin together and sample as those of `facet bench
-// --temperature=0` do. One line of JSON: medians over all sequences, but those of a round to warm
-// up, of the seconds to the first token and per further token.
+// --temperature=0` do. One line of JSON, of all sequences but those of a round to warm up: medians
+// of the seconds to the first token and per further token, and the 99th percentile of the seconds
+// between two deliveries.
 
 #include <algorithm>
 #include <chrono>
@@ -82,15 +83,24 @@ EngineRequest MakeRequest(const Options& options, int vocabulary, uint64_t numbe
 struct Times {
   std::vector<double> ttft;
   std::vector<double> tpot;
+  std::vector<double> gaps;
 };
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+double Percentile99(std::vector<double> values) {
+  if (values.empty()) return 0;
+  const auto nth = values.begin() + std::ssize(values) * 99 / 100;
+  std::nth_element(values.begin(), nth, values.end());
+  return *nth;
+}
 
 // One sequence per stream, from the first step to the last token.
 void RunRound(const Options& options, testing::InProcessGroup* group, Engine* engine,
               uint64_t* next, Times* times) {
   struct Sequence {
     std::optional<Clock::time_point> first;
+    Clock::time_point last;
     int tokens = 0;
   };
   std::vector<Sequence> sequences(static_cast<size_t>(options.streams));
@@ -106,9 +116,14 @@ void RunRound(const Options& options, testing::InProcessGroup* group, Engine* en
     const Clock::time_point now = Clock::now();
     for (const EngineDelta& delta : engine->TakeDeltas()) {
       Sequence& sequence = sequences[delta.id.value - base];
-      if (!delta.tokens.empty() && !sequence.first) {
-        sequence.first = now;
-        times->ttft.push_back(Seconds(now - start));
+      if (!delta.tokens.empty()) {
+        if (sequence.first) {
+          times->gaps.push_back(Seconds(now - sequence.last));
+        } else {
+          sequence.first = now;
+          times->ttft.push_back(Seconds(now - start));
+        }
+        sequence.last = now;
       }
       sequence.tokens += static_cast<int>(delta.tokens.size());
       if (!delta.finish) continue;
@@ -134,8 +149,8 @@ int Main(int argc, char** argv) {
   for (int round = 0; round < options.rounds; ++round) {
     RunRound(options, group.get(), &engine, &next, &times);
   }
-  fmt::print("{{\"streams\": {}, \"ttft_s\": {:.6f}, \"tpot_s\": {:.6f}}}\n", options.streams,
-             Median(times.ttft), Median(times.tpot));
+  fmt::print("{{\"streams\": {}, \"ttft_s\": {:.6f}, \"tpot_s\": {:.6f}, \"itl_p99_s\": {:.6f}}}\n",
+             options.streams, Median(times.ttft), Median(times.tpot), Percentile99(times.gaps));
   return 0;
 }
 

@@ -34,10 +34,12 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kBytesPerThread = size_t{256} << 20;  // far beyond any cache
 constexpr int64_t kProducts = 1 << 20;                 // of a slice, times the accumulators
 
-// Enough independent sums to hide the latency of the instruction, few enough for the registers.
-constexpr int kSums = 12;  // the loops over them are unrolled, or the sums would lie in memory
+// Enough independent sums to hide the latency of the instruction, few enough for the registers. The
+// loops over them are unrolled, or they would lie in memory.
+constexpr int kSums = 12;
 
-// Keeps the compiler from dropping or moving a loop of which only the time is wanted.
+// Keeps the compiler from dropping a loop of which only the time is wanted, and from computing
+// equal sums once for all of them.
 template <typename Vector>
 void Keep(Vector& value) {
   asm volatile("" : "+v"(value));
@@ -67,9 +69,11 @@ __attribute__((target("avx512f,avx512vnni"))) int64_t Int8Avx512() {
   for (int64_t i = 0; i < kProducts; ++i) {
     Keep(a);
 #pragma GCC unroll 12
-    for (__m512i& sum : sums) sum = _mm512_dpbusd_epi32(sum, a, b);
+    for (__m512i& sum : sums) {
+      sum = _mm512_dpbusd_epi32(sum, a, b);
+      Keep(sum);
+    }
   }
-  for (__m512i& sum : sums) Keep(sum);
   return kProducts * kSums * 128;
 }
 
@@ -79,9 +83,11 @@ __attribute__((target("avx2"))) int64_t Int8Avx2() {
   for (int64_t i = 0; i < kProducts; ++i) {
     Keep(a);
 #pragma GCC unroll 12
-    for (__m256i& sum : sums) sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    for (__m256i& sum : sums) {
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+      Keep(sum);
+    }
   }
-  for (__m256i& sum : sums) Keep(sum);
   return kProducts * kSums * 32;
 }
 
@@ -92,9 +98,11 @@ __attribute__((target("avx512f,avx512bf16"))) int64_t Bf16() {
     Keep(bits);
     const auto ones = (__m512bh)bits;
 #pragma GCC unroll 12
-    for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, ones, ones);
+    for (__m512& sum : sums) {
+      sum = _mm512_dpbf16_ps(sum, ones, ones);
+      Keep(sum);
+    }
   }
-  for (__m512& sum : sums) Keep(sum);
   return kProducts * kSums * 64;
 }
 
@@ -104,9 +112,11 @@ __attribute__((target("avx512f"))) int64_t FloatAvx512() {
   for (int64_t i = 0; i < kProducts; ++i) {
     Keep(a);
 #pragma GCC unroll 12
-    for (__m512& sum : sums) sum = _mm512_fmadd_ps(a, b, sum);
+    for (__m512& sum : sums) {
+      sum = _mm512_fmadd_ps(a, b, sum);
+      Keep(sum);
+    }
   }
-  for (__m512& sum : sums) Keep(sum);
   return kProducts * kSums * 32;
 }
 
@@ -116,9 +126,11 @@ __attribute__((target("avx2,fma"))) int64_t FloatAvx2() {
   for (int64_t i = 0; i < kProducts; ++i) {
     Keep(a);
 #pragma GCC unroll 12
-    for (__m256& sum : sums) sum = _mm256_fmadd_ps(a, b, sum);
+    for (__m256& sum : sums) {
+      sum = _mm256_fmadd_ps(a, b, sum);
+      Keep(sum);
+    }
   }
-  for (__m256& sum : sums) Keep(sum);
   return kProducts * kSums * 16;
 }
 

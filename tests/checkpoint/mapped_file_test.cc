@@ -8,12 +8,13 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "base/status.h"
-#include "tests/checkpoint/resident_memory.h"
 #include "tests/base/temp_folder.h"
+#include "tests/checkpoint/resident_memory.h"
 
 namespace facet {
 namespace {
@@ -118,6 +119,21 @@ TEST(MappedFile, ReleasesOnlyWholePages) {
   file->Release(file->bytes().subspan(page - 1, 2));
   file->Release(file->bytes().subspan(4 * page - 1));
   EXPECT_EQ(TextOf(*file), std::string(4 * page, 'x'));
+}
+
+TEST(MappedFile, ReadsWithoutTheMapping) {
+  TempFolder folder;
+  const std::string path = WriteFile(folder, "hello, world");
+  auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const MappedFile moved = std::move(*file);
+  std::string word(5, ' ');
+  EXPECT_TRUE(moved.Read(7, std::as_writable_bytes(std::span(word))).ok());
+  EXPECT_EQ(word, "world");
+  EXPECT_TRUE(moved.Read(12, {}).ok());
+  std::filesystem::resize_file(path, 9);
+  const absl::Status status = moved.Read(7, std::as_writable_bytes(std::span(word)));
+  EXPECT_EQ(MessageOf(status), path + ": it has shrunk");
 }
 
 TEST(MappedFileDeathTest, RefusesToReleaseForeignMemory) {

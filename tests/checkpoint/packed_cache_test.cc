@@ -164,6 +164,41 @@ TEST_F(PackedCacheTest, WaitsForAnotherOnlySoLong) {
   EXPECT_EQ(Get(cache, "x", "hello"), "hello");
 }
 
+TEST_F(PackedCacheTest, WaitsAsLongAsTheOtherWrites) {
+  constexpr milliseconds kWaitMax(1000);
+  fs::create_directories(folder_.File("a/b"));
+  const int other = ::open(Path("x.packed.partial").c_str(), O_RDWR | O_CREAT, 0600);
+  ASSERT_EQ(::flock(other, LOCK_EX), 0);
+  const auto start = std::chrono::steady_clock::now();
+  std::thread writer([&] {
+    while (std::chrono::steady_clock::now() < start + 2 * kWaitMax) {
+      EXPECT_EQ(::pwrite(other, "x", 1, 0), 1);
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    ::close(other);
+  });
+  PackedCacheOptions options = Options();
+  options.wait_max = kWaitMax;
+  PackedCache cache(options);
+  EXPECT_EQ(Get(cache, "x", "hello"), "hello");
+  EXPECT_GE(std::chrono::steady_clock::now(), start + 2 * kWaitMax);
+  writer.join();
+}
+
+TEST_F(PackedCacheTest, WhatWasJustBuiltIsNotCheckedAgain) {
+  PackedCache cache(Options());
+  int checks = 0;
+  const auto check = [&](const PackedFile& file) {
+    ++checks;
+    return Check(file);
+  };
+  const auto build = [&](const PackedFileWriter& writer) { return Build(writer, "hello"); };
+  ASSERT_TRUE(cache.Get("x", SpecOf("x"), check, build).ok());
+  EXPECT_EQ(checks, 0);
+  ASSERT_TRUE(cache.Get("x", SpecOf("x"), check, build).ok());
+  EXPECT_EQ(checks, 1);
+}
+
 TEST_F(PackedCacheTest, AFailedBuildLeavesNothing) {
   PackedCache cache(Options());
   const auto file = cache.Get("x", SpecOf("x"), &Check, [](const PackedFileWriter&) {

@@ -6,12 +6,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
+#include "base/thread_pool.h"
 #include "tests/base/temp_folder.h"
 
 namespace facet {
@@ -174,19 +177,48 @@ TEST(PackedFileWriter, SaysThatAFileCannotBeSoLarge) {
   ::close(descriptor);
 }
 
-TEST(PackedFileWriter, PreparedDataIsWhatIsWrittenAfterwards) {
+// Pieces of odd sizes, from several threads, into a range that begins and ends inside a page.
+TEST(LargePages, HoldWhatIsWrittenInAnyOrder) {
+  constexpr int64_t kPiece = 300'001;
   TempFolder folder;
   const PackedFileSpec spec = {.key = "k", .sections = 0, .data_bytes = 7 << 20};
   const int descriptor = ::open(folder.File("file").c_str(), O_RDWR | O_CREAT, 0600);
   const auto writer = PackedFileWriter::Create(descriptor, spec);
   ASSERT_TRUE(writer.ok()) << writer.status();
-  ThreadPool pool(2);
-  ASSERT_TRUE(writer->Prepare(4096, spec.data_bytes - 4096, &pool).ok());
   const std::vector<std::byte> data = Bytes(static_cast<size_t>(spec.data_bytes), 5);
-  ASSERT_TRUE(writer->Write(0, data).ok());
-  const auto mapped = writer->Map();
-  ASSERT_TRUE(mapped.ok()) << mapped.status();
-  EXPECT_TRUE(std::ranges::equal(mapped->data(), data));
+  constexpr int64_t kBefore = 4096, kAfter = 5000;
+  const std::span range = std::span(data).subspan(kBefore, data.size() - kBefore - kAfter);
+  ASSERT_TRUE(writer->Write(0, std::span(data).first(kBefore)).ok());
+  ASSERT_TRUE(writer->Write(spec.data_bytes - kAfter, std::span(data).last(kAfter)).ok());
+  LargePages pages(*writer, kBefore, static_cast<int64_t>(range.size()));
+  ThreadPool pool(3);
+  const int64_t pieces = (static_cast<int64_t>(range.size()) + kPiece - 1) / kPiece;
+  std::atomic<int64_t> written = 0;
+  pool.ParallelFor(pieces, [&](int64_t i, int) {
+    const auto at = static_cast<size_t>((pieces - 1 - i) * kPiece);
+    const auto piece = range.subspan(at, std::min<size_t>(kPiece, range.size() - at));
+    written += pages.Write(kBefore + static_cast<int64_t>(at), piece).ok() ? 1 : 0;
+  });
+  EXPECT_EQ(written, pieces);
+  ASSERT_TRUE(writer->Finish({}).ok());
+  const auto file = PackedFile::Open(folder.File("file"), spec);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_TRUE(std::ranges::equal(file->data(), data));
+  ::close(descriptor);
+}
+
+TEST(LargePages, OfNothingAreNone) {
+  TempFolder folder;
+  const int descriptor = ::open(folder.File("file").c_str(), O_RDWR | O_CREAT, 0600);
+  const auto writer = PackedFileWriter::Create(descriptor, kSpec);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const std::vector<std::byte> data = Bytes(3000, 2);
+  ASSERT_TRUE(LargePages(*writer, 0, 0).Write(0, data).ok());
+  const std::vector<uint64_t> checksums(3, 77);
+  ASSERT_TRUE(writer->Finish(checksums).ok());
+  const auto file = PackedFile::Open(folder.File("file"), kSpec);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_TRUE(std::ranges::equal(file->data(), data));
   ::close(descriptor);
 }
 

@@ -15,7 +15,7 @@ namespace facet::testing {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kStartTimeout{60};
+constexpr std::chrono::seconds kStartTimeout{180};
 
 std::string Binary(const std::string& name) { return std::string(FACET_BIN_DIR) + "/" + name; }
 

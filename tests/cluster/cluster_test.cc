@@ -21,6 +21,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::HasSubstr;
 
+constexpr seconds kLong(120);  // more than a machine stands still
 constexpr char kTiny[] = "tests/golden/tiny/gemma3_8h_quantized.gguf";
 
 std::unique_ptr<Cluster> StartOrFail(const ClusterOptions& options) {
@@ -50,7 +51,7 @@ v1::GenerateRequest Request(const std::string& prompt, int max_tokens) {
 grpc::Status Complete(Cluster& cluster, const v1::GenerateRequest& request,
                       v1::CompleteResponse* response) {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + seconds(60));
+  context.set_deadline(std::chrono::system_clock::now() + kLong);
   return cluster.inference().Complete(&context, request, response);
 }
 
@@ -62,8 +63,8 @@ v1::GetStatusResponse GetStatus(Cluster& cluster) {
 }
 
 // Waits until the groups hold nothing: no sequence, no KV token.
-bool BecomesIdle(Cluster& cluster, seconds timeout) {
-  for (const auto end = std::chrono::steady_clock::now() + timeout;
+bool BecomesIdle(Cluster& cluster) {
+  for (const auto end = std::chrono::steady_clock::now() + kLong;
        std::chrono::steady_clock::now() < end;) {
     const v1::GetStatusResponse status = GetStatus(cluster);
     bool idle = status.running_requests() == 0 && status.queued_requests() == 0;
@@ -113,9 +114,16 @@ TEST_P(ClusterOver, IdleCostsLittle) {
     return cluster->router().CpuSeconds() + cluster->worker(0, 0).CpuSeconds() +
            cluster->worker(0, 1).CpuSeconds();
   };
-  const double before = cpu();
-  std::this_thread::sleep_for(seconds(3));
-  EXPECT_LE(cpu() - before, 0.02 * 3 + 0.02);  // and two ticks of the clock
+  constexpr double kMost = 0.02 * 3 + 0.02;  // and two ticks of the clock
+  // What polls does so in every such time; what the start has left to do does not, and a machine
+  // that stands still for a while lets all catch up.
+  double used = 2 * kMost;
+  for (int time = 0; time < 10 && used > kMost; ++time) {
+    const double before = cpu();
+    std::this_thread::sleep_for(seconds(3));
+    used = cpu() - before;
+  }
+  EXPECT_LE(used, kMost);
 }
 
 TEST(Cluster, ClientThatVanishesFreesItsBlocks) {
@@ -129,7 +137,7 @@ TEST(Cluster, ClientThatVanishesFreesItsBlocks) {
     context.TryCancel();
     stream->Finish();
   }
-  EXPECT_TRUE(BecomesIdle(*cluster, seconds(60)));
+  EXPECT_TRUE(BecomesIdle(*cluster));
 }
 
 TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
@@ -143,7 +151,7 @@ TEST(Cluster, ClientThatNeverReadsHarmsNobody) {
     silent.TryCancel();
     stream->Finish();
   }
-  EXPECT_TRUE(BecomesIdle(*cluster, seconds(60)));
+  EXPECT_TRUE(BecomesIdle(*cluster));
 }
 
 TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
@@ -180,7 +188,7 @@ TEST(Cluster, BadRequestsAreRefusedAndTheServiceGoesOn) {
   const grpc::Status refused = Complete(*cluster, huge, &response);
   EXPECT_EQ(refused.error_code(), grpc::RESOURCE_EXHAUSTED) << refused.error_message();
   EXPECT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
-  EXPECT_TRUE(BecomesIdle(*cluster, seconds(60)));
+  EXPECT_TRUE(BecomesIdle(*cluster));
 }
 
 TEST(Cluster, SigtermEndsEveryProcessWithZero) {
@@ -189,10 +197,10 @@ TEST(Cluster, SigtermEndsEveryProcessWithZero) {
   v1::CompleteResponse response;
   ASSERT_TRUE(Complete(*cluster, Request("Hello", 4), &response).ok());
   cluster->router().Signal(SIGTERM);
-  EXPECT_EQ(cluster->router().Wait(seconds(60)), 0) << cluster->router().Log();
+  EXPECT_EQ(cluster->router().Wait(kLong), 0) << cluster->router().Log();
   cluster->worker(0, 0).Signal(SIGTERM);
-  EXPECT_EQ(cluster->worker(0, 0).Wait(seconds(60)), 0) << cluster->worker(0, 0).Log();
-  EXPECT_EQ(cluster->worker(0, 1).Wait(seconds(60)), 0) << cluster->worker(0, 1).Log();
+  EXPECT_EQ(cluster->worker(0, 0).Wait(kLong), 0) << cluster->worker(0, 0).Log();
+  EXPECT_EQ(cluster->worker(0, 1).Wait(kLong), 0) << cluster->worker(0, 1).Log();
 }
 
 // The survivors of a dead rank keep their weights and wait for its successor.
@@ -203,7 +211,7 @@ TEST_P(ClusterOver, GroupFormsAgainAroundItsDeadRank) {
   ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &before).ok());
   for (const int rank : {2, 0}) {  // a follower, and the leader
     cluster->worker(0, rank).Signal(SIGKILL);
-    ASSERT_TRUE(cluster->worker(0, rank).Wait(seconds(60)).has_value());
+    ASSERT_TRUE(cluster->worker(0, rank).Wait(kLong).has_value());
     ASSERT_TRUE(cluster->Restart(0, rank).ok());
     ASSERT_TRUE(Complete(*cluster, Request("Hello", 12), &after).ok()) << cluster->Logs();
     EXPECT_EQ(after.choices(0).text(), before.choices(0).text());
@@ -220,7 +228,7 @@ TEST(Cluster, GroupEndsIfItsDeadRankStaysAway) {
   ASSERT_NE(cluster, nullptr);
   cluster->worker(0, 2).Signal(SIGKILL);
   for (int rank = 0; rank < 2; ++rank) {
-    const std::optional<int> code = cluster->worker(0, rank).Wait(seconds(60));
+    const std::optional<int> code = cluster->worker(0, rank).Wait(kLong);
     ASSERT_TRUE(code.has_value()) << "rank " << rank << " still runs";
     EXPECT_NE(*code, 0);
   }
@@ -230,7 +238,7 @@ TEST(Cluster, GroupEndsIfItsDeadRankStaysAway) {
 std::vector<int32_t> StreamIds(Cluster& cluster, const v1::GenerateRequest& request, size_t after,
                                const std::function<void()>& disturb) {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + seconds(60));
+  context.set_deadline(std::chrono::system_clock::now() + kLong);
   auto stream = cluster.inference().Generate(&context, request);
   std::vector<int32_t> ids;
   bool disturbed = false;

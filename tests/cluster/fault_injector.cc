@@ -19,7 +19,7 @@ class Injector {
     const auto start = std::chrono::steady_clock::now();
     auto next_rank = start + plan_.first_rank_fault;
     auto next_router = start + plan_.first_router_fault;
-    for (const auto end = start + plan_.duration; std::chrono::steady_clock::now() < end;) {
+    while (GoesOn(std::chrono::steady_clock::now() - start)) {
       const auto now = std::chrono::steady_clock::now();
       if (now >= next_rank && DisturbRank()) next_rank += plan_.rank_period;
       if (plan_.router_faults && now >= next_router && KillRouter()) {
@@ -31,6 +31,12 @@ class Injector {
   }
 
  private:
+  bool GoesOn(std::chrono::steady_clock::duration since_start) const {
+    if (since_start < plan_.duration) return true;
+    return std::ssize(faults_) < plan_.duration / plan_.rank_period &&
+           since_start < 5 * plan_.duration;
+  }
+
   // A random rank of a random group, if that has enough to lose.
   bool DisturbRank() {
     const int group = std::uniform_int_distribution(0, groups_.groups() - 1)(random_);

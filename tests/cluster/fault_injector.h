@@ -36,7 +36,9 @@ struct FaultPlan {
   uint64_t seed = 1;
 };
 
-// Disturbs the cluster as planned; returns when the time is over. The faults are in order.
+// Disturbs the cluster as planned; returns when the time is over and, where groups come back
+// slowly, a fault has been for each of its rank periods; at the latest after five times the time.
+// The faults are in order.
 std::vector<Fault> InjectFaults(const FaultPlan& plan, LaunchedCluster& cluster,
                                 const GroupWatch& groups);
 

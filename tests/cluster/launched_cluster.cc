@@ -22,8 +22,8 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using Clock = std::chrono::steady_clock;
 
-constexpr seconds kReadyTimeout{120};
-constexpr seconds kStopTimeout{30};
+constexpr seconds kReadyTimeout{180};
+constexpr seconds kStopTimeout{120};
 constexpr milliseconds kPoll{20};
 
 std::string ReadFile(const std::string& path) {

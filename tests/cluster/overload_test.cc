@@ -223,7 +223,7 @@ TEST_F(Load, AtFiveTimesTheCapacityWhatIsAdmittedIsServed) {
     const Exchange probe = Serve(*connection, Fresh(3)(number));
     recovery = duration<double>(probe.ended - start).count() - seconds;
     if (probe.status.ok() && probe.ttft_s <= 2 * normal_ttft) break;
-    ASSERT_LT(recovery, 60) << "it does not come back to normal";
+    ASSERT_LT(recovery, 300) << "it does not come back to normal";
   }
   const double peak_again = serve(peak_streams, 4);  // the machine may have changed meanwhile
 

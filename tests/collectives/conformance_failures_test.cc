@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <atomic>
 #include <chrono>
 #include <string>
 #include <thread>
@@ -12,6 +13,7 @@
 
 #include "base/status.h"
 #include "kernels/sum_tree.h"
+#include "tests/collectives/shared_value.h"
 #include "tests/collectives/tested_backends.h"
 
 namespace facet {
@@ -19,11 +21,17 @@ namespace {
 
 using std::chrono::milliseconds;
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLong(240'000);  // half of it is more than a machine stands still
 constexpr milliseconds kShort(100);
+
+// On a busy machine others may be late as well, or gone because of rank 2.
+const std::string kRank2 = "ranks? ([0-9], )*2(, [0-9])* ";
+const std::string kWithoutRank2 = kRank2 + "did not arrive at ";
+const std::string kRank2IsGone = kRank2 + "(is|are) gone: ";
 
 absl::Status Reduce(Communicator& comm, int64_t elements, int leaves = 8) {
   std::vector<int> begin;
@@ -103,13 +111,37 @@ absl::Status StandStill(Communicator& comm) {
   return status;
 }
 
-// Comes to the others' all-reduce when they have given up. Over TCP what they sent is still there,
-// and only then the reason.
-absl::Status ReduceTooLate(Communicator& comm, int64_t elements) {
-  while (comm.Look().ok()) std::this_thread::yield();
-  FACET_RETURN_IF_ERROR(Reduce(comm, elements));
-  return comm.Barrier();
-}
+// An all-reduce to which one rank comes when all the others have given up: who still waited might
+// have all it needs from it before it hears why the group has failed.
+class MissedReduce {
+ public:
+  explicit MissedReduce(int world) : world_(world) {}
+
+  // All ranks, first: the group has formed. A barrier of its own might meet the failure.
+  void Meet() const {
+    ++*arrived_;
+    while (*arrived_ < world_) std::this_thread::yield();
+  }
+  absl::Status InTime(Communicator& comm, milliseconds timeout) const {
+    comm.SetTimeout(timeout);
+    absl::Status status = Reduce(comm, kElements);
+    ++*gave_up_;
+    return status;
+  }
+  // Over TCP what the others sent is still there, and only then the reason.
+  absl::Status TooLate(Communicator& comm) const {
+    while (*gave_up_ < world_ - 1) std::this_thread::yield();
+    FACET_RETURN_IF_ERROR(Reduce(comm, kElements));
+    return comm.Barrier();
+  }
+
+ private:
+  static constexpr int64_t kElements = 640;
+
+  const int world_;
+  const SharedValue<std::atomic<int>> arrived_;
+  const SharedValue<std::atomic<int>> gave_up_;
+};
 
 TEST_P(Failures, ADifferentOperationAndStepNamesBothSides) {
   const auto statuses = Run(2, [](Communicator& comm) {
@@ -170,15 +202,14 @@ TEST_P(Failures, AFollowerOutOfStepWithABroadcastFailsTheLeadersNextCall) {
 }
 
 TEST_P(Failures, ARankThatStallsFailsAllAtTheDeadline) {
-  const auto statuses = Run(4, [](Communicator& comm) -> absl::Status {
-    FACET_RETURN_IF_ERROR(comm.Barrier());
+  const MissedReduce missed(4);
+  const auto statuses = Run(4, [&missed](Communicator& comm) {
+    missed.Meet();
     comm.SetStep(5);
-    if (comm.rank() == 2) return ReduceTooLate(comm, 640);
-    comm.SetTimeout(kShort);
-    return Reduce(comm, 640);
+    return comm.rank() == 2 ? missed.TooLate(comm) : missed.InTime(comm, kShort);
   });
   ExpectAllFail(statuses, absl::StatusCode::kDeadlineExceeded,
-                HasSubstr("rank 2 did not arrive at all-reduce of step 5 within 100 ms"));
+                ContainsRegex(kWithoutRank2 + "all-reduce of step 5 within 100 ms"));
 }
 
 TEST_P(Failures, ARankThatLeavesIsNamedByTheDeadline) {
@@ -189,21 +220,20 @@ TEST_P(Failures, ARankThatLeavesIsNamedByTheDeadline) {
     comm.SetTimeout(kShort);
     const Clock::time_point begin = Clock::now();
     absl::Status status = Reduce(comm, 640);
-    const auto took = Clock::now() - begin;
-    if (took > kShort * 50) return Internal("waited far beyond the deadline");
+    if (Clock::now() - begin > kLong / 2) return Internal("waited far beyond the deadline");
     return ThenEverythingFails(comm, status);
   });
   EXPECT_TRUE(statuses[2].ok());
   for (const int rank : {0, 1, 3}) {
     if (backend().sees_who_leaves) {
       EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kUnavailable);
-      EXPECT_THAT(MessageOf(statuses[rank]), AllOf(HasSubstr("rank 2 is gone: it closed"),
+      EXPECT_THAT(MessageOf(statuses[rank]), AllOf(ContainsRegex(kRank2IsGone + "it closed"),
                                                    HasSubstr("was in all-reduce of step 5")));
       continue;
     }
     EXPECT_EQ(statuses[rank].code(), absl::StatusCode::kDeadlineExceeded);
     EXPECT_THAT(MessageOf(statuses[rank]),
-                HasSubstr("rank 2 did not arrive at all-reduce of step 5 within 100 ms"));
+                ContainsRegex(kWithoutRank2 + "all-reduce of step 5 within 100 ms"));
   }
 }
 
@@ -217,12 +247,13 @@ TEST_P(Failures, AReasonOfOnesOwnIsToldToAll) {
 }
 
 TEST_P(Failures, AbortFromAnotherThreadEndsTheCallsOfAll) {
-  const auto statuses = Run(4, [](Communicator& comm) -> absl::Status {
-    FACET_RETURN_IF_ERROR(comm.Barrier());
-    if (comm.rank() == 3) return ReduceTooLate(comm, 640);
+  const MissedReduce missed(4);
+  const auto statuses = Run(4, [&missed](Communicator& comm) {
+    missed.Meet();
+    if (comm.rank() == 3) return missed.TooLate(comm);
     std::thread aborter;
     if (comm.rank() == 0) aborter = std::thread([&comm] { comm.Abort(); });
-    absl::Status status = Reduce(comm, 640);
+    absl::Status status = missed.InTime(comm, kLong);
     if (aborter.joinable()) aborter.join();
     return status;
   });
@@ -285,11 +316,13 @@ INSTANTIATE_TEST_SUITE_P(, KilledRanks,
 
 // Somewhere inside its all-reduces of many rounds.
 TEST_P(KilledRanks, AreNamedByTheOthersWithinTheDeadline) {
-  const auto statuses = backend().Run(4, [](Communicator& comm) -> absl::Status {
+  // Where only the deadline tells, the dead rank must be the only one that is so late.
+  const milliseconds deadline = backend().sees_who_leaves ? kLong : kShort * 20;
+  const auto statuses = backend().Run(4, [deadline](Communicator& comm) -> absl::Status {
     comm.SetStep(1);
-    comm.SetTimeout(std::chrono::seconds(5));
+    comm.SetTimeout(kLong);
     FACET_RETURN_IF_ERROR(comm.Barrier());
-    comm.SetTimeout(kShort * 5);
+    comm.SetTimeout(deadline);
     std::thread killer;
     if (comm.rank() == 2) {
       killer = std::thread([] { raise(SIGKILL); });
@@ -298,7 +331,7 @@ TEST_P(KilledRanks, AreNamedByTheOthersWithinTheDeadline) {
       comm.SetStep(step);
       const Clock::time_point begin = Clock::now();
       if (absl::Status status = Reduce(comm, 300'000); !status.ok()) {
-        if (Clock::now() - begin > kShort * 50) return Internal("waited far beyond the deadline");
+        if (Clock::now() - begin > kLong / 2) return Internal("waited far beyond the deadline");
         return ThenEverythingFails(comm, status);
       }
     }
@@ -308,9 +341,9 @@ TEST_P(KilledRanks, AreNamedByTheOthersWithinTheDeadline) {
     EXPECT_EQ(statuses[rank].code(), backend().sees_who_leaves
                                          ? absl::StatusCode::kUnavailable
                                          : absl::StatusCode::kDeadlineExceeded);
-    EXPECT_THAT(MessageOf(statuses[rank]),
-                HasSubstr(backend().sees_who_leaves ? "rank 2 is gone: "
-                                                    : "rank 2 did not arrive at all-reduce"));
+    EXPECT_THAT(
+        MessageOf(statuses[rank]),
+        ContainsRegex(backend().sees_who_leaves ? kRank2IsGone : kWithoutRank2 + "all-reduce"));
   }
 }
 

@@ -46,6 +46,7 @@ class FromHost final : public ForwardingCommunicator {
     const Floats mine = in_.Put({roots, static_cast<size_t>(tree.root_count(rank()) * elements)});
     const Floats sums = out_.First(elements);
     FACET_RETURN_IF_ERROR(inner().AllReduceSum(tree, mine.data, elements, sums.data));
+    FACET_RETURN_IF_ERROR(inner().Finish());
     device_->CopyOut(sums, {out, static_cast<size_t>(elements)});
     return absl::OkStatus();
   }
@@ -63,6 +64,7 @@ class FromHost final : public ForwardingCommunicator {
       own = in_.Put(mine);
     }
     FACET_RETURN_IF_ERROR(inner().AllGather({own.data, mine.size()}, counts, all.data));
+    FACET_RETURN_IF_ERROR(inner().Finish());
     device_->CopyOut(all, {out, static_cast<size_t>(total)});
     return absl::OkStatus();
   }

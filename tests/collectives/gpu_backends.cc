@@ -33,7 +33,7 @@ std::vector<absl::Status> RunGpus(int world, const RankWork& work, const ArenaOp
         FACET_ASSIGN_OR_RETURN(const auto device, module->make_device({.device = host->rank()}));
         FACET_ASSIGN_OR_RETURN(auto inner, device->collectives()->Join(std::move(host)));
         const auto comm = FromHostMemory(device.get(), std::move(inner));
-        comm->SetTimeout(std::chrono::seconds(10));
+        comm->SetTimeout(std::chrono::minutes(2));  // a machine may stand still
         return work(*comm);
       });
 }

@@ -16,6 +16,15 @@
 namespace facet {
 namespace {
 
+// More than a machine stands still: nothing ends by it unless a test sets a shorter time.
+constexpr std::chrono::seconds kLong(120);
+
+absl::Status WorkOn(absl::StatusOr<std::unique_ptr<Communicator>> comm, const RankWork& work) {
+  if (!comm.ok()) return comm.status();
+  (*comm)->SetTimeout(kLong);
+  return work(**comm);
+}
+
 absl::StatusOr<std::unique_ptr<Communicator>> Join(const std::string& name, int rank, int world,
                                                    const ShmOptions& options) {
   return rank == 0 ? CreateShmGroup(name, world, options)
@@ -66,6 +75,7 @@ std::vector<absl::Status> RunRanks(
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     threads.emplace_back([&, rank] {
       auto comm = ranks[rank]();
+      if (comm.ok()) (*comm)->SetTimeout(kLong);
       statuses[rank] = comm.ok() ? body(*std::move(comm)) : comm.status();
     });
   }
@@ -107,11 +117,9 @@ std::vector<absl::Status> RunChildren(int world, const std::function<absl::Statu
 std::vector<absl::Status> RunProcesses(int world, const RankWork& work,
                                        const ArenaOptions& options) {
   const std::string name = UniqueGroupName();
-  const ShmOptions shm_options = {.arena = options, .nonce = 7};
-  return RunChildren(world, [&](int rank) {
-    auto comm = Join(name, rank, world, shm_options);
-    return comm.ok() ? work(**comm) : comm.status();
-  });
+  const ShmOptions shm_options = {.arena = options, .nonce = 7, .attach_timeout = kLong};
+  return RunChildren(world,
+                     [&](int rank) { return WorkOn(Join(name, rank, world, shm_options), work); });
 }
 
 TcpPorts TakeTcpPorts(int world) {
@@ -133,11 +141,11 @@ namespace {
 // A slow host, eight ranks on two processors, and a sanitizer are no lost link.
 TcpOptions OptionsFrom(const ArenaOptions& arena) {
   TcpOptions options;
-  options.mesh.lost_link = std::chrono::seconds(60);
+  options.mesh.lost_link = kLong;
   options.exchange.spin = arena.spin;
   options.exchange.message_bytes_max = arena.message_bytes_max;
   options.buffer_bytes = std::max<size_t>(arena.slot_bytes, size_t{64} << 10);
-  options.attach_timeout = std::chrono::seconds(60);
+  options.attach_timeout = kLong;
   return options;
 }
 
@@ -169,10 +177,7 @@ std::vector<absl::Status> RunTcpThreads(int world, const RankWork& work,
 std::vector<absl::Status> RunTcpProcesses(int world, const RankWork& work,
                                           const ArenaOptions& options) {
   TcpPorts ports = TakeTcpPorts(world);
-  return RunChildren(world, [&](int rank) {
-    auto comm = JoinTcp(&ports, rank, options);
-    return comm.ok() ? work(**comm) : comm.status();
-  });
+  return RunChildren(world, [&](int rank) { return WorkOn(JoinTcp(&ports, rank, options), work); });
 }
 
 }  // namespace facet

@@ -29,23 +29,33 @@ cuda::NcclOptions OptionsFor(const ArenaOptions& options) {
   cuda::NcclOptions nccl;
   nccl.slice_bytes_min = 16 << 10;
   nccl.buffer_bytes = options.slot_bytes > kMinSlotBytes ? 4 << 20 : 32 << 10;
-  nccl.attach_timeout = std::chrono::seconds(60);  // a slow host is no peer that does not come
+  nccl.spin = std::chrono::milliseconds(1);       // ranks share processors here
+  nccl.attach_timeout = std::chrono::minutes(2);  // a slow host is no peer that does not come
   return nccl;
+}
+
+std::vector<absl::Status> RunNcclDevices(std::vector<MakeCommunicator> hosts,
+                                         const cuda::NcclOptions& options,
+                                         const DeviceRankWork& work) {
+  return RunRanks(std::move(hosts), [&](std::unique_ptr<Communicator> host) -> absl::Status {
+    cuda::CudaDeviceOptions device_options = {.device = host->rank() % cuda_emulator::kDevices,
+                                              .workspace_bytes = int64_t{1} << 20,
+                                              .graph_bytes = int64_t{1} << 20};
+    FACET_ASSIGN_OR_RETURN(const auto device, cuda::MakeCudaDevice(device_options));
+    auto* const collectives = static_cast<cuda::NcclCollectives*>(device->collectives());
+    collectives->SetOptions(options);
+    FACET_ASSIGN_OR_RETURN(auto comm, collectives->Join(std::move(host)));
+    comm->SetTimeout(std::chrono::minutes(2));
+    return work(*device, std::move(comm));
+  });
 }
 
 std::vector<absl::Status> RunNcclRanks(std::vector<MakeCommunicator> hosts,
                                        const cuda::NcclOptions& options, const RankWork& work) {
-  return RunRanks(std::move(hosts), [&](std::unique_ptr<Communicator> host) -> absl::Status {
-    cuda::CudaDeviceOptions device_options = {.device = host->rank() % cuda_emulator::kDevices,
-                                              .workspace_bytes = int64_t{1} << 20};
-    FACET_ASSIGN_OR_RETURN(const auto device, cuda::MakeCudaDevice(device_options));
-    auto* const collectives = static_cast<cuda::NcclCollectives*>(device->collectives());
-    collectives->SetOptions(options);
-    FACET_ASSIGN_OR_RETURN(auto inner, collectives->Join(std::move(host)));
-    const auto comm = FromHostMemory(device.get(), std::move(inner));
-    comm->SetTimeout(std::chrono::seconds(10));
-    return work(*comm);
-  });
+  return RunNcclDevices(std::move(hosts), options,
+                        [&work](Device& device, std::unique_ptr<Communicator> comm) {
+                          return work(*FromHostMemory(&device, std::move(comm)));
+                        });
 }
 
 const std::vector<Backend>& TestedBackends() {

@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +19,7 @@
 #include "base/check.h"
 #include "base/status.h"
 #include "tests/collectives/group_harness.h"
+#include "tests/collectives/shared_value.h"
 #include "tests/collectives/tree_oracle.h"
 
 namespace facet {
@@ -62,13 +62,6 @@ class TwoHosts : public ::testing::Test {
  protected:
   void SetUp() override {
     if (!MayMakeNamespaces()) GTEST_SKIP() << "this user may not make network namespaces";
-    void* memory =
-        mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    ASSERT_NE(memory, MAP_FAILED);
-    shared_ = new (memory) Shared{};
-  }
-  void TearDown() override {
-    if (shared_ != nullptr) munmap(shared_, sizeof(Shared));
   }
 
   // In the child of `rank`: a host with an address and a cable to the other, which are gone with
@@ -128,7 +121,7 @@ class TwoHosts : public ::testing::Test {
     return static_cast<double>(shared_->noticed_us[rank] - shared_->event_us) * 1e-3;
   }
 
-  Shared* shared_ = nullptr;
+  const SharedValue<Shared> shared_;
 };
 
 absl::Status Reduce(Communicator& comm) {

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/launch_shape.h"
 #include "tests/cuda_emulator/findings.h"
+#include "tests/cuda_emulator/hidden_orders.h"
 #include "tests/cuda_emulator/machine.h"
 #include "tests/cuda_emulator/planted.h"
 
@@ -40,11 +41,12 @@ TEST_P(Detectors, FindTheFaultInEveryOrder) {
     SCOPED_TRACE(seed);
     Machine::OfThisThread().SetSeed(seed);
     FindingCollector collector;
+    EXPECT_EQ(Run(true), 0);  // nothing that it leaves behind hides the fault
     EXPECT_EQ(Run(false), kErrorLaunchFailure);
     ASSERT_EQ(collector.findings().size(), 1u);
     const Finding& finding = collector.findings()[0];
     EXPECT_THAT(finding.fault, AnyOf(GetParam().fault, GetParam().in_some_orders)) << finding.text;
-    EXPECT_THAT(finding.text, HasSubstr("planted.cu:"));
+    EXPECT_THAT(finding.text, HasSubstr("planted"));
   }
 }
 
@@ -58,21 +60,28 @@ TEST_P(Detectors, FindNothingWithoutTheFault) {
   }
 }
 
+std::string NameOf(const testing::TestParamInfo<PlantedKernel>& info) { return info.param.name; }
 INSTANTIATE_TEST_SUITE_P(Planted, Detectors, testing::ValuesIn(cuda::samples::PlantedKernels()),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         NameOf);
+INSTANTIATE_TEST_SUITE_P(PlantedAtomics, Detectors,
+                         testing::ValuesIn(cuda::samples::PlantedAtomics()), NameOf);
 
 // What no detector watches shows in the result, in some of the orders.
 TEST(HiddenOrders, ChangeResultsAndNothingElseDoes) {
   using cuda::samples::HiddenOrder;
-  std::vector<uint32_t> in(kPlantedWords + 1), out(kPlantedWords);
+  using cuda::samples::kOrderedWords;
+  std::vector<uint32_t> in(kOrderedWords + 1), out(kOrderedWords);
   std::iota(in.begin(), in.end(), 3);
   const std::vector<uint32_t> expected(in.begin() + 1, in.end());
-  for (const HiddenOrder order : {HiddenOrder::kOfThreads, HiddenOrder::kOfBlocks}) {
+  for (const HiddenOrder order :
+       {HiddenOrder::kOfThreads, HiddenOrder::kOfBlocks, HiddenOrder::kOfTickets,
+        HiddenOrder::kOfFloatSums, HiddenOrder::kOfClaims}) {
+    SCOPED_TRACE(static_cast<int>(order));
     for (const bool right : {true, false}) {
       uint64_t wrong = 0;
       for (uint64_t seed = 0; seed < kSeeds; ++seed) {
         Machine::OfThisThread().SetSeed(seed);
-        std::vector<uint32_t> between(kPlantedWords);
+        std::vector<uint32_t> between(kOrderedWords);
         ASSERT_EQ(RunInHiddenOrder(order, right, in.data(), between.data(), out.data()), 0);
         wrong += out != expected;
       }
@@ -95,6 +104,19 @@ TEST(BadLaunch, ShapesThatNoDeviceTakesAreRefused) {
     EXPECT_EQ(collector.findings()[0].fault, Fault::kBadLaunch);
   }
   EXPECT_EQ(cuda::samples::RunShape(2, 1024, kSharedBytesMax), 0);
+}
+
+// 48 KiB of both, or more if the launch has to ask for its own part anyway.
+TEST(FixedArrays, CountAgainstTheBlocksLimit) {
+  using cuda::samples::kFixedBytes;
+  for (const uint32_t limit : {kSharedBytesWithoutAsking, kSharedBytesMax}) {
+    EXPECT_EQ(cuda::samples::RunFixed(limit - kFixedBytes), 0);
+    FindingCollector collector;
+    EXPECT_EQ(cuda::samples::RunFixed(limit - kFixedBytes + 16), kErrorLaunchFailure);
+    ASSERT_EQ(collector.findings().size(), 1u);
+    EXPECT_EQ(collector.findings()[0].fault, Fault::kOutOfRange);
+    EXPECT_THAT(collector.findings()[0].text, HasSubstr("40960 bytes of fixed shared arrays"));
+  }
 }
 
 TEST(FindingDeathTest, WithoutACollectorAFindingEndsTheProcess) {

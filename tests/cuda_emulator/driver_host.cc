@@ -29,8 +29,7 @@ struct CUevent_st {
 };
 
 struct CUgraphExec_st {
-  using Works = std::vector<facet::cuda_emulator::Work>;
-  std::shared_ptr<const Works> works;  // also its launches', which may outlive it
+  std::vector<facet::cuda_emulator::Piece> pieces;
   void* memory = nullptr;
 };
 
@@ -300,23 +299,18 @@ absl::Status BeginCapture(Stream stream) {
 
 absl::StatusOr<Graph> EndCapture(Stream stream) {
   FACET_CHECK(stream->capturing(), "EndCapture() without BeginCapture()");
-  auto works = std::make_shared<const CUgraphExec_st::Works>(stream->EndCapture());
-  const auto kernels = static_cast<int64_t>(works->size());
+  std::vector<Piece> pieces = stream->EndCapture();
+  const auto kernels = static_cast<int64_t>(pieces.size());
   FACET_ASSIGN_OR_RETURN(void* const memory,
                          Allocate(std::max<int64_t>(1, kernels * kGraphBytesPerKernel)));
   ++graphs_made;
-  return new CUgraphExec_st{std::move(works), memory};
+  return new CUgraphExec_st{std::move(pieces), memory};
 }
 
 absl::Status LaunchGraph(Graph graph, Stream stream) {
   FACET_RETURN_IF_ERROR(CheckNotCapturing(stream, "a graph"));
   ++graph_launches;
-  stream->Put([works = graph->works] {
-    for (const Work& work : *works) {
-      if (const int error = work(); error != 0) return error;
-    }
-    return 0;
-  });
+  for (const Piece& piece : graph->pieces) stream->Put(Piece{piece.ready, piece.work});
   return absl::OkStatus();
 }
 

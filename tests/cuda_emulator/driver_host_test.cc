@@ -177,7 +177,7 @@ TEST_F(DriverHost, AskingForAnEventDoesWhatIsReadyAndWaitsForNobody) {
     EXPECT_TRUE(*Passed(event));  // was never recorded
     bool ready = false;
     int done = 0;
-    stream->PutWhen([&ready] { return ready; }, [&done] { return ++done, 0; });
+    stream->Put(cuda_emulator::Piece{[&ready] { return ready; }, [&done] { return ++done, 0; }});
     stream->Put([&done] { return ++done, 0; });
     ASSERT_TRUE(Record(event, stream).ok());
     EXPECT_FALSE(*Passed(event));

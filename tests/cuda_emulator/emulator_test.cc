@@ -1,7 +1,9 @@
 // Kernels that are right run under the emulator, whatever the order of their threads.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <functional>
@@ -94,6 +96,60 @@ TEST(Emulator, CopiesInTheBackgroundArriveAtTheirWait) {
       }
     });
   }
+}
+
+TEST(Emulator, HistogramsAreRightInEveryOrder) {
+  std::vector<uint32_t> values(777);
+  for (uint32_t i = 0; i < values.size(); ++i) values[i] = i * i;
+  std::vector<uint32_t> expected(cuda::samples::kBins);
+  for (const uint32_t value : values) ++expected[value % cuda::samples::kBins];
+  for (const int count : {0, 1, 777}) {
+    InEveryOrder([&] {
+      std::vector<uint32_t> out(cuda::samples::kBins);
+      ASSERT_EQ(cuda::samples::Histogram(nullptr, values.data(), count, 3, 96, out.data()), 0);
+      EXPECT_EQ(std::accumulate(out.begin(), out.end(), 0), count);
+      if (count == 777) {
+        EXPECT_EQ(out, expected);
+      }
+    });
+  }
+}
+
+template <typename T>
+void CheckAtomics(const std::vector<T>& values) {
+  using cuda::samples::kAtomicResults;
+  const T zero = 0;
+  uint32_t sum = 0;
+  T bits = 0;
+  for (const T value : values) {
+    sum += static_cast<uint32_t>(value);
+    bits |= value;
+  }
+  std::vector<T> out(2 * kAtomicResults);
+  ASSERT_EQ(
+      cuda::samples::Atomics(nullptr, values.data(), static_cast<int>(values.size()), out.data()),
+      0);
+  for (const T* got : {&out[0], &out[kAtomicResults]}) {
+    EXPECT_EQ(static_cast<uint32_t>(got[0]), sum);
+    EXPECT_EQ(got[1], std::max(zero, *std::max_element(values.begin(), values.end())));
+    EXPECT_EQ(got[2], std::min(zero, *std::min_element(values.begin(), values.end())));
+    EXPECT_EQ(got[3], bits);
+    // Each got what another one left, so all is given out but what the last one left.
+    EXPECT_EQ(static_cast<uint32_t>(got[4]) + static_cast<uint32_t>(got[5]), sum);
+    EXPECT_THAT(values, testing::Contains(got[4]));
+    EXPECT_THAT(values, testing::Contains(got[6]));
+  }
+}
+
+TEST(Emulator, AtomicsLoseNothingInAnyOrder) {
+  std::vector<int32_t> numbers(64);
+  std::iota(numbers.begin(), numbers.end(), -70);  // none is 0
+  std::vector<uint32_t> large(96);
+  std::iota(large.begin(), large.end(), 0xffffff80u);
+  InEveryOrder([&] {
+    CheckAtomics(numbers);
+    CheckAtomics(large);
+  });
 }
 
 // Small integers, whose products and sums every format holds exactly.

@@ -31,6 +31,12 @@ std::string NoRoom(int64_t wanted, int64_t had) {
   return fmt::format("cuts {} bytes of shared memory, the launch gave {}", wanted, had);
 }
 
+std::string NoRoomForFixed(int64_t fixed, int64_t dynamic) {
+  return fmt::format(
+      "has {} bytes of fixed shared arrays and {} dynamic ones, more than a block gets", fixed,
+      dynamic);
+}
+
 FindingCollector::FindingCollector() : outer_(std::exchange(innermost, this)) {}
 FindingCollector::~FindingCollector() { innermost = outer_; }
 

@@ -34,6 +34,7 @@ std::string Describe(const Place& place);  // "reduce.cu:31"
 std::string OutOfArray(int64_t element, int64_t count);
 std::string NotAligned(uint64_t address, uint32_t alignment);
 std::string NoRoom(int64_t wanted, int64_t had);
+std::string NoRoomForFixed(int64_t fixed, int64_t dynamic);
 
 // Takes the findings of launches on this thread while it lives, the innermost first. Without one a
 // finding ends the process, so that nobody can miss it.

@@ -85,6 +85,8 @@ int Machine::Run(const LaunchShape& shape, const std::function<void()>& body) {
   random_.seed(Mix64(seed_, launches_++));
   order_ = std::array{Order::kAny, Order::kFirst, Order::kLast}[random_() % 3];
   shape_ = shape;
+  static_arrays_.clear();
+  static_bytes_ = 0;
   PrepareThreads(static_cast<int>(Volume(shape.block)));
   std::vector<uint64_t> blocks(Volume(shape.grid));
   std::iota(blocks.begin(), blocks.end(), 0);
@@ -260,6 +262,36 @@ void Machine::ReadShared(Range range, void* to, const Place& place) {
 
 void Machine::WriteShared(Range range, const void* from, const Place& place) {
   if (auto fault = shared_.Write(range, running_->id, from)) Fail(fault->fault, fault->text, place);
+}
+
+uint32_t Machine::UpdateShared(Range range, const std::function<uint32_t(uint32_t)>& update,
+                               const Place& place) {
+  uint32_t before = 0;
+  if (auto fault = shared_.Update(range, running_->id, update, &before)) {
+    Fail(fault->fault, fault->text, place);
+  }
+  BeOvertaken(place);
+  return before;
+}
+
+void Machine::BeOvertaken(const Place& place) {
+  BecomeReady(running_->id);
+  Wait(State::kReady, place);
+}
+
+Range Machine::StaticShared(const void* declared, uint32_t bytes, const Place& place) {
+  for (const StaticArray& array : static_arrays_) {
+    if (array.declared == declared) return array.range;
+  }
+  const Range range = {kSharedBytesMax + static_bytes_, bytes};
+  static_bytes_ += (bytes + 15) / 16 * 16;
+  const uint32_t room =
+      shape_.shared_bytes > kSharedBytesWithoutAsking ? kSharedBytesMax : kSharedBytesWithoutAsking;
+  if (static_bytes_ > kSharedBytesWithoutAsking || static_bytes_ + shape_.shared_bytes > room) {
+    Fail(Fault::kOutOfRange, NoRoomForFixed(static_bytes_, shape_.shared_bytes), place);
+  }
+  static_arrays_.push_back({declared, range});
+  return range;
 }
 
 void Machine::CopyAsync(Range range, const void* from, const Place& place) {

@@ -68,6 +68,13 @@ class Machine {
 
   void ReadShared(Range range, void* to, const Place& place);
   void WriteShared(Range range, const void* from, const Place& place);
+  // An atomic on one word; returns what was there. Others may go on first, now.
+  uint32_t UpdateShared(Range range, const std::function<uint32_t(uint32_t)>& update,
+                        const Place& place);
+  // For atomics on other memory: this thread goes on when its turn comes again.
+  void BeOvertaken(const Place& place);
+  // Where the fixed array is that `declared` stands for: in one place for the whole launch.
+  Range StaticShared(const void* declared, uint32_t bytes, const Place& place);
   // 16 bytes, zeros where `from` is null.
   void CopyAsync(Range range, const void* from, const Place& place);
   void CopyAsyncCommit();
@@ -94,6 +101,10 @@ class Machine {
     std::vector<Copy> copies;               // not yet committed
     std::vector<std::vector<Copy>> groups;  // committed, the oldest first
     std::unique_ptr<Fiber> fiber;
+  };
+  struct StaticArray {
+    const void* declared;
+    Range range;
   };
   struct Warp {
     uint32_t arrived = 0;  // bit per lane
@@ -123,6 +134,8 @@ class Machine {
   Order order_ = Order::kAny;
   LaunchShape shape_;
   Dim3 block_index_;
+  std::vector<StaticArray> static_arrays_;  // of this launch, as its threads came by
+  uint32_t static_bytes_ = 0;
   int thread_count_ = 0;  // of the block
   int at_barrier_ = 0;
   bool stopped_ = false;  // a fault: the block's threads are to unwind

@@ -23,10 +23,13 @@ using cuda::NcclId;
 using cuda::NcclResult;
 using cuda::Stream;
 
+struct Seat;
+
 // Where the ranks of one id meet: floats on their way, by sender and receiver.
 struct Room {
   std::mutex mutex;
-  std::set<int> ranks;
+  std::map<int, std::shared_ptr<Seat>> seats;  // until they are aborted
+  std::set<int> ranks;                         // that have ever come
   std::map<std::pair<int, int>, std::deque<std::vector<float>>> mail;
 };
 
@@ -43,7 +46,15 @@ struct Seat {
   std::shared_ptr<Room> room;
   int rank = 0;
   int world = 0;
+  NcclFaults faults;
   std::atomic<bool> aborted{false};
+  std::atomic<NcclResult> error{NcclResult::kSuccess};
+  std::atomic<int> groups{0};  // whose turn on the stream has come
+  std::atomic<bool> met{false};
+  std::mutex stream_mutex;  // held by who does this rank's work for it
+  Stream stream = nullptr;  // null once it is aborted
+  // Held by all captured transfers as well.
+  const std::shared_ptr<const void> captured = std::make_shared<int>();
 };
 
 // How often a communicator says that it is in progress after each call.
@@ -70,10 +81,8 @@ std::atomic<int> faults_met{0};
 
 struct ncclComm {
   std::shared_ptr<facet::cuda_emulator::Seat> seat;
-  facet::cuda_emulator::NcclFaults faults;
   int busy = facet::cuda_emulator::kBusyLooks;
-  int groups = 0;
-  facet::cuda::NcclResult error = facet::cuda::NcclResult::kSuccess;
+  bool refused = false;                                 // a transfer of the group that is open
   std::vector<facet::cuda_emulator::Transfer> waiting;  // for the stream
 };
 
@@ -85,8 +94,37 @@ bool AllHere(const Seat& seat) {
   return static_cast<int>(seat.room->ranks.size()) == seat.world;
 }
 
+// Does what another rank's device would have done by now, without its host.
+void Urge(Room* room, int rank) {
+  std::shared_ptr<Seat> seat;
+  {
+    const std::lock_guard lock(room->mutex);
+    const auto found = room->seats.find(rank);
+    if (found == room->seats.end()) return;
+    seat = found->second;
+  }
+  const std::unique_lock lock(seat->stream_mutex, std::try_to_lock);
+  if (lock.owns_lock() && seat->stream != nullptr) seat->stream->TryAll();
+}
+
+void Put(const std::shared_ptr<Seat>& seat, Ready ready, Work work) {
+  Stream const stream = seat->stream;
+  stream->Put(
+      Piece{std::move(ready), std::move(work), stream->capturing() ? seat->captured : nullptr});
+}
+
+// A group whose turn has come, unless its rank's fault has.
+bool MayBegin(Seat* seat) {
+  if (seat->aborted || seat->groups != seat->faults.groups) return true;
+  if (!seat->met.exchange(true)) {
+    seat->error = seat->faults.error;
+    ++faults_met;
+  }
+  return seat->faults.until != nullptr && *seat->faults.until;
+}
+
 void Post(const std::shared_ptr<Seat>& seat, const Transfer& send) {
-  send.stream->Put([seat, send] {
+  Put(seat, {}, [seat, send] {
     if (seat->aborted) return 0;
     std::lock_guard lock(seat->room->mutex);
     seat->room->mail[{seat->rank, send.peer}].emplace_back(send.from, send.from + send.count);
@@ -96,11 +134,16 @@ void Post(const std::shared_ptr<Seat>& seat, const Transfer& send) {
 
 void Await(const std::shared_ptr<Seat>& seat, const Transfer& receive) {
   const std::pair route(receive.peer, seat->rank);
-  const auto ready = [seat, route] {
+  const auto has_come = [seat, route] {
     std::lock_guard lock(seat->room->mutex);
     return seat->aborted || !seat->room->mail[route].empty();
   };
-  receive.stream->PutWhen(ready, [seat, route, receive] {
+  const auto ready = [seat, has_come, peer = receive.peer] {
+    if (has_come()) return true;
+    Urge(seat->room.get(), peer);
+    return has_come();
+  };
+  Put(seat, ready, [seat, route, receive] {
     if (seat->aborted) return 0;
     std::lock_guard lock(seat->room->mutex);
     std::deque<std::vector<float>>& mail = seat->room->mail[route];
@@ -117,18 +160,20 @@ void Await(const std::shared_ptr<Seat>& seat, const Transfer& receive) {
 void Issue(ncclComm* comm) {
   const std::vector<Transfer> transfers = std::exchange(comm->waiting, {});
   if (transfers.empty()) return;
-  if (comm->groups++ == comm->faults.groups) {
-    ++faults_met;
-    comm->error = comm->faults.error;
-    const auto never = [seat = comm->seat] { return seat->aborted.load(); };
-    transfers.front().stream->PutWhen(never, [] { return 0; });
-    return;
+  const std::shared_ptr<Seat>& seat = comm->seat;
+  {
+    const std::lock_guard lock(seat->stream_mutex);
+    FACET_CHECK(seat->stream == nullptr || seat->stream == transfers.front().stream,
+                "a communicator on two streams");
+    seat->stream = transfers.front().stream;
+  }
+  Put(
+      seat, [seat] { return MayBegin(seat.get()); }, [seat] { return ++seat->groups, 0; });
+  for (const Transfer& transfer : transfers) {
+    if (transfer.from != nullptr) Post(seat, transfer);
   }
   for (const Transfer& transfer : transfers) {
-    if (transfer.from != nullptr) Post(comm->seat, transfer);
-  }
-  for (const Transfer& transfer : transfers) {
-    if (transfer.to != nullptr) Await(comm->seat, transfer);
+    if (transfer.to != nullptr) Await(seat, transfer);
   }
 }
 
@@ -154,14 +199,17 @@ class HostNccl final : public cuda::Nccl {
     if (seat->room == nullptr) all.rooms[id] = seat->room = std::make_shared<Room>();
     std::lock_guard room_lock(seat->room->mutex);
     FACET_CHECK(seat->room->ranks.insert(rank).second, "rank {} is there already", rank);
-    *comm = new ncclComm{seat, all.faults[rank]};
+    seat->faults = all.faults[rank];
+    seat->room->seats[rank] = seat;
+    *comm = new ncclComm{seat};
     ++live_comms;
     return NcclResult::kInProgress;
   }
 
   NcclResult GetAsyncError(NcclComm comm, NcclResult* error) override {
-    *error = comm->error;
-    if (comm->faults.init != NcclResult::kSuccess) *error = comm->faults.init;
+    *error = comm->seat->error;
+    const NcclResult init = comm->seat->faults.init;
+    if (init != NcclResult::kSuccess) *error = init;
     if (*error != NcclResult::kSuccess) return NcclResult::kSuccess;
     if (!AllHere(*comm->seat) || comm->busy-- > 0) {
       *error = NcclResult::kInProgress;
@@ -173,7 +221,15 @@ class HostNccl final : public cuda::Nccl {
   }
 
   NcclResult Abort(NcclComm comm) override {
-    comm->seat->aborted = true;
+    const std::shared_ptr<Seat> seat = comm->seat;
+    FACET_CHECK(seat->captured.use_count() == 1, "a graph has transfers of what is aborted");
+    seat->aborted = true;
+    {
+      const std::lock_guard lock(seat->room->mutex);
+      seat->room->seats.erase(seat->rank);
+    }
+    const std::lock_guard lock(seat->stream_mutex);
+    seat->stream = nullptr;
     delete comm;
     --live_comms;
     return NcclResult::kSuccess;
@@ -187,6 +243,10 @@ class HostNccl final : public cuda::Nccl {
   NcclResult GroupEnd() override {
     ncclComm* const comm = std::exchange(open_, nullptr);
     if (comm == nullptr) return NcclResult::kSuccess;  // an empty group
+    if (std::exchange(comm->refused, false)) {
+      comm->waiting.clear();
+      return NcclResult::kInvalidUsage;
+    }
     comm->busy = kBusyLooks;
     return NcclResult::kInProgress;
   }
@@ -223,6 +283,8 @@ class HostNccl final : public cuda::Nccl {
     FACET_CHECK(InDeviceMemory(address, static_cast<int64_t>(transfer.count * sizeof(float))),
                 "a transfer of {} floats outside device memory", transfer.count);
     open_ = comm;
+    if (transfer.stream->capturing() && !comm->seat->faults.capture) comm->refused = true;
+    if (comm->refused) return NcclResult::kInvalidUsage;
     comm->waiting.push_back(transfer);
     return NcclResult::kSuccess;
   }

@@ -31,6 +31,23 @@ __global__ void HalfWrittenVector(bool right, const uint32_t* in, uint32_t* out)
   out[thread] = tile.LoadVector<U32x2>(2 * thread).x;
 }
 
+__global__ void FixedArrayUnwrittenTail(bool right, const uint32_t* in, uint32_t* out) {
+  FACET_SHARED(uint32_t, tile, kPlantedThreads);
+  const int thread = ThreadIndex().x;
+  const int written = right ? kPlantedThreads : kPlantedThreads - 1;
+  if (thread < written) tile[thread] = in[thread];
+  Barrier();
+  out[thread] = tile[(thread + 1) % kPlantedThreads];
+}
+
+// One block's array is not the other's.
+__global__ void FixedArrayOfAnotherBlock(bool right, const uint32_t* in, uint32_t* out) {
+  FACET_SHARED(uint32_t, tile, kPlantedThreads);
+  const int thread = ThreadIndex().x;
+  if (right || BlockIndex().x == 0) tile[thread] = in[thread];
+  out[thread] = tile[thread];
+}
+
 // --- Races.
 
 __global__ void DroppedBarrier(bool right, const uint32_t* in, uint32_t* out) {
@@ -103,6 +120,29 @@ __global__ void OverlappingBytes(bool right, const uint32_t* in, uint32_t* out) 
   bytes[(2 * thread + (right ? 1 : 2)) % (2 * kPlantedThreads)] = 1;
   Barrier();
   out[thread] = bytes[2 * thread];
+}
+
+__global__ void FixedArrayDroppedBarrier(bool right, const uint32_t* in, uint32_t* out) {
+  FACET_SHARED(uint32_t, tile, kPlantedThreads);
+  const int thread = ThreadIndex().x;
+  tile[thread] = in[thread];
+  if (right) Barrier();
+  out[thread] = tile[thread ^ kWarpSize];
+}
+
+// Both calls have the same array.
+__device__ uint32_t OfTheOtherWarp(uint32_t value) {
+  FACET_SHARED(uint32_t, values, kPlantedThreads);
+  const int thread = ThreadIndex().x;
+  values[thread] = value;
+  Barrier();
+  return values[thread ^ kWarpSize];
+}
+__global__ void FixedArrayOfTwoCalls(bool right, const uint32_t* in, uint32_t* out) {
+  const int thread = ThreadIndex().x;
+  const uint32_t first = OfTheOtherWarp(in[thread]);
+  if (right) Barrier();
+  out[thread] = first + OfTheOtherWarp(in[thread + 1]);
 }
 
 // --- Divergent barriers.
@@ -205,6 +245,16 @@ __global__ void TooManyArrays(bool right, const uint32_t* in, uint32_t* out) {
   out[thread] = tile[thread];
 }
 
+__global__ void FixedArrayOneBeyond(bool right, const uint32_t* in, uint32_t* out) {
+  FACET_SHARED(uint32_t, first, kPlantedThreads);
+  FACET_SHARED(uint32_t, second, kPlantedThreads);
+  const int thread = ThreadIndex().x;
+  second[thread] = in[thread];
+  first[thread + (right ? 0 : 1)] = in[thread];
+  Barrier();
+  out[thread] = first[thread] + second[thread];
+}
+
 // --- Misaligned.
 
 __global__ void UnalignedGlobalLoad(bool right, const uint32_t* in, uint32_t* out) {
@@ -219,6 +269,13 @@ __global__ void UnalignedGlobalStore(bool right, const uint32_t* in, uint32_t* o
 
 __global__ void UnalignedSharedStore(bool right, const uint32_t* in, uint32_t* out) {
   const auto tile = Words();
+  const int thread = ThreadIndex().x;
+  tile.StoreVector(4 * thread + (right ? 0 : 1), U32x4{in[0], 1, 2, 3});
+  out[thread] = in[thread];
+}
+
+__global__ void FixedArrayUnalignedStore(bool right, const uint32_t* in, uint32_t* out) {
+  FACET_SHARED(uint32_t, tile, 8 * kPlantedThreads);
   const int thread = ThreadIndex().x;
   tile.StoreVector(4 * thread + (right ? 0 : 1), U32x4{in[0], 1, 2, 3});
   out[thread] = in[thread];
@@ -298,32 +355,13 @@ __global__ void CopiesOfOthers(bool right, const uint32_t* in, uint32_t* out) {
   out[thread] = tile[4 * (thread ^ kWarpSize)];
 }
 
-// --- Orders that nobody has promised.
-
-// Reads what another thread of the block has written to global memory.
-__global__ void TakesThreadsInTurn(bool right, const uint32_t* in, uint32_t* between,
-                                   uint32_t* out) {
-  const int thread = BlockIndex().x * kPlantedThreads + ThreadIndex().x;
-  const int last = (BlockIndex().x + 1) * kPlantedThreads - 1;
-  between[thread] = in[thread + 1];
-  if (right) Barrier();
-  if (thread < last) out[thread + 1] = between[thread + 1];
-  if (thread == last) out[last - kPlantedThreads + 1] = between[last - kPlantedThreads + 1];
-}
-
-// Reads what another block has written.
-__global__ void TakesBlocksInTurn(bool right, const uint32_t* in, uint32_t* between,
-                                  uint32_t* out) {
-  const int thread = BlockIndex().x * kPlantedThreads + ThreadIndex().x;
-  const int before = thread - kPlantedThreads;
-  between[thread] = in[thread + 1];
-  const bool taken = right || before < 0 || between[before] == in[before + 1];
-  out[thread] = taken ? between[thread] : 0;
-}
-
 constexpr PlantedKernel kPlanted[] = {
     {"UnwrittenTail", Fault::kUninitialized, Fault::kUninitialized, UnwrittenTail},
     {"HalfWrittenVector", Fault::kUninitialized, Fault::kUninitialized, HalfWrittenVector},
+    {"FixedArrayUnwrittenTail", Fault::kUninitialized, Fault::kUninitialized,
+     FixedArrayUnwrittenTail},
+    {"FixedArrayOfAnotherBlock", Fault::kUninitialized, Fault::kUninitialized,
+     FixedArrayOfAnotherBlock},
     {"DroppedBarrier", Fault::kRace, Fault::kUninitialized, DroppedBarrier},
     {"DroppedBarrierAfterReads", Fault::kRace, Fault::kRace, DroppedBarrierAfterReads},
     {"DroppedWarpBarrier", Fault::kRace, Fault::kUninitialized, DroppedWarpBarrier},
@@ -331,6 +369,8 @@ constexpr PlantedKernel kPlanted[] = {
     {"WarpBarrierForBlockBarrier", Fault::kRace, Fault::kUninitialized, WarpBarrierForBlockBarrier},
     {"AllWriteOneWord", Fault::kRace, Fault::kRace, AllWriteOneWord},
     {"OverlappingBytes", Fault::kRace, Fault::kRace, OverlappingBytes},
+    {"FixedArrayDroppedBarrier", Fault::kRace, Fault::kUninitialized, FixedArrayDroppedBarrier},
+    {"FixedArrayOfTwoCalls", Fault::kRace, Fault::kRace, FixedArrayOfTwoCalls},
     {"ReturnsBeforeBarrier", Fault::kDivergentBarrier, Fault::kDivergentBarrier,
      ReturnsBeforeBarrier},
     {"TwoBarriers", Fault::kDivergentBarrier, Fault::kDivergentBarrier, TwoBarriers},
@@ -343,9 +383,11 @@ constexpr PlantedKernel kPlanted[] = {
     {"BeforeTheFirst", Fault::kOutOfRange, Fault::kOutOfRange, BeforeTheFirst},
     {"VectorOverTheEnd", Fault::kOutOfRange, Fault::kOutOfRange, VectorOverTheEnd},
     {"TooManyArrays", Fault::kOutOfRange, Fault::kOutOfRange, TooManyArrays},
+    {"FixedArrayOneBeyond", Fault::kOutOfRange, Fault::kOutOfRange, FixedArrayOneBeyond},
     {"UnalignedGlobalLoad", Fault::kMisaligned, Fault::kMisaligned, UnalignedGlobalLoad},
     {"UnalignedGlobalStore", Fault::kMisaligned, Fault::kMisaligned, UnalignedGlobalStore},
     {"UnalignedSharedStore", Fault::kMisaligned, Fault::kMisaligned, UnalignedSharedStore},
+    {"FixedArrayUnalignedStore", Fault::kMisaligned, Fault::kMisaligned, FixedArrayUnalignedStore},
     {"UnalignedCopy", Fault::kMisaligned, Fault::kMisaligned, UnalignedCopy},
     {"UnalignedMatrixRow", Fault::kMisaligned, Fault::kMisaligned, UnalignedMatrixRow},
     {"ReadsBeforeWait", Fault::kUnfinishedCopy, Fault::kUnfinishedCopy, ReadsBeforeWait},
@@ -358,25 +400,30 @@ constexpr PlantedKernel kPlanted[] = {
 
 __global__ void Nothing() {}
 
+__global__ void TakesFixedBytes() {
+  FACET_SHARED(uint32_t, words, kFixedBytes / 8);
+  FACET_SHARED(uint32_t, more, kFixedBytes / 8);
+  words[ThreadIndex().x] = 0;
+  more[ThreadIndex().x] = 0;
+}
+
 }  // namespace
 
 std::span<const PlantedKernel> PlantedKernels() { return kPlanted; }
 
 int RunPlanted(const PlantedKernel& kernel, bool right, const uint32_t* in, uint32_t* out) {
   const LaunchShape shape = {
-      .grid = {1}, .block = {kPlantedThreads}, .shared_bytes = kPlantedWords * sizeof(uint32_t)};
+      .grid = {2}, .block = {kPlantedThreads}, .shared_bytes = kPlantedWords * sizeof(uint32_t)};
   return Launch(nullptr, shape, kernel.kernel, right, in, out);
-}
-
-int RunInHiddenOrder(HiddenOrder order, bool right, const uint32_t* in, uint32_t* between,
-                     uint32_t* out) {
-  const LaunchShape shape = {.grid = {kPlantedWords / kPlantedThreads}, .block = {kPlantedThreads}};
-  const auto kernel = order == HiddenOrder::kOfThreads ? TakesThreadsInTurn : TakesBlocksInTurn;
-  return Launch(nullptr, shape, kernel, right, in, between, out);
 }
 
 int RunShape(unsigned grid, unsigned block, uint32_t shared_bytes) {
   return Launch(nullptr, {.grid = {grid}, .block = {block}, .shared_bytes = shared_bytes}, Nothing);
+}
+
+int RunFixed(uint32_t shared_bytes) {
+  return Launch(nullptr, {.grid = {2}, .block = {kWarpSize}, .shared_bytes = shared_bytes},
+                TakesFixedBytes);
 }
 
 }  // namespace facet::cuda::samples

@@ -21,17 +21,15 @@ struct PlantedKernel {
 };
 
 std::span<const PlantedKernel> PlantedKernels();
-// One block. Returns what Launch() returned. `in` and `out` have kPlantedWords, aligned to 16
-// bytes.
+std::span<const PlantedKernel> PlantedAtomics();  // with faults around atomics
+// Two blocks, which do the same. Returns what Launch() returned. `in` and `out` have kPlantedWords,
+// aligned to 16 bytes.
 int RunPlanted(const PlantedKernel& kernel, bool right, const uint32_t* in, uint32_t* out);
-// Kernels whose faults are in global memory, where nobody watches: without one, out[i] is in[i +
-// 1]; with it, that is so in some orders of the threads or blocks only. A block per kPlantedThreads
-// of kPlantedWords.
-enum class HiddenOrder { kOfThreads, kOfBlocks };
-int RunInHiddenOrder(HiddenOrder order, bool right, const uint32_t* in, uint32_t* between,
-                     uint32_t* out);
 // A kernel that does nothing, in any shape.
 int RunShape(unsigned grid, unsigned block, uint32_t shared_bytes);
+// A kernel with arrays of kFixedBytes together, beside so many dynamic ones.
+inline constexpr uint32_t kFixedBytes = 40 * 1024;
+int RunFixed(uint32_t shared_bytes);
 
 }  // namespace facet::cuda::samples
 

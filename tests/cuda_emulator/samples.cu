@@ -11,8 +11,7 @@ __device__ int32_t WarpSum(int32_t value) {
 }
 
 __global__ void BlockSumsKernel(const int32_t* values, int count, int32_t* out) {
-  SharedMemory memory;
-  Shared<int32_t> of_warp = memory.Array<int32_t>(kWarpSize);
+  FACET_SHARED(int32_t, of_warp, kWarpSize);
   const int thread = ThreadIndex().x;
   const int block = BlockIndex().x;
   const int warps = BlockSize().x / kWarpSize;
@@ -156,9 +155,8 @@ __global__ void MmaByLoadMatrixKernel(const uint16_t* a, const uint16_t* b, floa
   constexpr int kDepth = 16;
   constexpr int kStrideA = kDepth + 8;
   constexpr int kStrideB = 8 + 8;
-  SharedMemory memory;
-  const auto a_tile = memory.Array<uint16_t>(16 * kStrideA);
-  const auto b_tile = memory.Array<uint16_t>(kDepth * kStrideB);
+  FACET_SHARED(uint16_t, a_tile, 16 * kStrideA);
+  FACET_SHARED(uint16_t, b_tile, kDepth * kStrideB);
   const int lane = ThreadIndex().x;
   for (int i = lane; i < 16 * kDepth; i += kWarpSize) {
     a_tile[i / kDepth * kStrideA + i % kDepth] = a[i];
@@ -188,6 +186,42 @@ __global__ void ArithmeticKernel(float x, float y, float z, float* out) {
   out[8] = static_cast<float>(DotS8(FloatBits(x), FloatBits(y), 0));
 }
 
+// Each block counts by itself first.
+__global__ void HistogramKernel(const uint32_t* values, int count, uint32_t* out) {
+  FACET_SHARED(uint32_t, counts, kBins);
+  const int thread = BlockIndex().x * BlockSize().x + ThreadIndex().x;
+  for (int i = ThreadIndex().x; i < kBins; i += BlockSize().x) counts[i] = 0;
+  Barrier();
+  for (int i = thread; i < count; i += GridSize().x * BlockSize().x) {
+    AtomicAdd(&counts[values[i] % kBins], 1);
+  }
+  Barrier();
+  for (int i = ThreadIndex().x; i < kBins; i += BlockSize().x) AtomicAdd(&out[i], counts[i]);
+}
+
+template <typename W, typename T>
+__device__ void UpdateAll(W word, T value) {
+  AtomicAdd(word(0), value);
+  AtomicMax(word(1), value);
+  AtomicMin(word(2), value);
+  AtomicOr(word(3), value);
+  const T before = AtomicExchange(word(4), value);
+  AtomicAdd(word(5), before);
+  AtomicCompareExchange(word(6), 0, value);
+}
+
+template <typename T>
+__global__ void AtomicsKernel(const T* values, T* out) {
+  FACET_SHARED(T, words, kAtomicResults);
+  const int thread = ThreadIndex().x;
+  if (thread < kAtomicResults) words[thread] = 0;
+  Barrier();
+  UpdateAll([&](int i) { return &words[i]; }, values[thread]);
+  UpdateAll([&](int i) { return &out[kAtomicResults + i]; }, values[thread]);
+  Barrier();
+  if (thread < kAtomicResults) out[thread] = words[thread];
+}
+
 constexpr Dim3 kOneWarp = {kWarpSize};
 
 }  // namespace
@@ -195,8 +229,7 @@ constexpr Dim3 kOneWarp = {kWarpSize};
 int BlockSums(Stream stream, const int32_t* values, int count, int blocks, int threads,
               int32_t* out) {
   const LaunchShape shape = {.grid = {static_cast<unsigned>(blocks)},
-                             .block = {static_cast<unsigned>(threads)},
-                             .shared_bytes = kWarpSize * sizeof(int32_t)};
+                             .block = {static_cast<unsigned>(threads)}};
   return Launch(stream, shape, BlockSumsKernel, values, count, out);
 }
 
@@ -227,9 +260,23 @@ int MmaByElements(Stream stream, ElementType type, const void* a, const void* b,
 }
 
 int MmaByLoadMatrix(Stream stream, const uint16_t* a, const uint16_t* b, float* d) {
-  return Launch(stream, {.grid = {}, .block = kOneWarp, .shared_bytes = 4096},
-                MmaByLoadMatrixKernel, a, b, d);
+  return Launch(stream, {.grid = {}, .block = kOneWarp}, MmaByLoadMatrixKernel, a, b, d);
 }
+
+int Histogram(Stream stream, const uint32_t* values, int count, int blocks, int threads,
+              uint32_t* out) {
+  const LaunchShape shape = {.grid = {static_cast<unsigned>(blocks)},
+                             .block = {static_cast<unsigned>(threads)}};
+  return Launch(stream, shape, HistogramKernel, values, count, out);
+}
+
+template <typename T>
+int Atomics(Stream stream, const T* values, int threads, T* out) {
+  return Launch(stream, {.grid = {}, .block = {static_cast<unsigned>(threads)}}, AtomicsKernel<T>,
+                values, out);
+}
+template int Atomics<int32_t>(Stream, const int32_t*, int, int32_t*);
+template int Atomics<uint32_t>(Stream, const uint32_t*, int, uint32_t*);
 
 int Arithmetic(Stream stream, float x, float y, float z, float* out) {
   return Launch(stream, {.grid = {}, .block = kOneWarp}, ArithmeticKernel, x, y, z, out);

@@ -34,6 +34,19 @@ int MmaByElements(Stream stream, ElementType type, const void* a, const void* b,
 // The same for kBf16, a and b coming through shared memory and ldmatrix.
 int MmaByLoadMatrix(Stream stream, const uint16_t* a, const uint16_t* b, float* d);
 
+// out[b] += how many of the values are b modulo kBins.
+inline constexpr int kBins = 16;
+int Histogram(Stream stream, const uint32_t* values, int count, int blocks, int threads,
+              uint32_t* out);
+
+// What the threads of a block leave of zeros, each with values[thread]: in shared memory, to
+// out[0 .. kAtomicResults), and in out[kAtomicResults ..], which is zeros at first.
+//   0: AtomicAdd  1: AtomicMax  2: AtomicMin  3: AtomicOr  4: AtomicExchange, 5: the sum of what it
+//   gave them  6: AtomicCompareExchange of 0
+inline constexpr int kAtomicResults = 7;
+template <typename T>  // int32_t or uint32_t
+int Atomics(Stream stream, const T* values, int threads, T* out);
+
 // out[i] = 0: FmaRn  1: MulRn  2: AddRn  3: DivRn  4: SqrtRn of x, y, z; then as floats 5:
 // ToIntRn(x) 6: x through half precision  7: x through bfloat16  8: DotS8 of x's and y's bits
 inline constexpr int kArithmeticResults = 9;

@@ -14,7 +14,7 @@ import unittest
 import urllib.request
 
 LAUNCHER = os.path.abspath("deploy/local/cluster.py")
-TIMEOUT_S = 30
+TIMEOUT_S = 120  # more than a machine stands still
 
 # A server that records how it was started, answers /healthz and ends at SIGTERM. $FAKE_<KIND>
 # changes its mind.

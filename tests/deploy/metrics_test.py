@@ -20,13 +20,13 @@ BIN = os.environ.get("FACET_BIN_DIR", "build/bin")
 
 
 def fetch(process):
-    with urllib.request.urlopen(process.metrics_url(), timeout=10) as answer:
+    with urllib.request.urlopen(process.metrics_url(), timeout=60) as answer:
         return answer.read().decode()
 
 
 def fetch_when(process, name, least):
     """The page once it says so: a follower brings its counters up to date now and then."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while total(page := fetch(process), name) < least and time.monotonic() < deadline:
         time.sleep(0.05)
     return page

@@ -124,8 +124,10 @@ TEST_F(CudaMemory, AnUploadAreaStartsAgain) {
     cuda_emulator::SetStreamSeed(seed);
     const Stream stream = *MakeStream();
     {
+      StreamWait wait;
+      ASSERT_TRUE(wait.Init(stream).ok());
       UploadArea area;
-      ASSERT_TRUE(area.Create("arguments", 256, &memory, stream).ok());
+      ASSERT_TRUE(area.Create("arguments", 256, &memory, &wait).ok());
       constexpr int kRounds = 20;
       std::vector<int32_t> got_ids(5 * kRounds);
       std::vector<float> got_values(5 * kRounds);

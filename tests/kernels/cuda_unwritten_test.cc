@@ -61,7 +61,7 @@ TEST_F(CudaUnwritten, NothingByProducts) {
     }
     const std::vector<int32_t> ids = {36, 0, 5};
     ExpectWritten(std::ssize(ids) * columns, name + ", embedding",
-                  [&](Floats out) { device().EmbedRows(*plain, ids, 2, out); });
+                  [&](Floats out) { device().EmbedRows(*plain, 0, ids, 2, out); });
   }
 }
 

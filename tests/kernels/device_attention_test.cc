@@ -189,6 +189,15 @@ TEST(DeviceAttention, ManyHeadsOnOneKey) {
   ExpectEqual(scenario, {1});
 }
 
+// Whole it has queries enough for the CPU device's large tiles, in chunks it has not.
+TEST(DeviceAttention, ManyRowsAndFewOfThem) {
+  AttentionScenario scenario;
+  scenario.head_dim = 16;
+  scenario.rotary = 16;
+  scenario.lengths = {130};
+  ExpectEqual(scenario, {33}, {1});
+}
+
 TEST(DeviceAttention, LongContextsAreSharedByThreads) {
   AttentionScenario scenario;
   scenario.head_dim = 16;

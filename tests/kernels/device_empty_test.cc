@@ -64,7 +64,7 @@ TEST_P(DeviceEmptyProduct, NoRowsOfActivations) {
     device.GatedProduct(Activation::kSilu, *whole, *whole, Nothing(device), 0, out);
     device.GatedProduct(Activation::kSilu, *whole, *floats, Nothing(device), 0, out);
     device.ProductRoots(*leaves, Nothing(device), 0, out);
-    device.EmbedRows(*whole, {}, 2, out);
+    device.EmbedRows(*whole, 0, {}, 2, out);
   });
 }
 

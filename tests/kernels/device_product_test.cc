@@ -10,6 +10,7 @@
 
 #include "kernels/host/matrix_source.h"
 #include "kernels/reference/reference_device.h"
+#include "tests/base/sanitized.h"
 #include "tests/kernels/test_data.h"
 #include "tests/kernels/tested_devices.h"
 
@@ -139,7 +140,7 @@ TEST_P(DeviceProduct, ARowDoesNotDependOnItsBatch) {
     const auto loaded = *named.device->LoadMatrix(matrix.source(), nullptr);
     const auto alone = RunRoots(*named.device, *loaded, Upload(*named.device, row), 1);
     for (const int rows : {2, 7, 16, 64}) {
-      for (const int place : {0, rows / 2, rows - 1}) {
+      for (const int place : Cases<int>({0, rows / 2, rows - 1}, {rows - 1})) {
         std::vector<float> x = MakeActivations(rows, columns, random);
         std::copy(row.begin(), row.end(), x.begin() + place * columns);
         const auto all = RunRoots(*named.device, *loaded, Upload(*named.device, x), rows);
@@ -207,7 +208,7 @@ TEST_P(DeviceProduct, EmbedsLikeTheReference) {
   const auto embed = [&](Device& device) {
     const auto table = *device.LoadMatrix(matrix.source(), nullptr);
     const Floats out = *device.AllocateFloats(40 * 512);
-    device.EmbedRows(*table, rows, 25.298221f, out);
+    device.EmbedRows(*table, 0, rows, 25.298221f, out);
     return Download(device, out);
   };
   const std::vector<float> expected = embed(*reference_);

@@ -4,10 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <vector>
 
+#include "base/status.h"
+#include "kernels/cuda/nccl_link.h"
 #include "tests/cuda_emulator/driver_host.h"
 
 namespace facet::cuda {
@@ -226,6 +229,82 @@ TEST_F(LaunchQueueTest, WhatIsHeldBackIsThereForGraphs) {
   EXPECT_FALSE(memory_.Allocate("anything else", 1).ok());
   for (int round = 0; round < 3; ++round) Gather(outs_[0]);
   EXPECT_EQ(replayed(), 2);
+}
+
+// Lets sequences pass as long as it is told to.
+class CountingGuard final : public StreamGuard {
+ public:
+  absl::Status Enter() override {
+    ++entered;
+    return refuse ? Internal("refused") : absl::OkStatus();
+  }
+  void Entered(bool whole) override { on_stream += whole ? 1 : 0; }
+  absl::Status Await(const std::function<bool()>& done) override {
+    while (!done()) continue;
+    return absl::OkStatus();
+  }
+  absl::Status failure() const override { return absl::OkStatus(); }
+
+  bool refuse = false;
+  int entered = 0;
+  int on_stream = 0;
+};
+
+class LaunchQueueOfExchanges : public LaunchQueueTest {
+ protected:
+  LaunchQueueOfExchanges() : link_(nullptr, nullptr, {}) {
+    Start({.calls_max = 100});
+    queue_->SetGuard(&guard_);
+  }
+  // As Gather(), with an exchange, of nothing, among the kernels.
+  void GatherAndExchange(float* out) {
+    queue_->Put<&RunTransfers>("an exchange", Transfers{&link_, {}});
+    Gather(out);
+  }
+
+  CountingGuard guard_;
+  NcclLink link_;
+};
+
+TEST_F(LaunchQueueOfExchanges, TheGuardIsAskedOnceForEverySequenceThatHasSome) {
+  for (int round = 1; round < 5; ++round) {
+    GatherAndExchange(outs_[0]);
+    ExpectGathered(outs_[0]);
+    Gather(outs_[1]);
+    EXPECT_EQ(guard_.entered, round);
+    EXPECT_EQ(guard_.on_stream, round);
+  }
+  EXPECT_EQ(made(), 2);
+}
+
+TEST_F(LaunchQueueOfExchanges, WhatTheGuardRefusesNeverGetsToTheStream) {
+  for (int round = 0; round < 3; ++round) GatherAndExchange(outs_[0]);
+  const int64_t launches = replayed();
+  guard_.refuse = true;
+  for (float* const out : {outs_[0], outs_[1]}) {  // one that has a graph, and another
+    std::fill_n(out, kCalls * kWidth, -1.0f);
+    GatherAndExchange(out);
+    for (int i = 0; i < kCalls * kWidth; ++i) EXPECT_EQ(out[i], -1.0f);
+  }
+  EXPECT_EQ(replayed(), launches);
+  EXPECT_EQ(guard_.on_stream, 3);
+}
+
+TEST_F(LaunchQueueOfExchanges, GraphsOfALinkAreForgottenAndNoOthers) {
+  const int64_t before = cuda_emulator::AllocatedBytes();
+  for (int round = 0; round < 2; ++round) {
+    GatherAndExchange(outs_[0]);
+    Gather(outs_[1]);
+  }
+  ASSERT_EQ(made(), 2);
+  queue_->Put<&RunTransfers>("an exchange", Transfers{&link_, {}});
+  queue_->Forget(&link_);
+  EXPECT_EQ(cuda_emulator::AllocatedBytes() - before, kCalls * cuda_emulator::kGraphBytesPerKernel);
+  Gather(outs_[1]);
+  EXPECT_EQ(guard_.entered, 2) << "what waited is still there";
+  EXPECT_EQ(replayed(), 3);
+  GatherAndExchange(outs_[0]);  // as if for the first time
+  EXPECT_EQ(replayed(), 3);
 }
 
 }  // namespace

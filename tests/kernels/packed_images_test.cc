@@ -6,7 +6,10 @@
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -15,7 +18,9 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "kernels/cpu/pack.h"
 #include "kernels/cpu/packed_matrix.h"
+#include "kernels/cpu/processor.h"
 #include "tests/kernels/test_data.h"
 
 namespace facet {
@@ -23,23 +28,44 @@ namespace {
 
 constexpr int kThreads = 3;
 
-// The image that Pack() writes; checks that it writes every byte once.
+// All bands of an image, packed by several threads; checks that they are every byte of it once.
 std::vector<std::byte> ImageOf(const MatrixSource& source, int64_t size) {
-  std::vector<std::byte> image(static_cast<size_t>(size));
-  std::vector<uint8_t> written(image.size());
-  std::mutex mutex;
+  const PackedImages images;
+  const absl::StatusOr<ImageBands> bands = images.Bands(source);
+  EXPECT_TRUE(bands.ok()) << bands.status();
+  int64_t end = 0;
+  for (const ImageBands::Plane& plane : bands->planes) {
+    EXPECT_EQ(plane.offset, end);
+    end += bands->count * plane.band_bytes;
+  }
+  EXPECT_EQ(end, size);
+  std::vector<std::byte> image(static_cast<size_t>(size), std::byte{0xa5});  // all is overwritten
   ThreadPool pool(kThreads);
-  const absl::Status status =
-      PackedImages().Pack(source, &pool, [&](int64_t offset, std::span<const std::byte> bytes) {
-        const std::lock_guard lock(mutex);
-        EXPECT_LE(offset + static_cast<int64_t>(bytes.size()), size);
-        std::memcpy(image.data() + offset, bytes.data(), bytes.size());
-        for (size_t i = 0; i < bytes.size(); ++i) ++written[static_cast<size_t>(offset) + i];
-        return absl::OkStatus();
-      });
-  EXPECT_TRUE(status.ok()) << status;
-  EXPECT_EQ(std::count(written.begin(), written.end(), 1), size);
+  pool.ParallelFor(bands->count, [&](int64_t band, int) {
+    std::vector<std::byte*> out;
+    for (const ImageBands::Plane& plane : bands->planes) {
+      out.push_back(image.data() + plane.offset + band * plane.band_bytes);
+    }
+    EXPECT_TRUE(images.PackBand(source, band, out).ok());
+  });
   return image;
+}
+
+// Whether each piece of every section lies in one band.
+void ExpectPiecesAreInBands(const MatrixSource& source, const ImageCut& cut) {
+  const PackedImages images;
+  const ImageBands bands = *images.Bands(source);
+  for (int section = 0; section < cut.sections(); ++section) {
+    for (const ImagePiece& piece : images.Pieces(source, cut, section)) {
+      const auto plane = std::ranges::find_if(bands.planes, [&](const ImageBands::Plane& one) {
+        return piece.offset >= one.offset &&
+               piece.offset < one.offset + bands.count * one.band_bytes;
+      });
+      ASSERT_NE(plane, bands.planes.end());
+      EXPECT_EQ((piece.offset - plane->offset) / plane->band_bytes,
+                (piece.offset + piece.size - 1 - plane->offset) / plane->band_bytes);
+    }
+  }
 }
 
 // The slice [from, to) of rows or columns, as a rank's loader asks for it.
@@ -144,6 +170,31 @@ TEST_P(PackedImagesTest, PiecesOfAllSectionsAreTheImage) {
       }
     }
     EXPECT_EQ(std::count(covered.begin(), covered.end(), 1), size);
+    ExpectPiecesAreInBands(source, cut);
+  }
+}
+
+// A panel at a matrix's end, of each number of rows that it can have.
+TEST_P(PackedImagesTest, EveryInstructionSetPacksTheSame) {
+  if (!HasAvx512()) GTEST_SKIP() << "this processor has one form of the kernels only";
+  Random random(8);
+  const TestMatrix matrix = MakeMatrix(GetParam(), kPanelColumns, 768, 0.05f, random);
+  for (const bool searched : {false, true}) {
+    MatrixSource source = matrix.source();
+    source.searched = searched;
+    for (source.rows = 1; source.rows <= kPanelColumns; ++source.rows) {
+      const PackedShape shape = PackedShape::Of(source);
+      std::vector<std::byte> images[2];
+      for (const bool wide : {false, true}) {
+        std::vector<std::byte>& image = images[wide ? 1 : 0];
+        image.resize(static_cast<size_t>(shape.bytes()));
+        const absl::Status packed =
+            PackPanel(source, 0, {image.data(), image.data() + shape.low_at(0)},
+                      wide ? avx512::PackerOf : avx2::PackerOf);
+        ASSERT_TRUE(packed.ok()) << packed;
+      }
+      EXPECT_EQ(images[0], images[1]) << source.rows << " rows";
+    }
   }
 }
 
@@ -179,18 +230,20 @@ TEST(PackedImages, SectionsInsideAPanelOrABlockAreNoImage) {
   EXPECT_GT(images.Size(super.source(), {ImageCut::kColumns, {0, 256, 512}}), 0);
 }
 
-TEST(PackedImages, WhatCannotBePackedOrWrittenIsSaid) {
+TEST(PackedImages, WhatCannotBePackedIsSaid) {
   Random random(6);
   TestMatrix matrix = MakeMatrix(TensorType::kQ8_0, 4096, 64, 0.05f, random);
-  ThreadPool pool(kThreads);
-  const auto full = [](int64_t, std::span<const std::byte>) { return ResourceExhausted("full"); };
-  EXPECT_EQ(PackedImages().Pack(matrix.source(), &pool, full).code(),
-            absl::StatusCode::kResourceExhausted);
   PoisonScale(&matrix, 77, 1, 0);
-  const auto take = [](int64_t, std::span<const std::byte>) { return absl::OkStatus(); };
-  const absl::Status status = PackedImages().Pack(matrix.source(), &pool, take);
+  const PackedImages images;
+  std::vector<std::byte> panel(size_t{32} * 68);
+  std::byte* const out[] = {panel.data()};
+  EXPECT_TRUE(images.PackBand(matrix.source(), 1, out).ok());
+  const absl::Status status = images.PackBand(matrix.source(), 2, out);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(MessageOf(status).find("row 77"), std::string::npos) << status;
+  MatrixSource odd = matrix.source();
+  odd.columns = 63;
+  EXPECT_EQ(images.Bands(odd).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 // Files of images outlive the program that wrote them. If this fails, the packing has changed:

@@ -128,7 +128,7 @@ TEST_P(ReferenceProduct, EmbedsDequantizedRows) {
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   const Floats out = *device->AllocateFloats(2 * 512);
   const int32_t rows[] = {2, 0};
-  device->EmbedRows(**loaded, rows, 25.25f, out);
+  device->EmbedRows(**loaded, 0, rows, 25.25f, out);
   std::vector<float> expected;
   for (const int row : rows) {
     for (const float value : matrix.DequantizedRow(row)) expected.push_back(value * 25.25f);

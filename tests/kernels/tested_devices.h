@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/base/sanitized.h"
 #include "tests/kernels/test_data.h"
 
 namespace facet {
@@ -32,10 +33,10 @@ std::unique_ptr<Device> MakeFastDevice();
 
 // Whether each takes about a thousand times as long as a processor: an emulator.
 bool TestedDevicesAreSlow();
-// `all`, or `few` of them where the devices are slow.
+// `all`, or `few` of them where the devices are slow, or a sanitizer makes them so.
 template <typename T>
 std::vector<T> Shapes(std::vector<T> all, std::vector<T> few) {
-  return TestedDevicesAreSlow() ? few : all;
+  return kSanitized || TestedDevicesAreSlow() ? few : all;
 }
 
 // Attention over half-precision keys is not the reference's bit for bit where it runs on tensor

@@ -14,6 +14,9 @@ namespace facet {
 // For one rank. With `graphs` what repeats is replayed, and a capture that fails is an error.
 std::unique_ptr<Device> MakeReplayDevice(int rank, bool graphs);
 
+// Whether the devices of several ranks can exchange data without their hosts.
+bool ExchangeOnDevices();
+
 struct GraphCounts {
   int64_t made = 0;
   int64_t launches = 0;

@@ -18,6 +18,8 @@ std::unique_ptr<Device> MakeReplayDevice(int rank, bool graphs) {
   return *std::move(device);
 }
 
+bool ExchangeOnDevices() { return true; }
+
 std::optional<GraphCounts> CountGraphs() {
   return GraphCounts{cuda_emulator::GraphsMade(), cuda_emulator::GraphLaunches()};
 }

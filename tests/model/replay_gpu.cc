@@ -32,6 +32,11 @@ std::unique_ptr<Device> MakeReplayDevice(int rank, bool graphs) {
   return *std::move(device);
 }
 
+bool ExchangeOnDevices() {
+  const auto module = cuda::OpenCudaModule();
+  return module.ok() && (*module)->nccl_version().ok() && (*module)->device_count().value_or(0) > 1;
+}
+
 std::optional<GraphCounts> CountGraphs() { return std::nullopt; }
 
 }  // namespace facet

@@ -10,6 +10,7 @@
 
 #include "base/prng.h"
 #include "base/status.h"
+#include "kernels/collectives/device_collectives.h"
 #include "kernels/collectives/local.h"
 #include "kernels/collectives/staged.h"
 #include "shard_worker/model/forward.h"
@@ -35,10 +36,19 @@ struct TestRank {
   VocabularySlices slices;
 };
 
-void Load(const std::string& name, int rank, KvType kv_type, std::unique_ptr<Device> device,
+// What a group of ranks is made of.
+struct GroupOfRanks {
+  std::string model;
+  int world = 1;
+  KvType kv_type = KvType::kF16;
+  int long_prompt = 0;
+  bool on_devices = false;  // the ranks' devices exchange data without the hosts
+};
+
+void Load(const GroupOfRanks& group, int rank, std::unique_ptr<Device> device,
           std::unique_ptr<Communicator> communicator, TestRank* to) {
   to->device = std::move(device);
-  auto model = GgufModel::Open("tests/golden/tiny/" + name + ".gguf");
+  auto model = GgufModel::Open("tests/golden/tiny/" + group.model + ".gguf");
   ASSERT_TRUE(model.ok()) << model.status();
   to->model = std::make_unique<GgufModel>(*std::move(model));
   to->spec = *ReadModelSpec(*to->model);
@@ -55,13 +65,17 @@ void Load(const std::string& name, int rank, KvType kv_type, std::unique_ptr<Dev
   for (KvPoolSpec& pool : pools) {
     pool.blocks = pool.layers > 0 ? kSequences * kBlocksOfSequence : 0;
     pool.block_tokens = kBlockTokens;
-    pool.type = kv_type;
+    pool.type = group.kv_type;
   }
   ASSERT_TRUE(to->device->AllocateKv(pools).ok());
   to->slices = to->plan->Slices(rank);
-  to->communicator = to->device->host_memory()
-                         ? std::move(communicator)
-                         : MakeStagedCommunicator(to->device.get(), std::move(communicator));
+  if (group.on_devices) {
+    auto joined = to->device->collectives()->Join(std::move(communicator));
+    ASSERT_TRUE(joined.ok()) << joined.status();
+    to->communicator = *std::move(joined);
+  } else {
+    to->communicator = MakeStagedCommunicator(to->device.get(), std::move(communicator));
+  }
 }
 
 // Rows of the sequences named, each its next ones.
@@ -176,16 +190,9 @@ Told RunScript(int long_prompt, TestRank* rank) {
   return told;
 }
 
-struct GroupOfRanks {
-  std::string model;
-  int world = 1;
-  KvType kv_type = KvType::kF16;
-  int long_prompt = 0;
-};
-
 // What each rank was told.
-std::vector<Told> RunGroup(const GroupOfRanks& group,
-                           const std::function<std::unique_ptr<Device>(int)>& make_device) {
+std::vector<Told> RunGroup(const GroupOfRanks& group, bool graphs,
+                           const std::function<Told(TestRank*)>& work) {
   const int world = group.world;
   auto communicators = MakeLocalGroup(world);
   std::vector<Told> told(static_cast<size_t>(world));
@@ -193,8 +200,8 @@ std::vector<Told> RunGroup(const GroupOfRanks& group,
   for (int i = 0; i < world; ++i) {
     threads.emplace_back([&, i] {
       TestRank rank;
-      Load(group.model, i, group.kv_type, make_device(i), std::move(communicators[i]), &rank);
-      if (rank.communicator != nullptr) told[i] = RunScript(group.long_prompt, &rank);
+      Load(group, i, MakeReplayDevice(i, graphs), std::move(communicators[i]), &rank);
+      if (rank.communicator != nullptr) told[i] = work(&rank);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -205,19 +212,20 @@ class ReplayTest : public ::testing::TestWithParam<GroupOfRanks> {};
 
 TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
   const int world = GetParam().world;
+  if (GetParam().on_devices && !ExchangeOnDevices()) GTEST_SKIP() << "there is one GPU";
+  const auto script = [](TestRank* rank) { return RunScript(GetParam().long_prompt, rank); };
   const std::optional<GraphCounts> before = CountGraphs();
-  const std::vector<Told> replayed =
-      RunGroup(GetParam(), [](int rank) { return MakeReplayDevice(rank, true); });
+  const std::vector<Told> replayed = RunGroup(GetParam(), true, script);
   if (before.has_value()) {
     const int64_t made = CountGraphs()->made - before->made;
     const int64_t launches = CountGraphs()->launches - before->launches;
     RecordProperty("graphs", std::to_string(made));
     RecordProperty("replays", std::to_string(launches));
-    EXPECT_GE(launches, 8 * world);
+    // Whole steps of several ranks come again where the same rank has each token's row.
+    EXPECT_GE(launches, (GetParam().on_devices ? 4 : 8) * world);
     EXPECT_LT(made, launches);
   }
-  const std::vector<Told> launched =
-      RunGroup(GetParam(), [](int rank) { return MakeReplayDevice(rank, false); });
+  const std::vector<Told> launched = RunGroup(GetParam(), false, script);
   for (int rank = 0; rank < world; ++rank) {
     EXPECT_EQ(replayed[rank].ids, launched[rank].ids);
     ASSERT_EQ(replayed[rank].numbers.size(), launched[rank].numbers.size());
@@ -227,11 +235,44 @@ TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
   }
 }
 
-// One rank replays whole steps, two what lies between their exchanges.
+// Whole steps are replayed, but for two ranks whose hosts exchange what their devices have: there
+// what lies between the exchanges is.
 INSTANTIATE_TEST_SUITE_P(Models, ReplayTest,
                          ::testing::Values(GroupOfRanks{"gemma3", 1, KvType::kF16, 126},
-                                           GroupOfRanks{"llama_quantized", 2, KvType::kF32, 62}),
-                         [](const auto& info) { return info.param.model; });
+                                           GroupOfRanks{"llama_quantized", 2, KvType::kF32, 62},
+                                           GroupOfRanks{"llama_quantized", 2, KvType::kF32, 62,
+                                                        true}),
+                         [](const auto& info) {
+                           return info.param.model + (info.param.on_devices ? "_on_devices" : "");
+                         });
+
+// The same token each time, so that the same rank has its row of the embedding.
+Told Decode(TestRank* rank, int steps) {
+  Told told;
+  const BlockTables tables = MakeBlockTables();
+  const std::array<int32_t, 1> rows = {0};
+  for (int step = 0; step < steps; ++step) {
+    const SequenceRun run = {.rows = 1, .first_position = step, .blocks = {tables[0], tables[0]}};
+    const std::array<TokenId, 1> tokens = {3};
+    rank->communicator->SetStep(static_cast<uint64_t>(step));
+    const absl::Status status =
+        rank->forward->Run({1, std::span(&run, 1)}, tokens, rows, rank->communicator.get());
+    EXPECT_TRUE(status.ok()) << status;
+    Search(rank, 1, rows, &told);
+  }
+  return told;
+}
+
+TEST(ReplayOfTwoRanks, ADecodeStepIsOneGraphExchangesIncluded) {
+  const std::optional<GraphCounts> before = CountGraphs();
+  if (!before.has_value()) GTEST_SKIP() << "nobody counts graphs";
+  constexpr int kSteps = 6;
+  const GroupOfRanks group = {"llama_quantized", 2, KvType::kF16, 0, true};
+  const auto decode = [](TestRank* rank) { return Decode(rank, kSteps); };
+  RunGroup(group, true, decode);
+  EXPECT_EQ(CountGraphs()->made - before->made, group.world);
+  EXPECT_EQ(CountGraphs()->launches - before->launches, group.world * (kSteps - 1));
+}
 
 }  // namespace
 }  // namespace facet

@@ -35,15 +35,19 @@ absl::StatusOr<std::unique_ptr<InProcessGroup>> InProcessGroup::Start(const Grou
     group->ranks_.push_back(std::move(loaded));
   }
   FACET_RETURN_IF_ERROR(group->Attach(std::move(communicators)));
-  for (int rank = 1; rank < options.world; ++rank) {
-    group->followers_.emplace_back([follower = group->ranks_[rank].get()] {
-      const absl::Status status = follower->Follow();
-      FACET_CHECK(status.ok(), "{}", MessageOf(status));
-    });
-  }
   group->options_ = options;
+  group->StartFollowers();
   group->BeginEpoch();
   return group;
+}
+
+void InProcessGroup::StartFollowers() {
+  for (size_t rank = 1; rank < ranks_.size(); ++rank) {
+    followers_.emplace_back([this, follower = ranks_[rank].get()] {
+      const absl::Status status = follower->Follow();
+      FACET_CHECK(status.ok() || breaking_off_, "{}", MessageOf(status));
+    });
+  }
 }
 
 void InProcessGroup::BeginEpoch() {
@@ -58,11 +62,15 @@ void InProcessGroup::BeginEpoch() {
 }
 
 void InProcessGroup::BreakOff() {
-  FACET_CHECK(options_.world == 1);
+  breaking_off_ = true;
   ranks_[0]->Abort();
-  ranks_[0]->Detach();
-  const absl::Status status = Attach(MakeLocalGroup(1));
+  for (std::thread& follower : followers_) follower.join();
+  followers_.clear();
+  breaking_off_ = false;
+  for (const std::unique_ptr<Rank>& rank : ranks_) rank->Detach();
+  const absl::Status status = Attach(MakeLocalGroup(options_.world));
   FACET_CHECK(status.ok(), "{}", MessageOf(status));
+  StartFollowers();
   BeginEpoch();
 }
 

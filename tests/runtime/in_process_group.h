@@ -5,6 +5,7 @@
 // devices beside it, an engine on rank 0. Runs requests to their end and returns what they
 // produced.
 
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
@@ -64,6 +65,7 @@ class InProcessGroup {
  private:
   InProcessGroup() = default;
   absl::Status Attach(std::vector<std::unique_ptr<Communicator>> communicators);
+  void StartFollowers();
   void BeginEpoch();
   // Returns their seeds. The ids go on from the last call's.
   std::vector<uint64_t> Submit(std::vector<EngineRequest> requests);
@@ -72,6 +74,7 @@ class InProcessGroup {
 
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<std::thread> followers_;
+  std::atomic<bool> breaking_off_ = false;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Engine> engine_;
   GroupOptions options_;

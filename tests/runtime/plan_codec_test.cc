@@ -30,18 +30,20 @@ StepPlan SomePlan() {
   return plan;
 }
 
-std::vector<std::byte> Encoded(const StepPlan& plan) {
+std::vector<std::byte> Encoded(const StepPlan& plan, StepForm form = StepForm::kWhole) {
   std::vector<std::byte> bytes(3, std::byte{9});  // of an earlier plan
-  EncodePlan(plan, &bytes);
+  EncodePlan(plan, form, &bytes);
   return bytes;
 }
 
 TEST(PlanCodec, RoundTripKeepsEveryField) {
   const StepPlan plan = SomePlan();
-  const std::vector<std::byte> bytes = Encoded(plan);
+  const std::vector<std::byte> bytes = Encoded(plan, StepForm::kOverlapping);
   StepPlan decoded;
-  ASSERT_TRUE(DecodePlan(bytes, &decoded).ok());
-  EXPECT_EQ(Encoded(decoded), bytes);
+  StepForm form = StepForm::kWhole;
+  ASSERT_TRUE(DecodePlan(bytes, &decoded, &form).ok());
+  EXPECT_EQ(form, StepForm::kOverlapping);
+  EXPECT_EQ(Encoded(decoded, form), bytes);
   ASSERT_EQ(decoded.starts.size(), 1u);
   EXPECT_EQ(decoded.starts[0].sampling, plan.starts[0].sampling);
   EXPECT_EQ(decoded.starts[0].history, plan.starts[0].history);
@@ -56,19 +58,28 @@ TEST(PlanCodec, NothingIsLeftOfThePlanThatWasThereBefore) {
   other.step = 3;
   other.segments.emplace_back().tokens = {4};
   StepPlan decoded = SomePlan();
-  ASSERT_TRUE(DecodePlan(Encoded(other), &decoded).ok());
-  EXPECT_EQ(Encoded(decoded), Encoded(other));
+  StepForm form = StepForm::kOverlapping;
+  ASSERT_TRUE(DecodePlan(Encoded(other), &decoded, &form).ok());
+  EXPECT_EQ(Encoded(decoded, form), Encoded(other));
 }
 
 TEST(PlanCodec, TruncationIsAnError) {
   const std::vector<std::byte> bytes = Encoded(SomePlan());
   StepPlan plan;
+  StepForm form = StepForm::kWhole;
   for (size_t size = 0; size < bytes.size(); ++size) {
-    EXPECT_FALSE(DecodePlan(std::span(bytes).first(size), &plan).ok()) << size;
+    EXPECT_FALSE(DecodePlan(std::span(bytes).first(size), &plan, &form).ok()) << size;
   }
   std::vector<std::byte> longer = bytes;
   longer.push_back(std::byte{0});
-  EXPECT_FALSE(DecodePlan(longer, &plan).ok());
+  EXPECT_FALSE(DecodePlan(longer, &plan, &form).ok());
+}
+
+TEST(PlanCodec, AFormThatNobodyKnowsIsAnError) {
+  StepPlan plan;
+  StepForm form = StepForm::kWhole;
+  const auto unknown = static_cast<StepForm>(2);
+  EXPECT_FALSE(DecodePlan(Encoded(SomePlan(), unknown), &plan, &form).ok());
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
 // Steps that begin before the one before them is read, their tokens taken from the device: the same
-// tokens as one step after the other, on devices in host memory and on an emulated GPU.
+// tokens as one step after the other, on devices in host memory and on emulated GPUs, alone and as
+// groups of ranks.
 
 #include <gtest/gtest.h>
 
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -14,6 +16,7 @@
 #include "kernels/collectives/local.h"
 #include "kernels/host/forwarding_device.h"
 #include "kernels/reference/reference_device.h"
+#include "tests/base/sanitized.h"
 #include "tests/runtime/emulated_device.h"
 #include "tests/runtime/in_process_group.h"
 
@@ -34,8 +37,9 @@ EngineRequest Request(int tokens, uint64_t seed, int max_tokens, float temperatu
   return request;
 }
 
-GroupOptions Options(const std::string& device) {
+GroupOptions Options(const std::string& device, int world = 1) {
   GroupOptions options;
+  options.world = world;
   options.rank.model_path = "tests/golden/tiny/gemma3_8h_quantized.gguf";
   options.rank.kv_tokens = 1024;
   options.rank.step_tokens_max = 64;
@@ -48,7 +52,7 @@ GroupOptions Options(const std::string& device) {
 struct Report {
   std::vector<Output> outputs;
   int overlapped = 0;
-  int64_t preemptions = 0;
+  EngineStats stats;
 };
 
 Report RunAll(GroupOptions options, bool overlap, const std::vector<EngineRequest>& requests,
@@ -59,7 +63,7 @@ Report RunAll(GroupOptions options, bool overlap, const std::vector<EngineReques
   Report report;
   report.outputs = (*group)->Run(requests, cancel_at);
   report.overlapped = (*group)->overlapped();
-  report.preemptions = (*group)->stats().preemptions;
+  report.stats = (*group)->stats();
   return report;
 }
 
@@ -81,24 +85,40 @@ Report ExpectNoDifference(const GroupOptions& options, const std::vector<EngineR
   return overlapped;
 }
 
-class StepOverlap : public ::testing::TestWithParam<const char*> {
+using Group = std::tuple<const char*, int>;  // its device, and ranks
+
+std::string NameOf(const ::testing::TestParamInfo<Group>& info) {
+  return std::string(std::get<0>(info.param)) + "_" + std::to_string(std::get<1>(info.param));
+}
+
+class StepOverlap : public ::testing::TestWithParam<Group> {
  protected:
-  bool slow() const { return std::string(GetParam()) == "cuda"; }
+  bool slow() const { return std::string(std::get<0>(GetParam())) == "cuda"; }
+  GroupOptions GroupOf() const { return Options(std::get<0>(GetParam()), std::get<1>(GetParam())); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Devices, StepOverlap, ::testing::Values("reference", "avx2", "cuda"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Groups, StepOverlap,
+                         ::testing::Combine(::testing::Values("reference", "avx2", "cuda"),
+                                            ::testing::ValuesIn(Cases<int>({1, 2}, {2}))),
+                         NameOf);
+
+class StepOverlapAtEveryDegree : public StepOverlap {};
+
+INSTANTIATE_TEST_SUITE_P(Groups, StepOverlapAtEveryDegree,
+                         ::testing::Combine(::testing::Values("reference", "avx2", "cuda"),
+                                            ::testing::ValuesIn(Cases<int>({1, 2, 3}, {2}))),
+                         NameOf);
 
 // Lengths that end at different steps, a biased one, one that a stop token ends (its next row is on
 // its way by then), one cancelled, and one that enters when another has left its slot.
-TEST_P(StepOverlap, MixedSequencesHaveTheSameTokens) {
+TEST_P(StepOverlapAtEveryDegree, MixedSequencesHaveTheSameTokens) {
   const int more = slow() ? 0 : 12;
   const int prompt = slow() ? 7 : 33;
   std::vector<EngineRequest> requests = {Request(8, 1, 6 + more), Request(5, 2, 8 + more, 1.2f),
                                          Request(3, 3, 4 + more, 0.7f),
                                          Request(prompt, 4, 9 + more)};
   requests[2].sampling.logit_bias = {{7, 2.5f}, {11, -100.0f}};
-  GroupOptions options = Options(GetParam());
+  GroupOptions options = GroupOf();
   options.rank.sequences_max = 3;  // the fourth waits
   requests[1].stop_token_ids = {RunAll(Options("avx2"), false, requests).outputs[1].ids()[3]};
 
@@ -123,21 +143,21 @@ TEST_P(StepOverlap, StopsForRowsThatNeedTheHost) {
     if (kind == 1) other.sampling.repetition_penalty = 1.3f;
     if (kind == 2) other.logprobs = 2;
     if (kind == 3) other.logits_digest = true;
-    const Report report = ExpectNoDifference(Options(GetParam()), {requests[0], other});
+    const Report report = ExpectNoDifference(GroupOf(), {requests[0], other});
     EXPECT_GE(report.overlapped, 3);
     EXPECT_LE(report.overlapped, 9 + more - 3);  // not while the other ran
   }
 }
 
 // Alone: every step but the first begins beside another, and the wasted rows of a stop are dropped.
-TEST_P(StepOverlap, EveryDecodeOverlaps) {
-  const Report report = ExpectNoDifference(Options(GetParam()), {Request(3, 5, 7)});
+TEST_P(StepOverlapAtEveryDegree, EveryDecodeOverlaps) {
+  const Report report = ExpectNoDifference(GroupOf(), {Request(3, 5, 7)});
   EXPECT_EQ(report.overlapped, 6);
 }
 
-// What was under way when the epoch broke off is forgotten.
+// What was under way when the epoch broke off is forgotten, on every rank.
 TEST_P(StepOverlap, AnEpochThatBreaksOffLeavesNothing) {
-  GroupOptions options = Options(GetParam());
+  GroupOptions options = GroupOf();
   options.rank.overlap = true;
   const std::vector<EngineRequest> requests = {Request(9, 1, 5), Request(5, 2, 5, 1.2f)};
   auto group = InProcessGroup::Start(options);
@@ -149,14 +169,16 @@ TEST_P(StepOverlap, AnEpochThatBreaksOffLeavesNothing) {
   ExpectSame((*group)->Run(requests), want);
 }
 
-class StepOverlapOnHosts : public ::testing::TestWithParam<const char*> {};
+class StepOverlapOnHosts : public StepOverlap {};
 
-INSTANTIATE_TEST_SUITE_P(Devices, StepOverlapOnHosts, ::testing::Values("reference", "avx2"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Groups, StepOverlapOnHosts,
+                         ::testing::Combine(::testing::Values("reference", "avx2"),
+                                            ::testing::Values(1, 2)),
+                         NameOf);
 
 // A pool so small that sequences give way to each other, chunks, and prompts that share a prefix.
 TEST_P(StepOverlapOnHosts, WithPreemptionChunksAndSharedPrefixes) {
-  GroupOptions options = Options(GetParam());
+  GroupOptions options = GroupOf();
   options.rank.kv_tokens = 256;
   options.rank.step_tokens_max = 40;
   options.rank.prefill_chunk_max = 24;
@@ -168,13 +190,13 @@ TEST_P(StepOverlapOnHosts, WithPreemptionChunksAndSharedPrefixes) {
     requests.push_back(std::move(request));
   }
   const Report report = ExpectNoDifference(options, requests);
-  EXPECT_GT(report.preemptions, 0);
+  EXPECT_GT(report.stats.preemptions, 0);
   EXPECT_GT(report.overlapped, 20);
 }
 
 // More rows than are searched at a time.
 TEST_P(StepOverlapOnHosts, ManyRows) {
-  GroupOptions options = Options(GetParam());
+  GroupOptions options = GroupOf();
   options.rank.sequences_max = 40;
   options.rank.kv_tokens = 2048;
   std::vector<EngineRequest> requests;
@@ -185,14 +207,31 @@ TEST_P(StepOverlapOnHosts, ManyRows) {
   EXPECT_GT(ExpectNoDifference(options, requests).overlapped, 3);
 }
 
+// Two sequences of a few words, which are guessed and checked in steps of their own, beside one of
+// another kind: tokens of either kind of step are taken by the other.
+TEST_P(StepOverlapOnHosts, WithSpeculation) {
+  GroupOptions options = GroupOf();
+  options.speculation.proposals_max = 4;
+  std::vector<EngineRequest> requests = {Request(20, 1, 40), Request(29, 2, 40, 1.3f),
+                                         Request(9, 3, 30, 1.1f)};
+  for (size_t i = 0; i < 2; ++i) {
+    for (TokenId word = 0; word < 3; ++word) {
+      requests[i].sampling.logit_bias.emplace_back(7 * word + 2, 60.0f);
+    }
+  }
+  const Report report = ExpectNoDifference(options, requests);
+  EXPECT_GT(report.stats.accepted_tokens, 5);
+  EXPECT_GT(report.overlapped, 5);
+}
+
 // --- Failures.
 
 // From its third answer on the device is broken.
 class BreakingDevice final : public ForwardingDevice {
  public:
   using ForwardingDevice::ForwardingDevice;
-  absl::Status ReadReplies(std::span<CandidateReply> replies) override {
-    if (++reads_ < 3) return ForwardingDevice::ReadReplies(replies);
+  absl::Status ReadBest(std::span<BestToken> tokens) override {
+    if (++reads_ < 3) return ForwardingDevice::ReadBest(tokens);
     return Internal("an illegal memory access");
   }
 
@@ -239,12 +278,26 @@ TEST(StepOverlapFailure, IsToldWhereTheStepIsRead) {
 // By default what computes in the caller's thread takes one step after the other.
 TEST(StepOverlapDefault, IsTheDevices) {
   for (const auto& [device, overlaps] : {std::pair("reference", false), std::pair("cuda", true)}) {
-    auto group = InProcessGroup::Start(Options(device));
-    ASSERT_TRUE(group.ok()) << group.status();
-    (*group)->Run({Request(3, 5, 4)});
-    EXPECT_EQ((*group)->overlapped() > 0, overlaps) << device;
-    EXPECT_EQ((*group)->leader().engine_options().steps_max, overlaps ? 2 : 1) << device;
+    for (const int world : {1, 2}) {
+      SCOPED_TRACE(std::string(device) + " of " + std::to_string(world));
+      auto group = InProcessGroup::Start(Options(device, world));
+      ASSERT_TRUE(group.ok()) << group.status();
+      (*group)->Run({Request(3, 5, 4)});
+      EXPECT_EQ((*group)->overlapped() > 0, overlaps);
+      EXPECT_EQ((*group)->leader().engine_options().steps_max, overlaps ? 2 : 1);
+    }
   }
+}
+
+// Whose data goes through the hosts, one rank waits for the other in every step.
+TEST(StepOverlapDefault, IsOffWhereRanksExchangeThroughTheirHosts) {
+  RankOptions options = Options("cuda", 2).rank;
+  options.world = 2;
+  const auto rank = Rank::Load(options);
+  ASSERT_TRUE(rank.ok()) << rank.status();
+  (*rank)->Attach(std::move(MakeLocalGroup(2).front()));
+  EXPECT_EQ((*rank)->engine_options().steps_max, 1);
+  EXPECT_FALSE((*rank)->MakeExecutor()->MayBegin(Decode(1, 0)));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <sstream>
@@ -22,6 +23,9 @@
 #include "serving/grpc_server.h"
 
 namespace facet::testing {
+
+// For what must come: more than a machine stands still.
+inline constexpr std::chrono::milliseconds kLong(120'000);
 
 using Writer = grpc::ServerWriter<v1::GenerateResponse>;
 using GenerateScript =

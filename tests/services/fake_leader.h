@@ -100,7 +100,7 @@ class FakeLeader : public v1::Leader::Service {
   // only, since the lock is held.
   bool Wait(const std::function<bool(const FakeLeader&)>& condition) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return condition(*this); });
+    return changed_.wait_for(lock, std::chrono::minutes(2), [&] { return condition(*this); });
   }
   bool WaitForSubmits(size_t count) {
     return Wait([count](const FakeLeader& leader) { return leader.submits_.size() >= count; });

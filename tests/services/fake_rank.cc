@@ -1,5 +1,6 @@
 #include "tests/services/fake_rank.h"
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -99,6 +100,7 @@ FakeRank::FakeRank(const FakeRankOptions& options)
 
 void FakeRank::Attach(std::unique_ptr<Communicator> communicator) {
   FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
+  communicator->SetTimeout(std::chrono::minutes(2));  // a machine that stands still loses no rank
   executor_.emplace(options_.engine);
   const std::lock_guard lock(mutex_);
   FACET_CHECK(communicator_ == nullptr);

@@ -138,7 +138,7 @@ class RouterFixture : public ::testing::Test {
     return response;
   }
   bool WaitForStatus(const std::function<bool(const v1::GetStatusResponse&)>& condition) {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(2);
     while (!condition(Status())) {
       if (std::chrono::steady_clock::now() > give_up) return false;
       std::this_thread::yield();

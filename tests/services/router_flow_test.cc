@@ -40,15 +40,20 @@ TEST_F(RouterFlow, AVanishedClientCancelsItsSequences) {
 TEST_F(RouterFlow, ADeadlineEndsTheStreamWithItsUsage) {
   FakeLeader& leader = AddLeader(Letters());
   leader.HoldAt(4);
-  // Half of the time is for the tokens, half for the answer: a busy machine must not fail this.
+  // Half of the time is for the tokens, half for the answer.
   options_.inference.deadline_margin_us = 60'000'000;
   Start();
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   Answer answer;
-  const grpc::Status status = Generate(TextRequest(), &answer, context);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  ASSERT_TRUE(Only(answer).finish);
+  // Until the time is enough for both.
+  for (std::chrono::seconds time(1);
+       answer.choices.empty() || !Only(answer).finish || Only(answer).ids.size() < 4; time *= 2) {
+    ASSERT_LT(time, std::chrono::minutes(2));
+    answer = Answer();
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + time);
+    const grpc::Status status = Generate(TextRequest(), &answer, context);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
   EXPECT_EQ(Only(answer).finish->reason(), v1::FINISH_REASON_DEADLINE);
   EXPECT_EQ(Only(answer).finish->usage().completion_tokens(), 4);
   EXPECT_EQ(Only(answer).finish->usage().prompt_tokens(), 3);
@@ -64,7 +69,8 @@ TEST_F(RouterFlow, RequestsWithoutADeadlineHaveTheRouters) {
   const grpc::Status status = Generate(TextRequest(), &answer);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_EQ(status.error_message(), "the request's deadline passed");
-  EXPECT_EQ(Only(answer).finish->usage().completion_tokens(), 1);
+  ASSERT_TRUE(Only(answer).finish);
+  EXPECT_EQ(Only(answer).finish->usage().completion_tokens(), std::ssize(Only(answer).ids));
 }
 
 TEST_F(RouterFlow, ARequestIdIsUniqueWhileItLives) {
@@ -212,7 +218,7 @@ TEST_F(RouterFlow, DrainingLetsRequestsEndAndRefusesNewOnes) {
   Answer answer;
   ASSERT_TRUE(reader->Read(&response));
   answer.Add(response);
-  std::thread drain([this] { router_->Drain(std::chrono::seconds(30)); });
+  std::thread drain([this] { router_->Drain(std::chrono::hours(1)); });
   for (;;) {  // until the drain has begun
     grpc::ClientContext other;
     v1::GenerateRequest probe = TextRequest();

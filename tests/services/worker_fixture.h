@@ -33,6 +33,9 @@ namespace facet::testing {
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 
+// For what must come: more than a machine stands still.
+inline constexpr milliseconds kLong(120'000);
+
 inline EngineOptions SmallEngine() {
   EngineOptions options;
   options.block_tokens = 16;
@@ -79,7 +82,7 @@ struct Answer {
 class Router {
  public:
   explicit Router(const std::string& address)
-      : stub_(v1::Leader::NewStub(MakeChannel(address))), stream_(stub_->Session(&context_)) {}
+      : stub_(v1::Leader::NewStub(MakeChannel(address))), stream_(Connect(*stub_, context_)) {}
   ~Router() {
     if (stream_ != nullptr) End();
   }
@@ -152,9 +155,15 @@ class Router {
     answer.last = delta;
   }
 
+  using Stream = grpc::ClientReaderWriter<v1::RouterMessage, v1::LeaderMessage>;
+  static std::unique_ptr<Stream> Connect(v1::Leader::Stub& stub, grpc::ClientContext& context) {
+    context.set_wait_for_ready(true);  // on a busy machine a connection may need a second attempt
+    return stub.Session(&context);
+  }
+
   grpc::ClientContext context_;
   std::unique_ptr<v1::Leader::Stub> stub_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::RouterMessage, v1::LeaderMessage>> stream_;
+  std::unique_ptr<Stream> stream_;
 };
 
 // The standard health check, by hand: Debian ships no header for it.
@@ -166,6 +175,7 @@ inline int HealthOf(const std::string& address, const std::string& service) {
   const grpc::Slice slice(request);
   grpc::ByteBuffer question(&slice, 1), answer;
   grpc::ClientContext context;
+  context.set_wait_for_ready(true);
   grpc::CompletionQueue queue;
   const auto call =
       stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", question, &queue);
@@ -187,9 +197,9 @@ class WorkerService : public ::testing::Test {
   WorkerService() : registry_(std::make_shared<prometheus::Registry>()), metrics_(registry_.get()) {
     options_.server.listen = "127.0.0.1:0";
     options_.model_name = "fake-model";
-    options_.drain = milliseconds(10000);
-    options_.join = milliseconds(20000);
-    options_.rejoin = milliseconds(20000);
+    options_.drain = kLong;
+    options_.join = kLong;
+    options_.rejoin = kLong;
     options_.link.retry = milliseconds(5);
     options_.canary.enabled = false;  // most tests count steps
     rank_.engine = SmallEngine();

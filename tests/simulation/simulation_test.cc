@@ -10,10 +10,12 @@
 #include <set>
 #include <string>
 
+#include "tests/base/sanitized.h"
+
 namespace facet::sim {
 namespace {
 
-constexpr uint64_t kSeeds = 1000;
+constexpr uint64_t kSeeds = kSanitized ? 300 : 1000;
 
 char running[128];  // what to say if a CHECK stops the process
 

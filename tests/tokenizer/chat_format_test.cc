@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "base/check.h"
 #include "base/status.h"
 #include "tests/tokenizer/tiny_vocabulary.h"
 
@@ -35,9 +34,7 @@ std::unique_ptr<Tokenizer> MakeTokenizer(const Family& family) {
   for (const std::string& marker : family.markers) {
     if (marker != family.bos && marker != family.eos) tiny.Add(marker, TokenType::kControl);
   }
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(*tiny);
-  FACET_CHECK(tokenizer.ok(), "{}", MessageOf(tokenizer.status()));
-  return *std::move(tokenizer);
+  return MakeTokenizer(*tiny);
 }
 
 absl::StatusOr<ChatFormat> Choose(const Family& family, const Tokenizer& tokenizer) {

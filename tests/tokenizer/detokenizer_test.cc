@@ -8,23 +8,15 @@
 #include <string>
 #include <vector>
 
-#include "base/check.h"
-#include "base/status.h"
 #include "router/tokenizer/utf8.h"
 #include "tests/tokenizer/tiny_vocabulary.h"
 
 namespace facet {
 namespace {
 
-std::unique_ptr<Tokenizer> Make(const Vocabulary& vocabulary) {
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(vocabulary);
-  FACET_CHECK(tokenizer.ok(), "{}", MessageOf(tokenizer.status()));
-  return *std::move(tokenizer);
-}
-
 // A tokenizer whose ids 0..255 are the bytes.
 const Tokenizer& Bytes() {
-  static const auto* tokenizer = Make(*TinyBpe()).release();
+  static const auto* tokenizer = MakeTokenizer(*TinyBpe()).release();
   return *tokenizer;
 }
 
@@ -75,7 +67,7 @@ TEST(Detokenizer, TheTextDoesNotDependOnHowBytesAreCutIntoTokens) {
                                   : tiny.Add(spelled));
     }
   }
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   const std::string expected = "aé語😀\uFFFD\uFFFDz\uFFFD\uFFFD";
   for (uint32_t seed = 0; seed < 2000; ++seed) {
     std::mt19937 random(seed);
@@ -93,7 +85,7 @@ TEST(Detokenizer, TheTextDoesNotDependOnHowBytesAreCutIntoTokens) {
 }
 
 TEST(Detokenizer, StripsThePrefixSpaceOnceAndOnlyAtATextsStart) {
-  const auto tokenizer = Make(*TinySpm());
+  const auto tokenizer = MakeTokenizer(*TinySpm());
   const TokenId hello = *tokenizer->Find("▁hello");
   Detokenizer start(*tokenizer);
   EXPECT_EQ(start.Push(1), "");  // bos is not text
@@ -104,13 +96,13 @@ TEST(Detokenizer, StripsThePrefixSpaceOnceAndOnlyAtATextsStart) {
 
   TinyVocabulary without = TinySpm();
   without->add_space_prefix = false;
-  const auto plain = Make(*without);
+  const auto plain = MakeTokenizer(*without);
   Detokenizer unchanged(*plain);
   EXPECT_EQ(unchanged.Push(hello), " hello");
 }
 
 TEST(Detokenizer, ControlTokensAddNothingAndBreakNothing) {
-  const auto tokenizer = Make(*TinySpm());
+  const auto tokenizer = MakeTokenizer(*TinySpm());
   Detokenizer detokenizer(*tokenizer);
   EXPECT_EQ(detokenizer.Push(3 + 0xC3), "");
   EXPECT_EQ(detokenizer.Push(2), "");

@@ -15,14 +15,14 @@ namespace {
 
 using testing::HasSubstr;
 
-StopMatcher Make(std::vector<std::string> stops) {
+StopMatcher MakeMatcher(std::vector<std::string> stops) {
   absl::StatusOr<StopMatcher> matcher = StopMatcher::Create(std::move(stops));
   FACET_CHECK(matcher.ok(), "{}", MessageOf(matcher.status()));
   return *std::move(matcher);
 }
 
 TEST(StopMatcher, FindsAStringAcrossPieces) {
-  StopMatcher matcher = Make({"\n\nUser:", "END"});
+  StopMatcher matcher = MakeMatcher({"\n\nUser:", "END"});
   EXPECT_EQ(matcher.Push("Fine.\n"), "Fine.");
   EXPECT_EQ(matcher.Push("\nUs"), "");
   EXPECT_FALSE(matcher.matched().has_value());
@@ -34,7 +34,7 @@ TEST(StopMatcher, FindsAStringAcrossPieces) {
 }
 
 TEST(StopMatcher, HoldsBackOnlyWhatMayBecomeAStop) {
-  StopMatcher matcher = Make({"aab"});
+  StopMatcher matcher = MakeMatcher({"aab"});
   EXPECT_EQ(matcher.Push("xa"), "x");
   EXPECT_EQ(matcher.Push("a"), "");
   EXPECT_EQ(matcher.Push("a"), "a");  // the last two may begin "aab"
@@ -44,16 +44,16 @@ TEST(StopMatcher, HoldsBackOnlyWhatMayBecomeAStop) {
 }
 
 TEST(StopMatcher, TheFirstToBeCompleteWinsThenTheLongest) {
-  StopMatcher first = Make({"abcd", "bc"});
+  StopMatcher first = MakeMatcher({"abcd", "bc"});
   EXPECT_EQ(first.Push("xabcd"), "xa");
   EXPECT_EQ(first.matched(), 1u);
-  StopMatcher longest = Make({"c", "abc", "bc"});
+  StopMatcher longest = MakeMatcher({"c", "abc", "bc"});
   EXPECT_EQ(longest.Push("xabc"), "x");
   EXPECT_EQ(longest.matched(), 1u);
 }
 
 TEST(StopMatcher, WithoutStringsEverythingPasses) {
-  StopMatcher matcher = Make({});
+  StopMatcher matcher = MakeMatcher({});
   EXPECT_EQ(matcher.Push("anything"), "anything");
   EXPECT_EQ(matcher.Flush(), "");
 }
@@ -101,7 +101,7 @@ TEST(StopMatcher, AgreesWithASearchOfTheWholeTextHoweverItIsCut) {
     const std::string text = word(24);
     const Outcome expected = Search(stops, text);
 
-    StopMatcher matcher = Make(stops);
+    StopMatcher matcher = MakeMatcher(stops);
     std::string seen;
     for (size_t at = 0; at < text.size();) {
       const size_t size = 1 + random() % 4;

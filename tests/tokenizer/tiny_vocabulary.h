@@ -4,6 +4,7 @@
 // Vocabularies small enough to check by hand, for tests and the fuzzer.
 
 #include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,9 @@
 
 #include <fmt/format.h>
 
+#include "base/check.h"
+#include "base/status.h"
+#include "router/tokenizer/tokenizer.h"
 #include "router/tokenizer/vocabulary.h"
 
 namespace facet {
@@ -92,6 +96,13 @@ inline TinyVocabulary TinyBpe(std::string_view pre = "gpt-2") {
   for (const char* merge : {"h e", "l l", "he ll", "hell o", "Ġ hello", "Ġ h"})
     tiny.AddMerge(merge);
   return tiny;
+}
+
+// Of a vocabulary that has no mistakes.
+inline std::unique_ptr<Tokenizer> MakeTokenizer(const Vocabulary& vocabulary) {
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(vocabulary);
+  FACET_CHECK(tokenizer.ok(), "{}", MessageOf(tokenizer.status()));
+  return *std::move(tokenizer);
 }
 
 }  // namespace facet

@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "base/check.h"
 #include "base/status.h"
 #include "tests/tokenizer/tiny_vocabulary.h"
 
@@ -19,12 +18,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-std::unique_ptr<Tokenizer> Make(const Vocabulary& vocabulary) {
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(vocabulary);
-  FACET_CHECK(tokenizer.ok(), "{}", MessageOf(tokenizer.status()));
-  return *std::move(tokenizer);
-}
 
 // The tokens as the file spells them.
 std::vector<std::string> Spell(const Tokenizer& tokenizer, std::string_view text,
@@ -38,22 +31,23 @@ std::vector<std::string> Spell(const Tokenizer& tokenizer, std::string_view text
 
 TEST(SpmTokenizer, WorkedExampleIsOneToken) {
   TinyVocabulary tiny = TinySpm();
-  EXPECT_THAT(Spell(*Make(*tiny), "hello"), ElementsAre("▁hello"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "hello"), ElementsAre("▁hello"));
   tiny->add_space_prefix = false;
-  EXPECT_THAT(Spell(*Make(*tiny), "hello"), ElementsAre("hello"));
-  EXPECT_THAT(Spell(*Make(*tiny), "hello helhell"), ElementsAre("hello", "▁", "he", "l", "hell"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "hello"), ElementsAre("hello"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "hello helhell"),
+              ElementsAre("hello", "▁", "he", "l", "hell"));
 }
 
 TEST(SpmTokenizer, TiesAreMergedFromTheLeft) {
   TinyVocabulary tiny = TinySpm();
   tiny->add_space_prefix = false;
-  EXPECT_THAT(Spell(*Make(*tiny), "lll"), ElementsAre("ll", "l"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "lll"), ElementsAre("ll", "l"));
 }
 
 TEST(SpmTokenizer, WhatNoPieceCoversBecomesBytes) {
   TinyVocabulary tiny = TinySpm();
   tiny->add_space_prefix = false;
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_THAT(Spell(*tokenizer, "hé語"), ElementsAre("h", "é", "<0xE8>", "<0xAA>", "<0x9E>"));
   EXPECT_THAT(Spell(*tokenizer, std::string("\x80h\xC3\x00\xE8\xAA", 6)),
               ElementsAre("<0x80>", "h", "<0xC3>", "<0x00>", "<0xE8>", "<0xAA>"));
@@ -67,9 +61,10 @@ TEST(SpmTokenizer, WithoutByteTokensACharacterIsUnknown) {
   TinyVocabulary tiny(TokenizerKind::kSentencePiece);
   tiny->add_bos = false;
   tiny.Add("h");
-  EXPECT_THAT(Spell(*Make(*tiny), "h"), ElementsAre("h"));  // not even a token for the space
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "h"),
+              ElementsAre("h"));  // not even a token for the space
   tiny->unknown = tiny.Add("<unk>", TokenType::kUnknown);
-  EXPECT_THAT(Spell(*Make(*tiny), "語h"), ElementsAre("<unk>", "<unk>", "h"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "語h"), ElementsAre("<unk>", "<unk>", "h"));
 }
 
 TEST(SpmTokenizer, NothingTheUserSpellsIsAControlOrByteToken) {
@@ -80,7 +75,7 @@ TEST(SpmTokenizer, NothingTheUserSpellsIsAControlOrByteToken) {
     tiny.Add(text, TokenType::kNormal, -1);
   }
   const TokenId x = tiny.Add("\x01", TokenType::kControl);
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_THAT(Spell(*tokenizer, "</s>"), ElementsAre("</s", ">"));
   EXPECT_THAT(Spell(*tokenizer, "<0x0A>"), ElementsAre("<0x0A", ">"));
   EXPECT_THAT(Spell(*tokenizer, "\x01"), ElementsAre("<0x01>"));
@@ -94,7 +89,7 @@ TEST(SpmTokenizer, UserDefinedTokensAreCutFirst) {
   tiny.Add("lo", TokenType::kUserDefined);
   tiny.Add("\n", TokenType::kUserDefined);
   tiny.Add("\n\n", TokenType::kUserDefined);
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_THAT(Spell(*tokenizer, "hello\n\n\nhello"),
               ElementsAre("he", "l", "lo", "\n\n", "\n", "he", "l", "lo"));
 }
@@ -102,7 +97,7 @@ TEST(SpmTokenizer, UserDefinedTokensAreCutFirst) {
 TEST(SpmTokenizer, ThePrefixSpaceFollowsEveryCutToken) {
   TinyVocabulary tiny = TinySpm();
   tiny.Add("|", TokenType::kUserDefined);
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_THAT(Spell(*tokenizer, "hello|hello|"), ElementsAre("▁hello", "|", "▁hello", "|"));
   EXPECT_THAT(Spell(*tokenizer, ""), IsEmpty());
 }
@@ -111,7 +106,7 @@ TEST(SpmTokenizer, TokenBytesAreWhatTheyAddToText) {
   TinyVocabulary tiny = TinySpm();
   const TokenId tag = tiny.Add("▁<b>", TokenType::kUserDefined);
   const TokenId unused = tiny.Add("zz", TokenType::kUnused);
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_EQ(tokenizer->TokenBytes(*tokenizer->Find("▁hello")), " hello");
   EXPECT_EQ(tokenizer->TokenBytes(3 + 0xC3), "\xC3");
   EXPECT_EQ(tokenizer->TokenBytes(tag), "▁<b>");
@@ -123,7 +118,7 @@ TEST(SpmTokenizer, TokenBytesAreWhatTheyAddToText) {
 }
 
 TEST(BpeTokenizer, MergesByRankWithinWords) {
-  const auto tokenizer = Make(*TinyBpe());
+  const auto tokenizer = MakeTokenizer(*TinyBpe());
   EXPECT_THAT(Spell(*tokenizer, "hello hello"), ElementsAre("hello", "Ġhello"));
   EXPECT_THAT(Spell(*tokenizer, "hellhe"), ElementsAre("hell", "he"));
   // "Ġhello" needs the whole word first, and "Ġ h" has the last rank.
@@ -132,7 +127,7 @@ TEST(BpeTokenizer, MergesByRankWithinWords) {
 }
 
 TEST(BpeTokenizer, BytesAreWrittenAsGpt2Does) {
-  const auto tokenizer = Make(*TinyBpe());
+  const auto tokenizer = MakeTokenizer(*TinyBpe());
   EXPECT_THAT(Spell(*tokenizer, "\n\t\x7F"), ElementsAre("Ċ", "ĉ", "ġ"));
   EXPECT_THAT(Spell(*tokenizer, "é\u00AD"), ElementsAre("Ã", "©", "Â", "Ń"));
   for (int byte = 0; byte < 256; ++byte) {
@@ -141,7 +136,7 @@ TEST(BpeTokenizer, BytesAreWrittenAsGpt2Does) {
 }
 
 TEST(BpeTokenizer, BytesThatAreNotUtf8BecomeReplacementCharacters) {
-  const auto tokenizer = Make(*TinyBpe());
+  const auto tokenizer = MakeTokenizer(*TinyBpe());
   const std::vector<TokenId> replacement = {0xEF, 0xBF, 0xBD};
   EXPECT_EQ(tokenizer->Encode("\xFF"), replacement);
   EXPECT_EQ(tokenizer->Encode("\xE8\xAA"), tokenizer->Encode("\uFFFD\uFFFD"));
@@ -151,7 +146,7 @@ TEST(BpeTokenizer, ControlTokensComeOnlyWhenAsked) {
   TinyVocabulary tiny = TinyBpe();
   for (const char* merge : {"< |", "| >", "<| end", "<|end |>", "e n", "en d"})
     tiny.AddMerge(merge);
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   for (const TokenId id : tokenizer->Encode("<|end|>")) EXPECT_FALSE(tokenizer->IsControl(id));
   EXPECT_THAT(tokenizer->Encode("<|end|>", {.parse_special = true}), ElementsAre(256));
 }
@@ -159,14 +154,14 @@ TEST(BpeTokenizer, ControlTokensComeOnlyWhenAsked) {
 TEST(BpeTokenizer, AMergeWithoutATokenFallsBackToItsBytes) {
   TinyVocabulary tiny = TinyBpe();
   tiny.AddMerge("x y");
-  EXPECT_THAT(Spell(*Make(*tiny), "xy"), ElementsAre("x", "y"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "xy"), ElementsAre("x", "y"));
 }
 
 TEST(BpeTokenizer, IgnoreMergesTakesAWordThatIsAToken) {
   for (const bool ignores : {true, false}) {
     TinyVocabulary tiny = TinyBpe(ignores ? "llama-bpe" : "qwen2");
     tiny.Add("xyz");
-    const std::vector<std::string> tokens = Spell(*Make(*tiny), "xyz");
+    const std::vector<std::string> tokens = Spell(*MakeTokenizer(*tiny), "xyz");
     EXPECT_EQ(tokens.size(), ignores ? 1u : 3u);
   }
 }
@@ -174,17 +169,17 @@ TEST(BpeTokenizer, IgnoreMergesTakesAWordThatIsAToken) {
 TEST(BpeTokenizer, MergesThatAreNoBytesAreLeftOut) {
   TinyVocabulary tiny = TinyBpe();
   for (const char* merge : {"", " ", "a", "a ", " a", "語 a", "\xFF \xFE"}) tiny.AddMerge(merge);
-  EXPECT_THAT(Spell(*Make(*tiny), "hello"), ElementsAre("hello"));
+  EXPECT_THAT(Spell(*MakeTokenizer(*tiny), "hello"), ElementsAre("hello"));
 }
 
 TEST(Tokenizer, BosFollowsTheFileTheFamilyAndTheCaller) {
   TinyVocabulary spm = TinySpm();
-  EXPECT_THAT(Make(*spm)->Encode(""), ElementsAre(1));
+  EXPECT_THAT(MakeTokenizer(*spm)->Encode(""), ElementsAre(1));
   spm->add_bos = false;
-  EXPECT_THAT(Make(*spm)->Encode(""), IsEmpty());
-  EXPECT_THAT(Make(*spm)->Encode("", {.add_bos = true}), ElementsAre(1));
-  EXPECT_FALSE(Make(*TinyBpe("qwen2"))->add_bos());
-  EXPECT_THAT(Make(*TinyBpe("llama3"))->Encode(""), ElementsAre(256));
+  EXPECT_THAT(MakeTokenizer(*spm)->Encode(""), IsEmpty());
+  EXPECT_THAT(MakeTokenizer(*spm)->Encode("", {.add_bos = true}), ElementsAre(1));
+  EXPECT_FALSE(MakeTokenizer(*TinyBpe("qwen2"))->add_bos());
+  EXPECT_THAT(MakeTokenizer(*TinyBpe("llama3"))->Encode(""), ElementsAre(256));
 }
 
 TEST(Tokenizer, EndOfGenerationIsMoreThanEos) {
@@ -193,7 +188,7 @@ TEST(Tokenizer, EndOfGenerationIsMoreThanEos) {
   const TokenId eot = tiny.Add("<whatever>", TokenType::kControl);
   const TokenId other = tiny.Add("<start_of_turn>", TokenType::kControl);
   tiny->eot = eot;
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   for (const TokenId id : {2, turn, eot}) EXPECT_TRUE(tokenizer->IsEndOfGeneration(id)) << id;
   for (const TokenId id : {0, 1, other, -1, tokenizer->size()}) {
     EXPECT_FALSE(tokenizer->IsEndOfGeneration(id)) << id;
@@ -204,7 +199,7 @@ TEST(Tokenizer, GemmasHtmlTagDoesNotEndAnything) {
   TinyVocabulary tiny(TokenizerKind::kSentencePiece);
   tiny->bos = tiny.Add("<bos>", TokenType::kControl);
   const TokenId tag = tiny.Add("</s>", TokenType::kUserDefined);
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_FALSE(tokenizer->IsEndOfGeneration(tag));
   EXPECT_THAT(tokenizer->Encode("</s>", {.add_bos = false}), ElementsAre(tag));
 }
@@ -239,7 +234,7 @@ TEST(Tokenizer, EmptyTokensKeepTheirIds) {
   tiny.Add("");
   tiny.Add("", TokenType::kControl);
   const TokenId last = tiny.Add("zz");
-  const auto tokenizer = Make(*tiny);
+  const auto tokenizer = MakeTokenizer(*tiny);
   EXPECT_EQ(tokenizer->Find("zz"), last);
   EXPECT_EQ(tokenizer->Find(""), std::nullopt);
 }
@@ -254,7 +249,7 @@ double SecondsToEncode(const Tokenizer& tokenizer, const std::string& text) {
 TEST(Tokenizer, TimeIsLinearInOneLongWord) {
   TinyVocabulary spm = TinySpm();
   for (const char* run : {"\n", "\n\n", "\n\n\n"}) spm.Add(run, TokenType::kUserDefined);
-  for (const auto& tokenizer : {Make(*spm), Make(*TinyBpe())}) {
+  for (const auto& tokenizer : {MakeTokenizer(*spm), MakeTokenizer(*TinyBpe())}) {
     for (const std::string unit : {"hello", "h", "l", " ", "\n", "語", "\xFF"}) {
       std::string small;
       while (small.size() < 1 << 18) small += unit;

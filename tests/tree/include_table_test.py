@@ -48,7 +48,7 @@ THIRD_PARTY = [
     (r"absl/(synchronization|time)/", SERVICE_ROOMS),
     (r"(absl|fmt)/", EVERYWHERE),
     (r"(grpc|grpcpp|google/protobuf|prometheus|boost|spdlog)/", SERVICE_ROOMS),
-    (r"xxhash\.h", ["checkpoint", "tests"]),
+    (r"xxh(ash|_x86dispatch)\.h", ["checkpoint", "tests"]),
     (r"pcre2\.h", ["router/tokenizer", "tests"]),
     (r"openssl/", ["kernels", "shard_worker/runtime", "router/service", "shard_worker/service",
                    "tests"]),
@@ -97,7 +97,7 @@ def ours(header):
     generated = re.fullmatch(r"facet/v1/(\w+)(\.grpc)?\.pb\.h", header)
     if generated:
         return "protos/" + generated.group(1)
-    if re.fullmatch(r"google/rpc/\w+\.pb\.h", header):
+    if re.fullmatch(r"(google/rpc|grpc/health/v1)/\w+(\.grpc)?\.pb\.h", header):
         return "protos/" + header
     return header if header.split("/")[0] in TOP_FOLDERS else None
 

@@ -5,6 +5,7 @@
 // there; here they are checked. What takes a Place by default learns from where in the kernel it
 // was called.
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "base/float16.h"
 #include "kernels/canonical_math.h"
@@ -56,6 +58,12 @@ struct PlacedIndex {
   Place place;
 };
 
+// What & of an element gives, for atomics.
+template <typename T>
+struct SharedAddress {
+  cuda_emulator::Range range;
+};
+
 // Element of a shared array: reads and writes go through the machine.
 template <typename T>
 class SharedElement {
@@ -79,6 +87,8 @@ class SharedElement {
   const SharedElement& operator-=(T value) const { return *this = static_cast<T>(*this) - value; }
   const SharedElement& operator*=(T value) const { return *this = static_cast<T>(*this) * value; }
   const SharedElement& operator|=(T value) const { return *this = static_cast<T>(*this) | value; }
+
+  SharedAddress<T> operator&() const { return {range_}; }  // NOLINT: as of a reference
 
  private:
   cuda_emulator::Range range_;
@@ -133,8 +143,27 @@ class Shared {
   int64_t upper_ = 0;
 };
 
+// What FACET_SHARED declares. `name##_declared` is one object for all threads that come by, and
+// another for each instantiation of a template, as the array is under nvcc.
+#define FACET_SHARED(T, name, count)                                            \
+  static_assert(std::is_trivial_v<T> && alignof(T) <= 16 && (count) > 0);       \
+  static_assert((count) * sizeof(T) <= 48 * 1024);                              \
+  static char name##_declared;                                                  \
+  const auto name = ::facet::cuda::SharedMemory::Static<T>(&name##_declared, count)
+
 class SharedMemory {
  public:
+  template <typename T>
+  static Shared<T> Static(const void* declared, int64_t count,
+                          const Place& place = Place::current()) {
+    const cuda_emulator::Range range = Machine::OfThisThread().StaticShared(
+        declared, static_cast<uint32_t>(count * static_cast<int64_t>(sizeof(T))), place);
+    Shared<T> array;
+    array.first_ = array.lower_ = range.begin;
+    array.upper_ = array.lower_ + range.bytes;
+    return array;
+  }
+
   template <typename T>
   Shared<T> Array(int count, const Place& place = Place::current()) {
     static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= 16);
@@ -174,6 +203,69 @@ void StoreVector(void* address, V value, const Place& place = Place::current()) 
   static_assert(sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16);
   CheckAligned(address, sizeof(V), place);
   std::memcpy(address, &value, sizeof(V));
+}
+
+template <typename T>
+concept AtomicWord = std::is_same_v<T, int32_t> || std::is_same_v<T, uint32_t>;
+
+// Puts `update` of what is there in its place, and returns what was.
+template <AtomicWord T, typename Update>
+T Atomically(SharedAddress<T> word, const Update& update, const Place& place) {
+  return std::bit_cast<T>(Machine::OfThisThread().UpdateShared(
+      word.range,
+      [&](uint32_t bits) { return std::bit_cast<uint32_t>(update(std::bit_cast<T>(bits))); },
+      place));
+}
+template <AtomicWord T, typename Update>
+T Atomically(T* word, const Update& update, const Place& place) {
+  CheckAligned(word, sizeof(T), place);
+  const T before = std::exchange(*word, update(*word));
+  Machine::OfThisThread().BeOvertaken(place);
+  return before;
+}
+
+// What W, a T* or a SharedAddress<T>, points to.
+template <typename W>
+struct Pointed;
+template <typename T>
+struct Pointed<T*> {
+  using Type = T;
+};
+template <typename T>
+struct Pointed<SharedAddress<T>> {
+  using Type = T;
+};
+template <typename W>
+using WordAt = typename Pointed<W>::Type;
+
+template <typename W, typename T = WordAt<W>>
+T AtomicAdd(W word, std::type_identity_t<T> value, const Place& place = Place::current()) {
+  const auto sum = [value](T before) {  // wraps
+    return static_cast<T>(static_cast<uint32_t>(before) + static_cast<uint32_t>(value));
+  };
+  return Atomically(word, sum, place);
+}
+template <typename W, typename T = WordAt<W>>
+T AtomicMax(W word, std::type_identity_t<T> value, const Place& place = Place::current()) {
+  return Atomically(word, [value](T before) { return std::max(before, value); }, place);
+}
+template <typename W, typename T = WordAt<W>>
+T AtomicMin(W word, std::type_identity_t<T> value, const Place& place = Place::current()) {
+  return Atomically(word, [value](T before) { return std::min(before, value); }, place);
+}
+template <typename W, typename T = WordAt<W>>
+T AtomicOr(W word, std::type_identity_t<T> bits, const Place& place = Place::current()) {
+  return Atomically(word, [bits](T before) { return before | bits; }, place);
+}
+template <typename W, typename T = WordAt<W>>
+T AtomicExchange(W word, std::type_identity_t<T> value, const Place& place = Place::current()) {
+  return Atomically(word, [value](T) { return value; }, place);
+}
+template <typename W, typename T = WordAt<W>>
+T AtomicCompareExchange(W word, std::type_identity_t<T> expected, std::type_identity_t<T> value,
+                        const Place& place = Place::current()) {
+  const auto chosen = [=](T before) { return before == expected ? value : before; };
+  return Atomically(word, chosen, place);
 }
 
 // The value of lane `source`, every lane having brought its own.
