@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "base/status.h"
 #include "router/service/serial_thread.h"
 #include "router/service/unary_call.h"
@@ -27,12 +28,10 @@ class HealthService::Watch : public IncomingCall {
 
   void Take() override {
     service_.live_calls_.Begin();
-    {
-      const absl::MutexLock lock(&service_.mutex_);
+    Note([this] {
       taken_ = true;
       Begin();
-    }
-    EndIfOver();
+    });
   }
 
   // Says what the client has not heard yet.
@@ -72,36 +71,33 @@ class HealthService::Watch : public IncomingCall {
   }
 
   bool OnWritten(bool ok) {
-    {
-      const absl::MutexLock lock(&service_.mutex_);
+    Note([this, ok] {
       writing_ = false;
       if (!ok) service_.watches_.erase(this);
       if (service_.watches_.count(this) > 0) Tell();
-    }
-    return EndIfOver();
+    });
+    return false;  // the core's thread need not take a turn
   }
 
   bool OnCallDone(bool) {
-    {
-      const absl::MutexLock lock(&service_.mutex_);
-      call_done_ = true;
-    }
-    return EndIfOver();
+    Note([this] { call_done_ = true; });
+    return false;
   }
 
-  // Lets go of the call once nothing of it is under way, on whichever thread looks first. The
-  // core's thread need not take a turn.
-  bool EndIfOver() {
+  // Takes note of what has happened, and lets go of the call if nothing of it is under way any more:
+  // in one hold of the lock, so that one thread finds it over. For the others this may be gone as
+  // soon as they let the lock go.
+  void Note(absl::FunctionRef<void()> what) {
     std::shared_ptr<IncomingCall> self;
     {
       const absl::MutexLock lock(&service_.mutex_);
-      if (!taken_ || writing_ || !call_done_ || call_ == nullptr) return false;
+      what();
+      if (!taken_ || writing_ || !call_done_) return;
       service_.watches_.erase(this);
       call_.reset();  // the server may go once it is not live any more
       self = std::move(self_);
     }
     service_.live_calls_.End();
-    return false;
   }
 
   HealthService& service_;
