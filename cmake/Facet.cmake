@@ -1,9 +1,9 @@
 # Targets link only what they declare; tests/tree/include_table_test.py reads every #include
 # against the table in the README.
 
-# facet_join(name library|test file ...): with FACET_JOIN compiles the target's sources as one, but for
-# the files: those that give an unnamed namespace a name that another source gives it as well, and
-# those that need what not every program links that the library is part of.
+# facet_join(name library|test file ...): with FACET_JOIN compiles the target's sources as one,
+# except the files named: those whose unnamed namespace has a name that another source's has too,
+# and those that need symbols which not every program that links the library provides.
 function(facet_join name kind)
   if(FACET_JOIN STREQUAL "ON" OR (FACET_JOIN STREQUAL "TESTS" AND kind STREQUAL "test"))
     set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)

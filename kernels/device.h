@@ -162,6 +162,7 @@ struct BroughtRows {
   Floats x;
   std::span<const BroughtRow> rows;
   // By rank. Rank r owns the tokens from the end of the rank before it up to token_ends[r].
+  // REQUIRES: an end and a begin of every rank; the last end is above every token that is named.
   std::span<const int32_t> token_ends;
   std::span<const int32_t> begins;
 };

@@ -27,11 +27,11 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int world() const = 0;
   // Whether AllReduceSum() and AllGather() take addresses of the device that it was made for rather
-  // than of host memory. All else is in host memory. Then they only put their work behind what the
-  // device has been asked for, and return. Whether it can be done, and was, comes to light later:
-  // in what waits for the device and returns a status, and in every later call of the communicator.
-  // What the device computed from it is not to be used before one of them was OK. All ranks wait
-  // for their devices, and begin steps, between the same calls.
+  // than of host memory. All else is in host memory. Then their work comes behind what the device
+  // has been asked for, and they may return before it is done, and OK before it is known whether it
+  // can be. That comes to light later: in what waits for the device and returns a status, and in
+  // every later call of the communicator. What the device computed from it is not to be used before
+  // one of them was OK. All ranks wait for their devices, and begin steps, between the same calls.
   virtual bool on_device() const { return false; }
 
   // The step that the following calls belong to; peers in another step fail instead of mixing.

@@ -80,9 +80,10 @@ FACET_INLINE BlockWeights ReadWeights(const LaneRows& rows) {
     return Join<4 * (kGroup % 2), kGroup>(rows, 48 + 32 * (kGroup / 2), 16, 1);
   }
   if constexpr (kFormat == PackedFormat::kQ6K || kFormat == PackedFormat::kQ6KSplit) {
-    return Join < kGroup % 4 < 2 ? 0 : 4,
-           2 * (kGroup % 4) >
-               (rows, 64 * (kGroup / 4) + 32 * (kGroup % 2), 128 + 32 * (kGroup / 4), 3);
+    constexpr int kShift = kGroup % 4 < 2 ? 0 : 4;
+    constexpr int kHighShift = 2 * (kGroup % 4);
+    return Join<kShift, kHighShift>(rows, 64 * (kGroup / 4) + 32 * (kGroup % 2),
+                                    128 + 32 * (kGroup / 4), 3);
   }
   if constexpr (kFormat == PackedFormat::kQ8 || kFormat == PackedFormat::kQ8Split) {  // q + 128
     const Wide sign = SetBytes(0x80);

@@ -247,7 +247,7 @@ PackedShape PackedShape::Of(const MatrixSource& source) {
 }
 
 absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out,
-                       PackerOf* packer_of) {
+                       FindPacker find_packer) {
   const PackedFormat format = PackedFormatOf(source);
   const bool has_scales = FormatOf(source.type).elements > 1;
   const int64_t first = panel * kPanelColumns;
@@ -256,7 +256,7 @@ absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::b
     FACET_RETURN_IF_ERROR(CheckScales(source, row));
     if (!has_scales) FetchRow(source, row);
   }
-  const PackColumns pack = packer_of(format);
+  const PackColumns pack = find_packer(format);
   if (pack == nullptr) {
     return PackByQuads(source, first, last, reinterpret_cast<Byte*>(out.panel));
   }
@@ -279,9 +279,9 @@ absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::b
   return absl::OkStatus();
 }
 
-PackerOf* WidestPackerOf() {
+FindPacker WidestPackerOf() {
   // Once: a virtual machine takes microseconds to say what its processor has.
-  static PackerOf* const widest = HasAvx512() ? avx512::PackerOf : avx2::PackerOf;
+  static const FindPacker widest = HasAvx512() ? avx512::PackerOf : avx2::PackerOf;
   return widest;
 }
 

@@ -46,14 +46,14 @@ struct PanelAt {
 };
 
 // How an instruction set's inner loops are found (pack_kernels.h).
-using PackerOf = PackColumns(PackedFormat format);
+using FindPacker = PackColumns (*)(PackedFormat format);
 // Of the widest that this processor has.
-PackerOf* WidestPackerOf();
+FindPacker WidestPackerOf();
 
 // Packs output rows [32 panel, 32 panel + 32) into `out`, which is zeroed. InvalidArgument names
 // tensor and row if a scale (or, of a dequantised type, a weight) is not finite.
 absl::Status PackPanel(const MatrixSource& source, int64_t panel, PanelAt<std::byte> out,
-                       PackerOf* packer_of = WidestPackerOf());
+                       FindPacker find_packer = WidestPackerOf());
 
 }  // namespace facet
 

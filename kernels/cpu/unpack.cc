@@ -37,56 +37,56 @@ struct UnpackedBlock {
 // By format: the divisions by what a layout says are dear where the compiler does not know it.
 template <PackedFormat kFormat>
 void UnpackWeights(const Byte* in, int column, float* weights) {
-  constexpr PackedLayout layout = LayoutOf(kFormat);
+  constexpr PackedLayout kLayout = LayoutOf(kFormat);
   const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
-  const Byte* high = in + layout.weight_bytes;
+  const Byte* high = in + kLayout.weight_bytes;
   for (int k = 0; k < 32; ++k) {
     const int g = k / 4;
     const int at = lane + k % 4;
     int value = 0;
-    if (layout.bits == 8) {
+    if (kLayout.bits == 8) {
       value = in[128 * g + at];
     } else {
       value = (in[128 * (g / 2) + at] >> (4 * (g % 2))) & 15;
     }
-    if (layout.bits == 5) value |= ((high[at] >> g) & 1) << 4;
-    if (layout.bits == 6) value |= ((high[128 * (g / 4) + at] >> (2 * (g % 4))) & 3) << 4;
-    weights[k] = static_cast<float>(value - layout.offset);
+    if (kLayout.bits == 5) value |= ((high[at] >> g) & 1) << 4;
+    if (kLayout.bits == 6) value |= ((high[128 * (g / 4) + at] >> (2 * (g % 4))) & 3) << 4;
+    weights[k] = static_cast<float>(value - kLayout.offset);
   }
 }
 
 template <PackedFormat kFormat>
 int LowBits(const Byte* low, int lane, int k) {
-  constexpr SplitLayout layout = SplitLayoutOf(kFormat);
+  constexpr SplitLayout kLayout = SplitLayoutOf(kFormat);
   const int g = k / 4;
-  if (layout.low_bits == 4 && g % 2 == 1) {
+  if (kLayout.low_bits == 4 && g % 2 == 1) {
     return low[SplitLayout::kGranuleBytes * (g / 2) + lane + (k + 3) % 4] >> 4;
   }
-  constexpr int per_granule = 8 / layout.granules;
-  const int bits = low[SplitLayout::kGranuleBytes * (g / per_granule) + lane + k % 4];
-  return bits >> (layout.low_bits * (g % per_granule)) & ((1 << layout.low_bits) - 1);
+  constexpr int kPerGranule = 8 / kLayout.granules;
+  const int bits = low[SplitLayout::kGranuleBytes * (g / kPerGranule) + lane + k % 4];
+  return bits >> (kLayout.low_bits * (g % kPerGranule)) & ((1 << kLayout.low_bits) - 1);
 }
 
 template <PackedFormat kFormat>
 int SplitWeight(const Byte* high, const Byte* low, int lane, int k) {
-  constexpr SplitLayout layout = SplitLayoutOf(kFormat);
+  constexpr SplitLayout kLayout = SplitLayoutOf(kFormat);
   const int g = k / 4;
   const int top = high[128 * (g / 2) + lane + k % 4] >> (4 - 4 * (g % 2)) & 15;
-  return (top << layout.low_bits | LowBits<kFormat>(low, lane, k)) - layout.whole.offset;
+  return (top << kLayout.low_bits | LowBits<kFormat>(low, lane, k)) - kLayout.whole.offset;
 }
 
 template <PackedFormat kFormat>
 requires(IsSplit(kFormat)) UnpackedBlock
     UnpackBlock(const Byte* panel, const Byte* low_bits, int column, int64_t index) {
-  constexpr SplitLayout layout = SplitLayoutOf(kFormat);
-  const Byte* header = panel + layout.header_at(index);
-  const Byte* scales = panel + layout.scales_at(index);
-  const Byte* low = low_bits + index * layout.low_bytes();
+  constexpr SplitLayout kLayout = SplitLayoutOf(kFormat);
+  const Byte* header = panel + kLayout.header_at(index);
+  const Byte* scales = panel + kLayout.scales_at(index);
+  const Byte* low = low_bits + index * kLayout.low_bytes();
   const int lane = 64 * (column / kHalfPanel) + 4 * (column % kHalfPanel);
   UnpackedBlock block;
   for (int k = 0; k < 32; ++k) {
     block.weights[k] =
-        static_cast<float>(SplitWeight<kFormat>(scales + layout.whole.scale_bytes, low, lane, k));
+        static_cast<float>(SplitWeight<kFormat>(scales + kLayout.whole.scale_bytes, low, lane, k));
   }
   for (int part = 0; part < 2; ++part) {
     block.scale[part] =
@@ -100,11 +100,11 @@ requires(IsSplit(kFormat)) UnpackedBlock
 
 template <PackedFormat kFormat>
 UnpackedBlock UnpackBlock(const Byte* panel, const Byte* /*low*/, int column, int64_t index) {
-  constexpr PackedLayout layout = LayoutOf(kFormat);
-  const Byte* header = HeaderAt(layout, panel, index);
-  const Byte* scales = BlockAt(layout, panel, index);
+  constexpr PackedLayout kLayout = LayoutOf(kFormat);
+  const Byte* header = HeaderAt(kLayout, panel, index);
+  const Byte* scales = BlockAt(kLayout, panel, index);
   UnpackedBlock block;
-  UnpackWeights<kFormat>(scales + layout.scale_bytes, column, block.weights);
+  UnpackWeights<kFormat>(scales + kLayout.scale_bytes, column, block.weights);
   if (kFormat == PackedFormat::kQ6K) {
     for (int part = 0; part < 2; ++part) {
       block.scale[part] = HalfAt(header + 2 * column) *
@@ -112,12 +112,12 @@ UnpackedBlock UnpackBlock(const Byte* panel, const Byte* /*low*/, int column, in
     }
     return block;
   }
-  if (layout.super_blocks > 1) {
+  if (kLayout.super_blocks > 1) {
     block.scale[0] = HalfAt(header + 2 * column) * static_cast<float>(scales[column]);
     block.min = -(HalfAt(header + 64 + 2 * column) * static_cast<float>(scales[32 + column]));
   } else {
     block.scale[0] = HalfAt(scales + 2 * column);
-    if (layout.has_min) block.min = HalfAt(scales + 64 + 2 * column);
+    if (kLayout.has_min) block.min = HalfAt(scales + 64 + 2 * column);
   }
   block.scale[1] = block.scale[0];
   return block;

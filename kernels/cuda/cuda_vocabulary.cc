@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "kernels/cuda/launch_queue.h"
@@ -86,6 +87,10 @@ void CudaVocabulary::FindBest(const LogitQueries& asked, Floats best) {
     FACET_CHECK(call.queries[begin].count == 1, "a key of {} candidates",
                 call.queries[begin].count);
     const Group group = GroupFrom(call, begin);
+    // A further group would cut the sequence of launches where another rank's may have room.
+    FACET_CHECK(!context_.wait->guarded() || group.end - group.begin == call.queries.size(),
+                "{} of {} rows of {} logits have room: ranks would cut their exchanges differently",
+                group.end - group.begin, call.queries.size(), call.size);
     const LogitRows rows = Process(call, group);
     auto* const keys =
         reinterpret_cast<uint64_t*>(best.data + static_cast<int64_t>(begin) * kBestKeyFloats);

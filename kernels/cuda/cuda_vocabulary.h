@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/cuda/cuda_context.h"
@@ -36,7 +35,8 @@ class CudaVocabulary {
   // replies[i] is about row i. REQUIRES: as many replies as queries.
   void Find(const LogitQueries& asked, std::span<CandidateReply> replies);
   // best[i] = the BestKey of row i. Waits for nothing, and leaves its last kernels in the queue,
-  // for a sequence with those of KeepBest(). REQUIRES: queries as AskHead()'s.
+  // for a sequence with those of KeepBest(). REQUIRES: queries as AskHead()'s; where other ranks
+  // take part in the sequence, the memory has room for all of them at once.
   void FindBest(const LogitQueries& asked, Floats best);
   // What FindBest() left there is on the stream.
   void Flushed() { queued_ = false; }

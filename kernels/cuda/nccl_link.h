@@ -50,15 +50,18 @@ class NcclLink {
   // For every wait from now on.
   void SetTimeout(std::chrono::milliseconds timeout) { timeout_ = timeout; }
 
+  // Takes this rank's place in the group of `id`, as all ranks do at the same time. The first call,
+  // and once. Internal: what NCCL says, at once or later. DeadlineExceeded: the timeout, counted
+  // from here. Any other: why the group has failed, as the host's communicator tells it.
   absl::Status Form(const NcclId& id);
 
   // Puts transfers on the stream, which go together: they are on it when it returns, and wait there
-  // for what was before them and for the peers.
+  // for what was before them and for the peers. Errors as Form()'s; some may be on the stream then.
   absl::Status Put(std::span<const Transfer> transfers, Stream stream);
   // What the last Put() returned.
   const absl::Status& error() const { return error_; }
 
-  // Until `done`.
+  // Until done() is true, which is asked again and again. Errors as Form()'s.
   absl::Status Await(const std::function<bool()>& done);
 
   // Ends what is under way here, on the stream, too; peers are not told. REQUIRES: all graphs that

@@ -51,6 +51,7 @@ class StreamWait {
 
   // nullptr: nobody. REQUIRES: one or the other is nobody.
   void SetGuard(StreamGuard* guard);
+  bool guarded() const { return guard_ != nullptr; }
   bool broken() const { return guard_ != nullptr && !guard_->failure().ok(); }
 
   // Until all that is on the stream is done.

@@ -131,7 +131,7 @@ __device__ __forceinline__ void SortChunk(Shared<uint64_t> keys) {
 }
 
 // to: [rows, chunks, count], 0 where there are fewer.
-__device__ __forceinline__ void KeepBest(Shared<uint64_t> keys, int count, uint64_t* to) {
+__device__ __forceinline__ void StoreBest(Shared<uint64_t> keys, int count, uint64_t* to) {
   SortChunk(keys);
   uint64_t* out = to + (int64_t{BlockIndex().y} * GridSize().x + BlockIndex().x) * count;
   for (int i = ThreadIndex().x; i < count; i += kThreads) out[i] = keys[i];
@@ -145,7 +145,7 @@ __global__ void FirstKeysKernel(LogitRows rows, bool raw, int count, uint64_t* t
                                      rows.first_id + static_cast<int32_t>(at))
                              : 0;
   }
-  KeepBest(keys, count, to);
+  StoreBest(keys, count, to);
 }
 
 // from: [rows, size].
@@ -155,7 +155,7 @@ __global__ void MoreKeysKernel(const uint64_t* from, int64_t size, int count, ui
     const int64_t at = int64_t{BlockIndex().x} * kChunk + i;
     keys[i] = at < size ? from[BlockIndex().y * size + at] : 0;
   }
-  KeepBest(keys, count, to);
+  StoreBest(keys, count, to);
 }
 
 // keys, out: [rows, count].
@@ -196,6 +196,28 @@ __global__ void KeepKernel(KeysOfRanks args) {
 
 unsigned Parts(int64_t size, int part) { return static_cast<unsigned>((size + part - 1) / part); }
 
+// The keys of the best `count` of every row, in one of the two lists.
+int SortKeys(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
+             const uint64_t** keys) {
+  const unsigned y = static_cast<unsigned>(rows.rows);
+  uint64_t* from = lists;
+  uint64_t* to = lists + rows.rows * TopKeys(rows.size, count);
+  unsigned chunks = Parts(rows.size, kChunk);
+  int code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, 0}, FirstKeysKernel, rows, raw,
+                    count, from);
+  while (code == 0 && chunks > 1) {
+    const int64_t size = int64_t{chunks} * count;
+    chunks = Parts(size, kChunk);
+    code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, 0}, MoreKeysKernel, from, size,
+                  count, to);
+    uint64_t* const swapped = from;
+    from = to;
+    to = swapped;
+  }
+  *keys = from;
+  return code;
+}
+
 }  // namespace
 
 int ProcessLogits(Stream stream, const LogitRows& rows) {
@@ -218,28 +240,6 @@ int SumSlices(Stream stream, const LogitRows& rows, const int32_t* starts, int s
 }
 
 int64_t TopKeys(int64_t size, int count) { return int64_t{Parts(size, kChunk)} * count; }
-
-// The keys of the best `count` of every row, in one of the two lists.
-static int SortKeys(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
-                    const uint64_t** keys) {
-  const unsigned y = static_cast<unsigned>(rows.rows);
-  uint64_t* from = lists;
-  uint64_t* to = lists + rows.rows * TopKeys(rows.size, count);
-  unsigned chunks = Parts(rows.size, kChunk);
-  int code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, 0}, FirstKeysKernel, rows, raw,
-                    count, from);
-  while (code == 0 && chunks > 1) {
-    const int64_t size = int64_t{chunks} * count;
-    chunks = Parts(size, kChunk);
-    code = Launch(stream, LaunchShape{{chunks, y}, {kThreads}, 0}, MoreKeysKernel, from, size,
-                  count, to);
-    uint64_t* const swapped = from;
-    from = to;
-    to = swapped;
-  }
-  *keys = from;
-  return code;
-}
 
 int SelectTop(Stream stream, const LogitRows& rows, bool raw, int count, uint64_t* lists,
               CandidateOnDevice* out) {

@@ -118,12 +118,15 @@ void HostDevice::GatherRows(Floats x, std::span<const int32_t> rows, int width, 
 }
 
 void HostDevice::GatherBrought(const BroughtRows& brought, int width, Floats out) {
+  FACET_CHECK(brought.token_ends.size() == brought.begins.size(), "{} ends, {} begins",
+              brought.token_ends.size(), brought.begins.size());
   gathered_.clear();
   for (const BroughtRow& row : brought.rows) {
     int32_t begin = 0;
     if (row.place >= 0) {
       const int32_t token = tokens_.at(static_cast<size_t>(row.place));
       const auto owner = std::ranges::upper_bound(brought.token_ends, token);
+      FACET_CHECK(owner != brought.token_ends.end(), "nobody owns token {}", token);
       begin = brought.begins[static_cast<size_t>(owner - brought.token_ends.begin())];
     }
     gathered_.push_back(begin + row.row);

@@ -10,9 +10,9 @@
 namespace facet {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
+inline constexpr bool kSanitized = true;
 #else
-constexpr bool kSanitized = false;
+inline constexpr bool kSanitized = false;
 #endif
 
 // `all`, or `few` of them in a sanitizer's build.

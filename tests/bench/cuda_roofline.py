@@ -147,13 +147,13 @@ def kernels_of_the_tree():
     return names
 
 
-# Kernels that no launch of these steps needs, and why.
+# Kernels that no launch of these steps needs, and what launches them.
 NOT_IN_A_STEP = {
     "FloatProductKernel": "weights that are not quantised",
     "GateKernel": "gate and up of two types",
-    "SoftCapKernel": "Gemma 2",
+    "SoftCapKernel": "soft caps of Gemma 2",
     "EditKernel": "penalties and biases",
-    "AttendSplitKernel": "float32 keys, where AttendTilesKernel is there",
+    "AttendSplitKernel": "float32 keys, and heads of sizes that AttendTilesKernel has not",
     "TreeRootsKernel": "sums of a group of several GPUs",
     "BroughtKernel": "embeddings of a group of several GPUs",
     "CandidatesKernel": "tokens that the host chooses",
@@ -436,6 +436,10 @@ def price(weights):
                   "of the bf16 peak"), rows)
 
 
+def left_out():
+    return table(("kernel", "launched for"), sorted(NOT_IN_A_STEP.items()))
+
+
 def document(weights, head):
     all_steps = steps(weights, head)
     fast = fast_steps(weights, head)
@@ -478,6 +482,12 @@ leaves, above the library, whose panels of rounded weights and results are taken
 ({CACHE_BYTES_S / 1e12:.1f} TB/s) and whose product to reach the bf16 peak, which none does:
 
 {fast_summary(all_steps, fast)}
+
+## Kernels in none of these steps
+
+With those in the sheets below they are all that the module has.
+
+{left_out()}
 
 ## Kernels
 

@@ -3,6 +3,7 @@ what is known otherwise. Needs nothing but Python. Run in the root of the source
 """
 
 import os
+import re
 import sys
 import unittest
 
@@ -25,6 +26,15 @@ class Roofline(unittest.TestCase):
         tree = roofline.kernels_of_the_tree()
         self.assertEqual(tree - counted - set(roofline.NOT_IN_A_STEP), set())
         self.assertEqual(counted - tree, set(), "not in the tree")
+        self.assertEqual(counted & set(roofline.NOT_IN_A_STEP), set(), "said not to be, and is")
+
+    def test_it_accounts_for_every_kernel_of_the_compilers_report(self):
+        with open("kernels/cuda/compiler_report.md", encoding="utf-8") as file:
+            compiled = set(re.findall(r"^\| sm_\d+ \| (\w+)", file.read(), re.MULTILINE))
+        with open(roofline.SHEET, encoding="utf-8") as file:
+            accounted = set(re.findall(r"^\| (\w+Kernel) \|", file.read(), re.MULTILINE))
+        self.assertGreater(len(compiled), 20)
+        self.assertEqual(compiled, accounted)
 
     def test_fast_kernels_are_those_of_the_tree(self):
         fast = roofline.fast_steps("Q4_0", "Q8_0")

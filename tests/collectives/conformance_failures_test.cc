@@ -1,5 +1,5 @@
-// The conformance suite's second half: how a group of every backend fails: everywhere, promptly,
-// with a sentence that says who and where.
+// The conformance suite's second half: how a group of every backend fails: everywhere, with a
+// sentence that says who and where. How soon is held to half of a long deadline, no closer.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ absl::Status BroadcastBytes(Communicator& comm, size_t bytes) {
   return comm.Broadcast(&message);
 }
 
-// What a rank that fails saw, and whether all it does later fails the same way at once.
+// What a rank that fails saw, and whether all it does later fails the same way.
 absl::Status ThenEverythingFails(Communicator& comm, const absl::Status& failure) {
   if (failure.ok()) return failure;
   const Clock::time_point begin = Clock::now();
@@ -212,7 +212,7 @@ TEST_P(Failures, ARankThatStallsFailsAllAtTheDeadline) {
                 ContainsRegex(kWithoutRank2 + "all-reduce of step 5 within 100 ms"));
 }
 
-TEST_P(Failures, ARankThatLeavesIsNamedByTheDeadline) {
+TEST_P(Failures, ARankThatLeavesIsNamedByTheOthers) {
   const auto statuses = backend().Run(4, [](Communicator& comm) -> absl::Status {
     FACET_RETURN_IF_ERROR(comm.Barrier());
     if (comm.rank() == 2) return absl::OkStatus();  // leaves
@@ -315,7 +315,7 @@ INSTANTIATE_TEST_SUITE_P(, KilledRanks,
                          [](const auto& info) { return info.param->name; });
 
 // Somewhere inside its all-reduces of many rounds.
-TEST_P(KilledRanks, AreNamedByTheOthersWithinTheDeadline) {
+TEST_P(KilledRanks, AreNamedByTheOthers) {
   // Where only the deadline tells, the dead rank must be the only one that is so late.
   const milliseconds deadline = backend().sees_who_leaves ? kLong : kShort * 20;
   const auto statuses = backend().Run(4, [deadline](Communicator& comm) -> absl::Status {

@@ -11,6 +11,9 @@
 
 namespace facet {
 
+// Groups of transfers by which a group of ranks forms: an all-gather, and one between all pairs.
+inline constexpr int kFormingGroups = 2;
+
 // As the suite's backends have them.
 cuda::NcclOptions OptionsFor(const ArenaOptions& options);
 

@@ -35,8 +35,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLong(60'000);
 constexpr milliseconds kShort(1'000);
-// Of forming a group: an all-gather, and one between all pairs.
-constexpr int kFormingGroups = 2;
 constexpr int64_t kElements = 640;
 constexpr int kLeaves = 8;
 constexpr int kCalls = 4;  // of a step: all-reduces, each of the sums that the one before gave

@@ -31,8 +31,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLong(60'000);
 constexpr milliseconds kShort(200);
-// Of forming a group: an all-gather, and one between all pairs.
-constexpr int kFormingGroups = 2;
 
 absl::Status Reduce(Communicator& comm, int64_t elements = 640) {
   const SumTree tree(8, EvenRanks(8, comm.world()));

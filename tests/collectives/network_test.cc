@@ -1,5 +1,6 @@
 // Two ranks in network namespaces of their own with a virtual cable between them: what a lost link
-// and a killed peer look like. Needs the right to make namespaces, and `ip`; else it is skipped.
+// and a killed peer look like. How soon they are noticed is printed, and held to half the deadline.
+// Needs the right to make namespaces, and `ip`; else it is skipped.
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -174,7 +175,7 @@ TEST_F(TwoHosts, ALostLinkIsNoticedByWhoOnlyWaits) {
               MessageOf(statuses[0]).c_str());
 }
 
-TEST_F(TwoHosts, AKilledPeerIsNoticedAtOnce) {
+TEST_F(TwoHosts, AKilledPeerIsNoticedLongBeforeTheDeadline) {
   const auto statuses = CallUntilFailure(Reduce, [this] {
     shared_->event_us = NowUs();
     raise(SIGKILL);

@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, os.path.abspath("deploy/local"))
@@ -297,11 +298,10 @@ class Image(unittest.TestCase):
     def setUpClass(cls):
         with open("deploy/docker/Dockerfile", encoding="utf-8") as file:
             cls.text = file.read()
-        cls.copied = [
-            source
-            for line in re.findall(r"^COPY (?!--from)(.*)$", cls.text, re.MULTILINE)
-            for source in line.split()[:-1]
+        cls.copies = [
+            line.split() for line in re.findall(r"^COPY (?!--from)(.*)$", cls.text, re.MULTILINE)
         ]
+        cls.copied = [source for copy in cls.copies for source in copy[:-1]]
 
     def test_what_it_copies_exists(self):
         for source in self.copied:
@@ -317,6 +317,43 @@ class Image(unittest.TestCase):
             allowed = [line[1:] for line in file.read().split() if line.startswith("!")]
         for source in self.copied:
             self.assertTrue(any(f"{source}/".startswith(f"{a}/") for a in allowed), source)
+
+    def copy_to(self, folder):
+        """What the stages that build find in their work folder."""
+        for *sources, destination in self.copies:
+            to = os.path.join(folder, destination)
+            os.makedirs(to, exist_ok=True)
+            for source in sources:
+                if os.path.isdir(source):  # its content, as COPY takes it
+                    shutil.copytree(source, to, dirs_exist_ok=True)
+                else:
+                    shutil.copy(source, to)
+
+    def test_what_it_copies_is_all_that_its_targets_are_built_from(self):
+        builds = re.findall(
+            r"configure_build (\S+) && \\\s+run_build \1 (.*) && \\$", self.text, re.MULTILINE
+        )
+        self.assertEqual([build for build, _ in builds], ["build", "build-cuda"])
+        with tempfile.TemporaryDirectory() as folder:
+            self.copy_to(folder)
+            for build, targets in builds:
+                # The toolkit is only in the second stage.
+                arguments = "-DFACET_CUDA=OFF" if build == "build" else ""
+                script = f"source deploy/local/build.sh; configure_build {build} {arguments}"
+                with self.subTest(build=build):
+                    configured = subprocess.run(
+                        ["bash", "-euc", script],
+                        cwd=folder, capture_output=True, text=True, check=False,
+                    )
+                    self.assertEqual(configured.returncode, 0, configured.stderr)
+                    if "CUDA: no nvcc found" in configured.stderr:
+                        continue  # nor is it here
+                    # A dry run: every source is there, or known how to make.
+                    planned = subprocess.run(
+                        ["ninja", "-C", build, "-n", *targets.split()],
+                        cwd=folder, capture_output=True, text=True, check=False,
+                    )
+                    self.assertEqual(planned.returncode, 0, planned.stdout + planned.stderr)
 
     def test_the_image_for_gpus_is_the_same_and_the_module(self):
         stages = re.split(r"^FROM ", self.text, flags=re.MULTILINE)

@@ -7,11 +7,8 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <iterator>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <string>
 #include <vector>

@@ -5,28 +5,13 @@
 
 #include <cmath>
 
+#include "kernels/leaf_unit.h"
 #include "kernels/reference/reference_device.h"
 #include "kernels/sum_tree.h"
 #include "tests/kernels/test_data.h"
 
 namespace facet {
 namespace {
-
-bool QuantizesActivations(TensorType type) {
-  switch (type) {
-    case TensorType::kQ4_0:
-    case TensorType::kQ4_1:
-    case TensorType::kQ5_0:
-    case TensorType::kQ5_1:
-    case TensorType::kQ8_0:
-    case TensorType::kQ4_K:
-    case TensorType::kQ5_K:
-    case TensorType::kQ6_K:
-      return true;
-    default:
-      return false;
-  }
-}
 
 struct Expected {
   double value = 0;
@@ -37,7 +22,7 @@ struct Expected {
 constexpr double kBfloatError = 0x1p-8;
 
 Expected Multiply(const std::vector<float>& w, const float* x, TensorType type) {
-  const bool quantized = QuantizesActivations(type);
+  const bool quantized = HasIntegerProduct(type);
   const double relative = 2e-6 + (type == TensorType::kBF16 ? kBfloatError : 0);
   Expected expected;
   for (size_t begin = 0; begin < w.size(); begin += 32) {

@@ -6,8 +6,6 @@
 #include <string>
 #include <vector>
 
-#include <fmt/format.h>
-
 #include "tests/kernels/head_search.h"
 #include "tests/kernels/tested_devices.h"
 
