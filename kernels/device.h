@@ -257,6 +257,11 @@ class Device {
   // How ranks exchange Floats that are not in host memory (collectives/device_collectives.h); null
   // where nothing but the host can.
   virtual DeviceCollectives* collectives() { return nullptr; }
+  // A step of few rows may be replayed as a whole, exchanges between ranks included, if it makes
+  // the calls of one before it. What an exchange of `rows` of its rows should be made up to for
+  // that: operations leave something in the rows added if their arrays have room for them, and no
+  // other row depends on it. 0: a step of so many rows is not replayed.
+  virtual int ReplayedRows(int /*rows*/) const { return 0; }
   // Names an arithmetic that is not known to give the reference's bits; empty where it is. Goes
   // into the group's fingerprint.
   virtual std::string arithmetic() const { return {}; }
@@ -338,9 +343,10 @@ class Device {
   // kBestKeyFloats]  Of logits that are not finite it is kNotFiniteKey. What `search` borrows need
   // not outlive the call. REQUIRES: no `agree`; queries that want one candidate and nothing else.
   virtual void AskHead(const HeadSearch& search, Floats best) = 0;
-  // all: what AskHead() has given on each rank, side by side.  [ranks, keep.size(), kBestKeyFloats]
-  // The token of row i's largest key goes to the place keep[i] (-1: none), and to who reads it.
-  // The caller bounds what is kept and not read.
+  // all: what AskHead() has given on each rank, side by side, and nothing more.  [ranks, rows,
+  // kBestKeyFloats], the first keep.size() rows of each count. The token of row i's largest key
+  // goes to the place keep[i] (-1: none), and to who reads it. The caller bounds what is kept and
+  // not read.
   virtual void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) = 0;
   // The tokens of the oldest KeepBest() that was not read, one per row. An error says what has gone
   // wrong on the device since the step was begun, or after; it says nothing else from then on.

@@ -88,6 +88,9 @@ class CudaDevice final : public Device {
   bool host_memory() const override { return false; }
   bool asynchronous() const override { return true; }
   DeviceCollectives* collectives() override { return &collectives_; }
+  int ReplayedRows(int rows) const override {
+    return launches_.defers() && rows <= kReplayedRowsMax ? BucketOf(rows) : 0;
+  }
   std::string arithmetic() const override { return arithmetic_; }
 
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
@@ -317,20 +320,18 @@ class CudaDevice final : public Device {
   }
 
   void KeepBest(Floats all, int ranks, std::span<const int32_t> keep) override {
-    const auto rows = static_cast<int>(keep.size());
-    FACET_CHECK(int64_t{ranks} * rows * kBestKeyFloats <= all.size, "{} rows of {} ranks", rows,
-                ranks);
+    const auto kept = static_cast<int>(keep.size());
+    const auto rows = static_cast<int>(all.size / (int64_t{ranks} * kBestKeyFloats));
+    FACET_CHECK(kept <= rows, "{} rows of {}", kept, rows);
     for (const int32_t place : keep) {
       FACET_CHECK(place < context_.places, "place {} of {}", place, context_.places);
     }
-    // The second rank's keys begin where those of the first end.
-    const int count = ranks > 1 ? rows : context_.LaunchedRows(rows, {{all.size, kBestKeyFloats}});
     KeysOfRanks keys;
     keys.all = reinterpret_cast<const uint64_t*>(all.data);
     keys.ranks = ranks;
-    keys.rows = count;
-    keys.places = PutList(keep, count, -1);
-    tokens_.Keep(keys, rows);
+    keys.rows = rows;
+    keys.places = PutList(keep, rows, -1);
+    tokens_.Keep(keys, kept);
     vocabulary_.Flushed();
   }
 

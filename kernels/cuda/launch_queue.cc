@@ -93,7 +93,7 @@ absl::Status LaunchQueue::Init(const Options& options, DeviceMemory* memory, Str
 
 void LaunchQueue::Defer(bool on) {
   Flush();
-  deferring_ = on && options_.calls_max > 0;
+  deferring_ = on && defers();
 }
 
 void LaunchQueue::Flush() {

@@ -76,6 +76,8 @@ class LaunchQueue {
 
   absl::Status Init(const Options& options, DeviceMemory* memory, Stream stream);
 
+  // Whether anything can be deferred at all.
+  bool defers() const { return options_.calls_max > 0; }
   // Flushes, and says what becomes of the kernels from now on.
   void Defer(bool on);
   bool deferring() const { return deferring_; }

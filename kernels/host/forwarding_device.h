@@ -20,6 +20,7 @@ class ForwardingDevice : public Device {
   bool host_memory() const override { return inner_->host_memory(); }
   bool asynchronous() const override { return inner_->asynchronous(); }
   DeviceCollectives* collectives() override { return inner_->collectives(); }
+  int ReplayedRows(int rows) const override { return inner_->ReplayedRows(rows); }
   std::string arithmetic() const override { return inner_->arithmetic(); }
   absl::StatusOr<std::unique_ptr<Matrix>> LoadMatrix(const MatrixSource& source,
                                                      const LeafCut* cut) override {

@@ -55,11 +55,10 @@ void HostDevice::AskHead(const HeadSearch& search, Floats best) {
 }
 
 void HostDevice::KeepBest(Floats all, int ranks, std::span<const int32_t> keep) {
-  const size_t rows = keep.size();
-  FACET_CHECK(static_cast<int64_t>(ranks * rows) * kBestKeyFloats <= all.size,
-              "{} rows of {} ranks", rows, ranks);
-  std::vector<BestToken>& tokens = unread_.emplace_back(rows);
-  for (size_t row = 0; row < rows; ++row) {
+  const auto rows = static_cast<size_t>(all.size / (ranks * kBestKeyFloats));  // of each rank
+  FACET_CHECK(keep.size() <= rows, "{} rows of {}", keep.size(), rows);
+  std::vector<BestToken>& tokens = unread_.emplace_back(keep.size());
+  for (size_t row = 0; row < keep.size(); ++row) {
     BestKey best = kNoKey;
     for (size_t rank = 0; rank < static_cast<size_t>(ranks); ++rank) {
       BestKey key = kNoKey;

@@ -79,10 +79,16 @@ void Forward::PlanLayers() {
 
 absl::Status Forward::Allocate(int rows_max, int places) {
   if (places > 0) FACET_RETURN_IF_ERROR(device_->AllocateTokens(places));
-  const int64_t rows = rows_max;
-  // Of a token that only the devices know every rank sends a row.
+  int64_t replayed_rows = 0;
+  for (int rows = 1; rows <= rows_max; ++rows) {
+    replayed_rows = std::max<int64_t>(replayed_rows, device_->ReplayedRows(rows));
+  }
+  const int64_t rows = std::max<int64_t>(rows_max, replayed_rows);
+  // In a step that is replayed every rank sends a row for each token, in others of a token that
+  // only the devices know.
+  const int64_t world = plan_.world();
   const int64_t brought_rows =
-      rows + std::min<int64_t>(rows, places) * (int64_t{plan_.world()} - 1);
+      std::max(replayed_rows * world, rows + std::min<int64_t>(rows, places) * (world - 1));
   const int64_t keys = int64_t{kLogitRowsMax} * kBestKeyFloats;
   int64_t qkv = 0, heads = 0, ffn = 0, roots = 0;
   for (const Layer& layer : layers_) {
@@ -130,7 +136,7 @@ absl::Status Forward::Allocate(int rows_max, int places) {
   sent_.reserve(rows);
   brought_.reserve(rows);
   known_next_.reserve(plan_.world());
-  kept_begins_.reserve(plan_.world());
+  shared_begins_.reserve(plan_.world());
   wanted_.reserve(rows);
   wanted_places_.reserve(kLogitRowsMax);
   wanted_runs_.reserve(kLogitRowsMax);
@@ -243,18 +249,26 @@ std::span<const int32_t> Forward::PlacesOf(std::span<const int32_t> rows) {
   return wanted_places_;
 }
 
+int Forward::ExchangedRows(int rows) const { return std::max(rows, device_->ReplayedRows(rows)); }
+
 // The owner of a vocabulary row sends it: one exchange per step, copied, never added. Of a token
-// that only the devices know every rank sends a row, its own or zeros, and the owner's is taken.
+// that only the devices know every rank sends a row, its own or zeros, and the owner's is taken; in
+// a step that may be replayed, of every token.
 absl::Status Forward::Embed(std::span<const TokenId> tokens) {
   if (plan_.world() == 1) {
     device_->EmbedRows(*weights_.embedding, 0, tokens, spec_.embedding_scale, residual_);
     return absl::OkStatus();
   }
-  PlanGather(tokens);
+  const int bucket = device_->ReplayedRows(static_cast<int>(tokens.size()));
+  if (bucket > 0) {
+    PlanEvenGather(tokens, bucket);
+  } else {
+    PlanGather(tokens);
+  }
   const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
   device_->EmbedRows(*weights_.embedding, first, sent_, spec_.embedding_scale, owned_embeddings_);
   FACET_RETURN_IF_ERROR(GatherAll(owned_embeddings_, all_embeddings_));
-  device_->GatherBrought({all_embeddings_, brought_, token_ends_, kept_begins_}, spec_.width,
+  device_->GatherBrought({all_embeddings_, brought_, token_ends_, shared_begins_}, spec_.width,
                          residual_);
   return absl::OkStatus();
 }
@@ -267,11 +281,11 @@ void Forward::PlanGather(std::span<const TokenId> tokens) {
   }
   const auto kept = std::ranges::count_if(tokens, IsKept);
   known_next_.clear();
-  kept_begins_.clear();
+  shared_begins_.clear();
   int64_t begin = 0;
   for (int64_t& count : gather_counts_) {
     known_next_.push_back(static_cast<int32_t>(begin));
-    kept_begins_.push_back(static_cast<int32_t>(begin + count));
+    shared_begins_.push_back(static_cast<int32_t>(begin + count));
     begin += count + kept;
     count = (count + kept) * spec_.width;
   }
@@ -289,6 +303,28 @@ void Forward::PlanGather(std::span<const TokenId> tokens) {
     if (owner == rank_) sent_.push_back(token - first);
   }
   std::ranges::copy_if(tokens, std::back_inserter(sent_), IsKept);
+}
+
+// `rows` rows of every rank, whoever owns which token: of one that it does not own a rank sends its
+// first row, which nobody reads.
+void Forward::PlanEvenGather(std::span<const TokenId> tokens, int rows) {
+  gather_counts_.assign(static_cast<size_t>(plan_.world()), int64_t{rows} * spec_.width);
+  shared_begins_.clear();
+  for (int rank = 0; rank < plan_.world(); ++rank) shared_begins_.push_back(rank * rows);
+  const auto first = static_cast<int32_t>(plan_.VocabularyRows(rank_).begin);
+  sent_.clear();
+  brought_.clear();
+  for (const TokenId token : tokens) {
+    const auto row = static_cast<int32_t>(brought_.size());
+    if (IsKept(token)) {
+      sent_.push_back(token);
+      brought_.push_back({row, PlaceOfKept(token)});
+      continue;
+    }
+    const int owner = plan_.OwnerOf(token);
+    sent_.push_back(owner == rank_ ? token - first : 0);
+    brought_.push_back({shared_begins_[static_cast<size_t>(owner)] + row, -1});
+  }
 }
 
 absl::Status Forward::GatherAll(Floats mine, Floats out) {
@@ -320,8 +356,10 @@ absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Fl
     device_->ProductRoots(matrix, x, rows, update_);
     return absl::OkStatus();
   }
-  device_->ProductRoots(matrix, x, rows, roots_);
-  return communicator->AllReduceSum(tree, roots_.data, int64_t{rows} * spec_.width, update_.data);
+  const int exchanged = ExchangedRows(rows);
+  device_->ProductRoots(matrix, x, exchanged, roots_);
+  return communicator->AllReduceSum(tree, roots_.data, int64_t{exchanged} * spec_.width,
+                                    update_.data);
 }
 
 void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm, Floats out) {
@@ -377,11 +415,14 @@ absl::Status Forward::Ask(std::span<const int32_t> rows, const VocabularySlices&
                           std::span<const CandidateQuery> queries, std::span<const int32_t> keep) {
   FACET_CHECK(keep.size() == rows.size());
   device_->AskHead(MakeSearch(rows, slices, queries), best_);
+  const int64_t keys = int64_t{ExchangedRows(static_cast<int>(rows.size()))} * kBestKeyFloats;
+  Floats all = best_;
   if (plan_.world() > 1) {
-    gather_counts_.assign(static_cast<size_t>(plan_.world()), std::ssize(rows) * kBestKeyFloats);
+    gather_counts_.assign(static_cast<size_t>(plan_.world()), keys);
     FACET_RETURN_IF_ERROR(GatherAll(best_, all_best_));
+    all = all_best_;
   }
-  device_->KeepBest(plan_.world() > 1 ? all_best_ : best_, plan_.world(), keep);
+  device_->KeepBest({all.data, keys * plan_.world()}, plan_.world(), keep);
   return absl::OkStatus();
 }
 

@@ -87,7 +87,10 @@ class Forward {
   void PlanLayers();
   absl::Status Allocate(int rows_max, int places);
   absl::Status Embed(std::span<const TokenId> tokens);
+  // The rows that an exchange of `rows` of the step's rows is made up to.
+  int ExchangedRows(int rows) const;
   void PlanGather(std::span<const TokenId> tokens);
+  void PlanEvenGather(std::span<const TokenId> tokens, int rows);
   // out = the ranks' floats side by side, as gather_counts_ has them.
   absl::Status GatherAll(Floats mine, Floats out);
   // The matrices that read each array of products' inputs.
@@ -139,8 +142,8 @@ class Forward {
   Floats logit_inputs_, logits_;  // [kLogitRowsMax, width], [kLogitRowsMax, slice]
   Floats best_, all_best_;        // keys: [kLogitRowsMax], [world, kLogitRowsMax]
   // Of the step's rows, for the exchange of embeddings: what this rank sends, and where each row is
-  // then; by rank, where its next known row and its first row of a kept token lie.
-  std::vector<int32_t> sent_, known_next_, kept_begins_;
+  // then; by rank, where its next row that it alone sends and its first of those that all send lie.
+  std::vector<int32_t> sent_, known_next_, shared_begins_;
   std::vector<BroughtRow> brought_;
   std::vector<int32_t> token_ends_;     // by rank
   std::vector<int64_t> gather_counts_;  // floats by rank

@@ -73,7 +73,8 @@ class DeviceAsked : public testing::Test {
     return Download(*on.device, out);
   }
 
-  // What the ranks' keys come to, [ranks, keep.size()], all of them beside the reference.
+  // What the ranks' keys come to, those of keep.size() rows or more side by side, all of them
+  // beside the reference.
   void ExpectKept(const std::vector<BestKey>& all, int ranks, std::span<const int32_t> keep,
                   const std::vector<BestToken>& want) {
     for (const NamedDevice& named : AllDevices()) {
@@ -215,6 +216,14 @@ TEST_F(DeviceAsked, AllBannedButTheLowestIdIsStillAToken) {
   const int32_t keep[] = {4, 5};
   ExpectKept({BestKeyOf(least, 650), kNoKey, BestKeyOf(least, 640), kNoKey}, 2, keep,
              {{true, 640}, {true, 0}});
+}
+
+// Which an exchange may have been made up to.
+TEST_F(DeviceAsked, RowsBehindThoseThatAreKeptMeanNothing) {
+  const int32_t keep[] = {2, 5};
+  const std::vector<BestKey> all = {BestKeyOf(1, 3), BestKeyOf(2, 9), kNotFiniteKey,
+                                    BestKeyOf(5, 4), BestKeyOf(0, 8), BestKeyOf(9, 1)};
+  ExpectKept(all, 2, keep, {{true, 4}, {true, 9}});
 }
 
 // More rows than a block of threads has.
