@@ -95,7 +95,8 @@ class GgufModel {
   // Drops the pages of a tensor's data (or of everything) from this process's resident memory.
   void Release(const GgufTensor& tensor) const;
   void ReleaseAll() const;
-  // Copies a tensor's data from `offset` on, past the mapping (MappedFile::Read()).
+  // Copies a tensor's data from `offset` on, past the mapping. Errors as MappedFile::Read()'s.
+  // REQUIRES: inside the tensor's data.
   absl::Status Read(const GgufTensor& tensor, int64_t offset, std::span<std::byte> to) const;
 
  private:

@@ -11,7 +11,7 @@
 
 namespace facet {
 
-// A file mapped read-only and private. Movable; the mapping lives as long as the object.
+// A file, open, and mapped read-only and private. Movable; both live as long as the object.
 // The file must not shrink while it is mapped: reading a page that is gone ends the process.
 class MappedFile {
  public:
@@ -33,7 +33,7 @@ class MappedFile {
 
   // Copies the bytes from `offset` on without touching the mapping: of what is read once, that is
   // cheaper than the page tables, and no process ends where the file has shrunk. Any thread.
-  // REQUIRES: inside bytes().
+  // Unavailable, naming the path, if it has shrunk or cannot be read. REQUIRES: inside bytes().
   absl::Status Read(int64_t offset, std::span<std::byte> to) const;
 
  private:

@@ -126,8 +126,8 @@ ABSL_FLAG(double, rejoin_s, 30,
 ABSL_FLAG(
     int, steps_max, 0,
     "Steps under way at a time: 2 prepares a step while the one before runs, which pays where "
-    "a processor is left for it, and on one GPU launches it, too; 1 does not. 0: 2 on one GPU, "
-    "else 1.");
+    "a processor is left for it, and on a GPU, or on several that exchange data themselves, "
+    "launches it, too; 1 does not. 0: 2 on such GPUs, else 1.");
 ABSL_FLAG(double, news_period_ms, 5,
           "How far apart routers are told of tokens: those that several steps sample within it go "
           "in one message. A sequence's first token and its end never wait; 0: no token does.");

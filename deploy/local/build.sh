@@ -25,7 +25,8 @@ configure_build() {
   if command -v ccache >/dev/null; then
     launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
   fi
-  cmake -S "$facet_root" -B "$dir" -G Ninja "${launcher[@]}" "$@" >&2
+  # A folder keeps what an earlier call has said: "$@" comes after what is so by default.
+  cmake -S "$facet_root" -B "$dir" -G Ninja "${launcher[@]}" -DFACET_JOIN=OFF "$@" >&2
   echo "$fingerprint" >"$dir/facet-fingerprint"
 }
 

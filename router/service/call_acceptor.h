@@ -52,7 +52,7 @@ class CallAcceptor {
  private:
   // A call that was asked for: its event is that it has come, or that none will any more. Owns
   // itself from AskForOne() until then, and is then in `come_`, if it has come.
-  struct Asked : QueueEvent {
+  struct Asked final : QueueEvent {
     Asked(CallAcceptor* acceptor, const AcceptedMethod& method)
         : acceptor(acceptor), method(method), call(method.make()) {}
     bool OnEvent(bool ok) override;

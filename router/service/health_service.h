@@ -18,7 +18,9 @@
 namespace facet {
 
 struct HealthOptions {
-  int watches_max = 64;  // streams that are told of changes; more are refused
+  // Streams that are told of changes; more are refused. A client that checks health has one per
+  // connection, and takes a refusal for a router that is broken.
+  int watches_max = 4096;
 };
 
 // gRPC's health service: which services take calls. gRPC has one itself, but of its callback

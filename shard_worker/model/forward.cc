@@ -176,18 +176,18 @@ absl::Status Forward::Run(const StepLayout& layout, std::span<const TokenId> tok
                    spec_.epsilon, AttentionInputs(0));
   const int last = static_cast<int>(layers_.size()) - 1;
   for (int layer = 0; layer < last; ++layer) {
-    FACET_RETURN_IF_ERROR(RunLayer(layer, layout.rows, communicator));
+    FACET_RETURN_IF_ERROR(RunLayer(layer, layout.rows));
   }
   const int rows = narrow_ ? Narrow(layout) : layout.rows;
-  return rows == 0 ? absl::OkStatus() : RunLayer(last, rows, communicator);
+  return rows == 0 ? absl::OkStatus() : RunLayer(last, rows);
 }
 
-absl::Status Forward::RunLayer(int layer, int rows, Communicator* communicator) {
+absl::Status Forward::RunLayer(int layer, int rows) {
   const LayerWeights& weights = weights_.layers[layer];
-  FACET_RETURN_IF_ERROR(RunAttention(layer, rows, communicator));
+  FACET_RETURN_IF_ERROR(RunAttention(layer, rows));
   progress_();
   AddResidual(rows, weights.attention_post_norm, weights.ffn_norm, normed_);
-  FACET_RETURN_IF_ERROR(RunFfn(layer, rows, communicator));
+  FACET_RETURN_IF_ERROR(RunFfn(layer, rows));
   progress_();
   const int next = layer + 1;
   if (next == static_cast<int>(layers_.size())) {
@@ -333,33 +333,31 @@ absl::Status Forward::GatherAll(Floats mine, Floats out) {
                                   out.data);
 }
 
-absl::Status Forward::RunAttention(int layer, int rows, Communicator* communicator) {
+absl::Status Forward::RunAttention(int layer, int rows) {
   const Layer& l = layers_[layer];
   device_->Product(l.qkv, AttentionInputs(layer), rows, qkv_);
   device_->RopeAndStore(l.attention, qkv_);
   device_->Attend(l.attention, qkv_, attended_);
-  return ProductOfAll(*weights_.layers[layer].attention_output, l.attention_tree, attended_, rows,
-                      communicator);
+  return ProductOfAll(*weights_.layers[layer].attention_output, l.attention_tree, attended_, rows);
 }
 
-absl::Status Forward::RunFfn(int layer, int rows, Communicator* communicator) {
+absl::Status Forward::RunFfn(int layer, int rows) {
   const Layer& l = layers_[layer];
   const LayerWeights& weights = weights_.layers[layer];
   device_->GatedProduct(spec_.layers[layer].activation, *weights.gate, *weights.up, normed_, rows,
                         gated_);
-  return ProductOfAll(*weights.down, l.ffn_tree, gated_, rows, communicator);
+  return ProductOfAll(*weights.down, l.ffn_tree, gated_, rows);
 }
 
-absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
-                                   Communicator* communicator) {
+absl::Status Forward::ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows) {
   if (plan_.world() == 1) {  // the only root is the sum
     device_->ProductRoots(matrix, x, rows, update_);
     return absl::OkStatus();
   }
   const int exchanged = ExchangedRows(rows);
   device_->ProductRoots(matrix, x, exchanged, roots_);
-  return communicator->AllReduceSum(tree, roots_.data, int64_t{exchanged} * spec_.width,
-                                    update_.data);
+  return communicator_->AllReduceSum(tree, roots_.data, int64_t{exchanged} * spec_.width,
+                                     update_.data);
 }
 
 void Forward::AddResidual(int rows, Floats post_norm, Floats next_norm, Floats out) {

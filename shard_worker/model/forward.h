@@ -98,7 +98,7 @@ class Forward {
     std::vector<const Matrix*> normed, attended, gated;
   };
   Readers FindReaders() const;
-  absl::Status RunLayer(int layer, int rows, Communicator* communicator);
+  absl::Status RunLayer(int layer, int rows);
   // Stores the last layer's keys and values and goes on with the wanted rows. Returns how many.
   int Narrow(const StepLayout& layout);
   // Moves the wanted rows, of the model's width, to the front.
@@ -106,11 +106,10 @@ class Forward {
   void PlanNarrowStep(const StepLayout& layout);
   // The given rows of the step to where they lie in final_.
   std::span<const int32_t> PlacesOf(std::span<const int32_t> rows);
-  absl::Status RunAttention(int layer, int rows, Communicator* communicator);
-  absl::Status RunFfn(int layer, int rows, Communicator* communicator);
+  absl::Status RunAttention(int layer, int rows);
+  absl::Status RunFfn(int layer, int rows);
   // update_ = the product of all ranks' x with the matrix that they share.
-  absl::Status ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows,
-                            Communicator* communicator);
+  absl::Status ProductOfAll(const Matrix& matrix, const SumTree& tree, Floats x, int rows);
   HeadSearch MakeSearch(std::span<const int32_t> rows, const VocabularySlices& slices,
                         std::span<const CandidateQuery> queries);
   // floors[i] = the largest of all ranks' floors[i].

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <utility>
 
+#include "base/check.h"
 #include "base/first_failure.h"
 #include "base/status.h"
 #include "shard_worker/model/image_sums.h"
@@ -132,6 +133,7 @@ class Packer {
       packing.image = todo[i];
       FACET_ASSIGN_OR_RETURN(packing.bands, images_.Bands(todo[i].source));
       const int64_t bands = packing.bands.count;
+      FACET_CHECK(bands > 0 && todo[i].size >= bands, "{} bands in {} bytes", bands, todo[i].size);
       const int64_t step = std::clamp<int64_t>(kRunBytes / (todo[i].size / bands), 1, bands);
       packing.runs_left = (bands + step - 1) / step;
       for (int64_t band = 0; band < bands; band += step) {

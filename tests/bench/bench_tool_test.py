@@ -52,7 +52,7 @@ class Figures(unittest.TestCase):
         known = {"270m q8_0": {"decode 1": 100}}
         self.assertEqual(figures.shortfalls([row(peer=[85.1, 85.1])], known), [])
         self.assertEqual(figures.shortfalls([row(peer=[84.9])], known),
-                         ["270m q8_0, decode 1: llama.cpp reaches 84.9 tokens/s, 85 % of the 100 "
+                         ["270m q8_0, decode 1: llama.cpp reaches 84.9 tokens/s, 84.9 % of the 100 "
                           "known of this machine"])
         self.assertEqual(figures.shortfalls([row(facet=[1])], known), [], "no peer in the row")
         self.assertEqual(figures.shortfalls([row(peer=[1])], {}), [], "nothing is known")

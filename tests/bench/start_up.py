@@ -108,6 +108,7 @@ def main():
     parser.add_argument("--place", type=pathlib.Path, default=pathlib.Path.home() / ".cache",
                         help="packed weights and the copy are kept in folders in here")
     options = parser.parse_args()
+    options.place.mkdir(parents=True, exist_ok=True)
     binary = options.build / "bin" / "facet-worker"
     print("| model | first start: group up, s | packing, GB/s | copying, GB/s | share |"
           " ranks attached, s | group up, s |\n|---|---:|---:|---:|---:|---:|---:|")

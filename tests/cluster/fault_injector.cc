@@ -33,7 +33,7 @@ class Injector {
  private:
   bool GoesOn(std::chrono::steady_clock::duration since_start) const {
     if (since_start < plan_.duration) return true;
-    return std::ssize(faults_) < plan_.duration / plan_.rank_period &&
+    return rank_faults_ < plan_.duration / plan_.rank_period &&
            since_start < 5 * plan_.duration;
   }
 

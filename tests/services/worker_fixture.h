@@ -5,7 +5,6 @@
 // routers that are plain gRPC clients, and followers on threads.
 
 #include <gmock/gmock.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <prometheus/registry.h>
@@ -22,6 +21,7 @@
 
 #include "base/status.h"
 #include "facet/v1/shard.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "serving/grpc_channel.h"
 #include "serving/pulse.h"
 #include "shard_worker/service/follower.h"
@@ -166,31 +166,20 @@ class Router {
   std::unique_ptr<Stream> stream_;
 };
 
-// The standard health check, by hand: Debian ships no header for it.
-// HealthCheckRequest{string service = 1}, HealthCheckResponse{ServingStatus status = 1}.
+// What the health service of the process there says of `service`.
 inline int HealthOf(const std::string& address, const std::string& service) {
-  grpc::GenericStub stub(MakeChannel(address));
-  std::string request = {0x0a, static_cast<char>(service.size())};
-  request += service;
-  const grpc::Slice slice(request);
-  grpc::ByteBuffer question(&slice, 1), answer;
+  const auto stub = grpc::health::v1::Health::NewStub(MakeChannel(address));
   grpc::ClientContext context;
   context.set_wait_for_ready(true);
-  grpc::CompletionQueue queue;
-  const auto call =
-      stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", question, &queue);
-  call->StartCall();
-  grpc::Status status;
-  call->Finish(&answer, &status, nullptr);
-  void* tag;
-  bool ok;
-  EXPECT_TRUE(queue.Next(&tag, &ok) && status.ok()) << status.error_message();
-  grpc::Slice bytes;
-  EXPECT_TRUE(answer.DumpToSingleSlice(&bytes).ok() && bytes.size() == 2);
-  return bytes.begin()[1];
+  grpc::health::v1::HealthCheckRequest request;
+  request.set_service(service);
+  grpc::health::v1::HealthCheckResponse response;
+  const grpc::Status status = stub->Check(&context, request, &response);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return response.status();
 }
-inline constexpr int kServing = 1;
-inline constexpr int kNotServing = 2;
+inline constexpr int kServing = grpc::health::v1::HealthCheckResponse::SERVING;
+inline constexpr int kNotServing = grpc::health::v1::HealthCheckResponse::NOT_SERVING;
 
 class WorkerService : public ::testing::Test {
  protected:

@@ -85,7 +85,7 @@ def shortfalls(rows, known, most=SHORTFALL_MAX):
         share = measured / expected
         if share < 1 - most:
             found.append(f"{row.model}, {row.work}: {PEER} reaches {measured:.4g} {row.unit}, "
-                         f"{100 * share:.0f} % of the {expected:.4g} known of this machine")
+                         f"{100 * share:.1f} % of the {expected:.4g} known of this machine")
     return found
 
 
