@@ -117,7 +117,7 @@ class GroupLink::Stream : public grpc::ClientBidiReactor<v1::RankMessage, v1::Gr
       // A process that was stopped has heard nobody meanwhile.
       const TimeUs pause = now - std::exchange(last_tick_, now) - options_.beat.period;
       if (pause >= 2 * options_.beat.period) watch_.Excuse(pause);
-      given_up_ = watch_.Dead("the leader", now);
+      if (!given_up_) given_up_ = watch_.Dead("the leader", now);  // no way back: it is cancelled
       dead = given_up_.has_value();
       if (!dead && !writing_ && !closed_) Write(progress);
     }
