@@ -65,6 +65,11 @@ class LockedFile {
   }
 
   bool TryLock() const { return ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0; }
+  bool IsAt(const std::string& path) const {
+    struct stat mine, there;
+    return ::fstat(descriptor_, &mine) == 0 && ::stat(path.c_str(), &there) == 0 &&
+           mine.st_ino == there.st_ino && mine.st_dev == there.st_dev;
+  }
   int descriptor() const { return descriptor_; }
 
  private:
@@ -76,12 +81,6 @@ class LockedFile {
     if (::fstat(descriptor_, &info) != 0) return false;
     const timespec before = std::exchange(*when, info.st_mtim);
     return before.tv_sec != when->tv_sec || before.tv_nsec != when->tv_nsec;
-  }
-
-  bool IsAt(const std::string& path) const {
-    struct stat mine, there;
-    return ::fstat(descriptor_, &mine) == 0 && ::stat(path.c_str(), &there) == 0 &&
-           mine.st_ino == there.st_ino && mine.st_dev == there.st_dev;
   }
 
   int descriptor_;
@@ -99,10 +98,11 @@ bool UsedBefore(const CachedFile& a, const CachedFile& b) {
   return a.path < b.path;
 }
 
-// Leftovers of writers that died go; one that lives keeps its lock.
+// Leftovers of writers that died go; one that lives keeps its lock. One that has renamed
+// its file since it was opened here may have a successor, which writes another of that name.
 void RemoveIfDead(const std::string& partial) {
   const absl::StatusOr<LockedFile> file = LockedFile::Open(partial);
-  if (file.ok() && file->TryLock()) ::unlink(partial.c_str());
+  if (file.ok() && file->TryLock() && file->IsAt(partial)) ::unlink(partial.c_str());
 }
 
 }  // namespace

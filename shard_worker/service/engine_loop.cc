@@ -154,10 +154,11 @@ std::optional<EpochEnd> EngineLoop::Turn() {
     return EpochEnd{Unavailable("epoch {:016x} broke: {}", options_.core.epoch, MessageOf(why)),
                     cause, condemned};
   };
+  // Also where the epoch is over: who has just come must be told so by EndStreams().
+  for (Event& event : incoming.events) Handle(event);
   // The rank that was lost explains more than the step that failed for it.
   if (incoming.failure) return broken(incoming.failure->status, incoming.failure->cause, false);
   if (!incoming.step.ok()) return broken(incoming.step, BreakCause::kStepFailed, false);
-  for (Event& event : incoming.events) Handle(event);
   if (profile_until_ > 0 && SteadyNow() >= profile_until_) SetProfiling(0);
   Look look = LookAtCore(incoming.drain);
   AddTimes();

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <spdlog/spdlog.h>
 
+#include <limits>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -22,7 +23,7 @@ namespace {
 constexpr absl::Duration kLookPeriod = absl::Milliseconds(250);
 constexpr absl::Duration kLastWord = absl::Milliseconds(100);
 // A leader that was told to stop at the same time may take its whole drain time, and then says so.
-constexpr absl::Duration kAfterDrain = absl::Seconds(2);
+constexpr TimeUs kAfterDrain = 2'000'000;
 // Longer than it takes to give a leader up: standing still for its sake is no fault of this rank.
 constexpr TimeUs kRankStuck = 3'500'000;
 
@@ -64,17 +65,17 @@ class Movement {
 // Waits for the end of Follow(), telling the metrics what its steps took.
 std::optional<Break> AwaitFollowed(Ending* ending, Rank* rank, WorkerMetrics* metrics, Pulse* pulse,
                                    std::chrono::milliseconds drain) {
-  std::optional<absl::Time> give_up;
+  std::optional<TimeUs> give_up;
   Movement movement;
   const auto followed = [ending] { return ending->followed.has_value(); };
   const absl::MutexLock lock(&ending->mutex);
   while (!ending->mutex.AwaitWithTimeout(absl::Condition(&followed), kLookPeriod)) {
     if (movement.Lately(rank->progress().moved)) pulse->Beat();
     metrics->AddTimes(rank->TakeTimes());
-    if (ending->stop && !give_up) give_up = absl::Now() + absl::FromChrono(drain) + kAfterDrain;
-    if (give_up && absl::Now() > *give_up) {
+    if (ending->stop && !give_up) give_up = SteadyNow() + drain.count() * 1000 + kAfterDrain;
+    if (give_up && SteadyNow() > *give_up) {
       rank->Abort();
-      give_up = absl::InfiniteFuture();
+      give_up = std::numeric_limits<TimeUs>::max();
     }
   }
   metrics->AddTimes(rank->TakeTimes());

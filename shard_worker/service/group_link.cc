@@ -117,7 +117,7 @@ class GroupLink::Stream : public grpc::ClientBidiReactor<v1::RankMessage, v1::Gr
       // A process that was stopped has heard nobody meanwhile.
       const TimeUs pause = now - std::exchange(last_tick_, now) - options_.beat.period;
       if (pause >= 2 * options_.beat.period) watch_.Excuse(pause);
-      given_up_ = watch_.Dead("the leader", now);
+      if (!given_up_) given_up_ = watch_.Dead("the leader", now);  // no way back: it is cancelled
       dead = given_up_.has_value();
       if (!dead && !writing_ && !closed_) Write(progress);
     }
@@ -214,7 +214,8 @@ absl::StatusOr<std::unique_ptr<GroupLink>> GroupLink::Join(const GroupLinkOption
                                                            ProgressOf progress,
                                                            const std::function<void()>& waiting,
                                                            std::stop_token stop) {
-  absl::Time give_up = absl::Now() + absl::FromChrono(options.patience);
+  const TimeUs patience = options.patience.count() * 1000;
+  TimeUs give_up = SteadyNow() + patience;
   while (true) {
     auto stream = std::make_unique<Stream>(options, hello, progress);
     while (!stream->start() && !stream->end() && !stop.stop_requested()) {
@@ -229,8 +230,8 @@ absl::StatusOr<std::unique_ptr<GroupLink>> GroupLink::Join(const GroupLinkOption
     }
     const absl::Status status = stream->end()->status;
     if (!status.ok() && !absl::IsUnavailable(status)) return status;
-    if (stream->heard()) give_up = absl::Now() + absl::FromChrono(options.patience);
-    if (absl::Now() > give_up) {
+    if (stream->heard()) give_up = SteadyNow() + patience;
+    if (SteadyNow() > give_up) {
       return Unavailable("the leader at {} does not answer: {}", options.leader, MessageOf(status));
     }
     spdlog::debug("the leader at {} does not answer yet: {}", options.leader, MessageOf(status));

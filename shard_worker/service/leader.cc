@@ -139,7 +139,11 @@ absl::StatusOr<uint64_t> Leader::FormEpoch(TimeUs give_up, std::stop_token stop)
     absl::StatusOr<uint64_t> epoch = TryAttach();
     if (epoch.ok() || SteadyNow() >= give_up) return epoch;
     spdlog::warn("the group could not be formed: {}", MessageOf(epoch.status()));
-    group_.EndEpoch(epoch.status());
+    // Ranks that cannot form a group are refused. Others may come again: one that was started anew
+    // meanwhile is not to blame for whom this attempt has missed.
+    group_.EndEpoch(absl::IsFailedPrecondition(epoch.status())
+                        ? epoch.status()
+                        : Unavailable("{}", MessageOf(epoch.status())));
     std::this_thread::sleep_for(kPause);
   }
 }

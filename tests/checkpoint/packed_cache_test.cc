@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -252,6 +254,28 @@ TEST_F(PackedCacheTest, AFileBeyondTheBoundIsNotMade) {
   EXPECT_THAT(Get(cache, "x", "hello"), HasSubstr("may hold"));
   EXPECT_EQ(builds_, 0);
   EXPECT_THAT(Names(), IsEmpty());
+}
+
+TEST_F(PackedCacheTest, AWriterIsNotTakenForOneThatHasFinishedMeanwhile) {
+  fs::create_directories(folder_.File("a/b"));
+  const std::string partial = Path("y.packed.partial");
+  // Whoever opens a file waits until its lease is given back; the signal says so, to nobody.
+  const int finished = ::open(partial.c_str(), O_RDWR | O_CREAT, 0600);
+  ASSERT_EQ(::fcntl(finished, F_SETSIG, SIGURG), 0);
+  if (::fcntl(finished, F_SETLEASE, F_WRLCK) != 0) GTEST_SKIP() << std::strerror(errno);
+  std::thread other([&] {
+    PackedCache cache(Options());
+    EXPECT_EQ(Get(cache, "x", "hello"), "hello");
+  });
+  while (::fcntl(finished, F_GETLEASE) == F_WRLCK) std::this_thread::yield();
+  fs::rename(partial, Path("y.packed"));
+  const int live = ::open(partial.c_str(), O_RDWR | O_CREAT, 0600);
+  EXPECT_EQ(::flock(live, LOCK_EX), 0);
+  EXPECT_EQ(::fcntl(finished, F_SETLEASE, F_UNLCK), 0);
+  other.join();
+  EXPECT_THAT(Names(), UnorderedElementsAre("x.packed", "y.packed", "y.packed.partial"));
+  ::close(live);
+  ::close(finished);
 }
 
 }  // namespace

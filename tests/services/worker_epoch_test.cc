@@ -17,10 +17,10 @@ namespace {
 
 using ::testing::AnyOf;
 
-// A rank that joins and attaches by hand, and then does nothing more.
+// A rank that joins by hand, may attach, and then does nothing more.
 class MuteRank {
  public:
-  MuteRank(const std::string& leader, int rank, int world)
+  MuteRank(const std::string& leader, int rank, int world, bool attaches = true)
       : stub_(v1::Group::NewStub(MakeChannel(leader))), stream_(stub_->Join(&context_)) {
     absl::StatusOr<CollectiveSeat> seat = CollectiveSeat::Take({}, leader);
     EXPECT_TRUE(seat.ok()) << seat.status();
@@ -37,6 +37,7 @@ class MuteRank {
     v1::GroupMessage answer;
     while (stream_->Read(&answer) && !answer.has_start()) {
     }
+    if (!attaches) return;
     absl::StatusOr<std::unique_ptr<Communicator>> communicator =
         AttachCollective(answer.start(), *std::move(seat), rank, world, nullptr);
     EXPECT_TRUE(communicator.ok()) << communicator.status();
@@ -288,6 +289,17 @@ TEST_F(WorkerEpoch, FollowerTriesAgainWhereNobodyGoesOn) {
                                   .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
   EXPECT_GE(leader.joined(), 3);
+}
+
+TEST_F(WorkerEpoch, RankThatComesDuringAnAttemptThatFailsIsThereForTheNext) {
+  options_.rank.world = 2;
+  StartLeader();
+  // The leader waits for it to attach, in vain.
+  MuteRank(address(), 1, 2, /*attaches=*/false);
+  std::thread follower([&] { EXPECT_TRUE(Follow(FollowerRank(1)).ok()); });
+  ExpectServing();
+  EXPECT_TRUE(Stop().ok());
+  follower.join();
 }
 
 }  // namespace
