@@ -57,8 +57,9 @@ ABSL_FLAG(double, group_wait_s, 30,
           "seconds that requests and interrupted answers wait while no group can take them");
 ABSL_FLAG(
     double, stall_s, 30,
-    "seconds that a client may leave its answer unread, with 64 KiB of it waiting, before its "
-    "request is ended; it is paused meanwhile");
+    "seconds that a client may leave unread what it was sent, a message of a stream or a whole "
+    "answer without one, before its call is ended; a request whose stream has 64 KiB waiting is "
+    "paused meanwhile");
 ABSL_FLAG(int64_t, prompt_bytes_max, 4194304,
           "bytes of all prompts of one request; a token id counts four");
 ABSL_FLAG(
@@ -124,7 +125,7 @@ absl::StatusOr<RouterOptions> OptionsFromFlags() {
   FACET_RETURN_IF_ERROR(SetCoreOptions(options.dispatcher.core));
   options.inference.request_max_us = Microseconds(absl::GetFlag(FLAGS_max_request_s));
   options.inference.limits.prompt_bytes_max = absl::GetFlag(FLAGS_prompt_bytes_max);
-  options.inference.stream.stall_max_us = Microseconds(absl::GetFlag(FLAGS_stall_s));
+  options.dispatcher.stall_max_us = Microseconds(absl::GetFlag(FLAGS_stall_s));
   if (options.model_path.empty()) return InvalidArgument("--model is needed");
   if (options.dispatcher.leaders.leaders.empty()) return InvalidArgument("--leaders is needed");
   if (!(absl::GetFlag(FLAGS_max_request_s) > 0 && absl::GetFlag(FLAGS_max_request_s) <= 1e9)) {

@@ -197,7 +197,7 @@ class MetricsListener::Impl {
   void AcceptLater() {
     pause_.expires_after(kAcceptPause);
     pause_.async_wait([this](error_code error) {
-      if (!error) Accept();
+      if (!error) ResumeAccepting();  // OnClose() may have been first
     });
   }
 

@@ -30,6 +30,4 @@ void Completion::Finish(const absl::Status& status) {
   Call::Finish(FinalStatus(mutable_context(), status));
 }
 
-ResponseSink::State Completion::Sweep(TimeUs) { return over_ ? State::kOver : State::kLive; }
-
 }  // namespace facet

@@ -29,16 +29,13 @@ class Completion : public UnaryCall<v1::GenerateRequest, v1::CompleteResponse>,
   Room Write(v1::GenerateResponse part) override;
   void Flush() override {}
   void Finish(const absl::Status& status) override;
-  State Sweep(TimeUs now) override;
 
  private:
   void OnCancelled() override { NoteCancel(); }
-  void OnOver() override { over_ = true; }
 
   const int64_t bytes_max_;
   int64_t bytes_ = 0;
   int n_ = 1;
-  bool over_ = false;
 };
 
 }  // namespace facet

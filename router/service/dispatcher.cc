@@ -36,11 +36,13 @@ v1::Submit MessageOf(const SubmitAction& action, TimeUs now) {
 
 Dispatcher::Dispatcher(DispatcherOptions options, const ServedModel& model, RouterMetrics& metrics,
                        std::unique_ptr<grpc::CompletionQueue> queue,
-                       std::function<void(bool ready)> on_ready)
+                       std::function<void(bool ready)> on_ready,
+                       std::function<int(TimeUs before)> give_up_stalled)
     : options_(std::move(options)),
       model_(model),
       metrics_(metrics),
       on_ready_(std::move(on_ready)),
+      give_up_stalled_(std::move(give_up_stalled)),
       context_tokens_(model.context_tokens),
       last_turn_(MonotonicNow()),
       core_(options_.core, MonotonicNow()) {
@@ -50,6 +52,7 @@ Dispatcher::Dispatcher(DispatcherOptions options, const ServedModel& model, Rout
   LeaderSession::Listener& listener = *this;
   leaders_ = std::make_unique<LeaderPool>(std::move(session), *thread_, listener,
                                           [this] { return core_.AddGroup(); });
+  thread_->Post([] {});  // for the first turn; each asks for the next
   names_ = std::make_unique<LeaderNames>(
       options_.leaders, options_.resolve, [this](std::vector<std::string> addresses) {
         thread_->Post(
@@ -79,7 +82,6 @@ void Dispatcher::Submit(std::shared_ptr<Generation> generation) {
 
 void Dispatcher::Admit(std::shared_ptr<Generation> generation) {
   const TimeUs now = MonotonicNow();
-  sinks_.push_back(generation->shared_sink());
   if (generation->sink().cancelled()) {
     return generation->Refuse(MakeStatus(absl::StatusCode::kCancelled, "cancelled by the client"),
                               now);
@@ -247,11 +249,7 @@ void Dispatcher::NoteGroups() {
 
 void Dispatcher::Housekeep(TimeUs now) {
   housekeep_at_ = now + kHousekeepUs;
-  std::erase_if(sinks_, [this, now](const auto& sink) {
-    const ResponseSink::State state = sink->Sweep(now);
-    if (state == ResponseSink::State::kGivenUp) metrics_.slow_readers_dropped.Increment();
-    return state == ResponseSink::State::kOver;
-  });
+  metrics_.slow_readers_dropped.Increment(give_up_stalled_(now - options_.stall_max_us));
   const auto statuses = leaders_->statuses();
   const auto ready = std::count_if(statuses.begin(), statuses.end(),
                                    [](const v1::GroupStatus* status) { return status->ready(); });

@@ -30,6 +30,7 @@ struct DispatcherOptions {
   LeaderSessionOptions session;            // address and digest are filled in
   size_t waiting_tasks_max = 4096;         // submits and queries that have not reached the core
   TimeUs overloaded_retry_us = 1'000'000;  // when to come again if there are more
+  TimeUs stall_max_us = 30'000'000;        // a client may leave unread for so long what it was sent
 };
 
 // Brings the core to life: one thread feeds it the leaders' events, the clients' requests and the
@@ -37,10 +38,12 @@ struct DispatcherOptions {
 class Dispatcher : private LeaderSession::Listener {
  public:
   // `on_ready` hears on the core's thread whether some group takes requests, when that changes.
-  // `queue`: the server's, which the core's thread looks after.
+  // `give_up_stalled` is told there once a second to end the calls whose clients have not read what
+  // was sent `before`, and says how many that were. `queue`: the server's, which the core's thread
+  // looks after.
   Dispatcher(DispatcherOptions options, const ServedModel& model, RouterMetrics& metrics,
-             std::unique_ptr<grpc::CompletionQueue> queue,
-             std::function<void(bool ready)> on_ready);
+             std::unique_ptr<grpc::CompletionQueue> queue, std::function<void(bool ready)> on_ready,
+             std::function<int(TimeUs before)> give_up_stalled);
   // Ends the leaders' sessions. REQUIRES: no call is left, and the server has gone.
   ~Dispatcher() override;
 
@@ -91,6 +94,7 @@ class Dispatcher : private LeaderSession::Listener {
   const ServedModel& model_;
   RouterMetrics& metrics_;
   const std::function<void(bool)> on_ready_;
+  const std::function<int(TimeUs)> give_up_stalled_;
   std::atomic<int> context_tokens_;
   std::atomic<TimeUs> last_turn_;
 
@@ -99,7 +103,6 @@ class Dispatcher : private LeaderSession::Listener {
   absl::flat_hash_map<RequestId, std::shared_ptr<Generation>> generations_;
   absl::flat_hash_map<const ResponseSink*, RequestId> requests_of_sinks_;
   std::vector<std::shared_ptr<Generation>> unflushed_;  // within a turn
-  std::vector<std::shared_ptr<ResponseSink>> sinks_;    // of calls that are not over
   bool ready_ = false;
   bool closing_ = false;
   TimeUs housekeep_at_ = 0;

@@ -28,7 +28,6 @@ class Generation {
   // What the core gets. Once.
   RouterRequest TakeRequest() { return std::move(parsed_.core); }
   ResponseSink& sink() { return *sink_; }
-  const std::shared_ptr<ResponseSink>& shared_sink() const { return sink_; }
 
   // The core has refused the request.
   void Refuse(const absl::Status& status, TimeUs now);

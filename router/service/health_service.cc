@@ -27,7 +27,7 @@ class HealthService::Watch : public IncomingCall {
   explicit Watch(HealthService* service) : service_(*service) {}
 
   void Take() override {
-    service_.live_calls_.Begin();
+    service_.live_calls_.Begin(*this);
     Note([this] {
       taken_ = true;
       Begin();
@@ -36,11 +36,11 @@ class HealthService::Watch : public IncomingCall {
 
   // Says what the client has not heard yet.
   void Tell() {
-    if (writing_ || call_done_) return;
+    if (writing() || call_done_) return;
     const Status status = service_.StatusOf(call_->request.service());
     if (told_ == status) return;
     told_ = status;
-    writing_ = true;
+    NoteWriting();
     HealthCheckResponse response;
     response.set_status(status);
     call_->writer.Write(response, static_cast<QueueEvent*>(&written_));
@@ -58,6 +58,8 @@ class HealthService::Watch : public IncomingCall {
     service_.RequestWatch(&call_->context, &call_->request, &call_->writer, &queue, &queue, tag);
   }
 
+  void Cancel() override { call_->context.TryCancel(); }
+
   void Begin() {
     if (call_done_) return;
     const int watches_max = service_.options_.watches_max;
@@ -65,14 +67,14 @@ class HealthService::Watch : public IncomingCall {
       service_.watches_.insert(this);
       return Tell();
     }
-    writing_ = true;
+    NoteWriting();
     call_->writer.Finish(ToGrpc(ResourceExhausted("{} streams watch already", watches_max)),
                          static_cast<QueueEvent*>(&written_));
   }
 
   bool OnWritten(bool ok) {
     Note([this, ok] {
-      writing_ = false;
+      NoteWritten();
       if (!ok) service_.watches_.erase(this);
       if (service_.watches_.count(this) > 0) Tell();
     });
@@ -84,20 +86,20 @@ class HealthService::Watch : public IncomingCall {
     return false;
   }
 
-  // Takes note of what has happened, and lets go of the call if nothing of it is under way any more:
-  // in one hold of the lock, so that one thread finds it over. For the others this may be gone as
-  // soon as they let the lock go.
+  // Takes note of what has happened, and lets go of the call if nothing of it is under way any
+  // more: in one hold of the lock, so that one thread finds it over. For the others this may be
+  // gone as soon as they let the lock go.
   void Note(absl::FunctionRef<void()> what) {
     std::shared_ptr<IncomingCall> self;
     {
       const absl::MutexLock lock(&service_.mutex_);
       what();
-      if (!taken_ || writing_ || !call_done_) return;
+      if (!taken_ || writing() || !call_done_) return;
       service_.watches_.erase(this);
       call_.reset();  // the server may go once it is not live any more
       self = std::move(self_);
     }
-    service_.live_calls_.End();
+    service_.live_calls_.End(*this);
   }
 
   HealthService& service_;
@@ -106,7 +108,6 @@ class HealthService::Watch : public IncomingCall {
   std::unique_ptr<Call> call_ = std::make_unique<Call>();  // null when it is over
   std::optional<Status> told_;
   bool taken_ = false;
-  bool writing_ = false;
   bool call_done_ = false;  // gRPC has no more to say of it
 };
 

@@ -3,8 +3,11 @@
 
 #include <grpcpp/completion_queue.h>
 
+#include <atomic>
 #include <memory>
 #include <utility>
+
+#include "router/service/serial_thread.h"
 
 namespace facet {
 
@@ -30,10 +33,30 @@ class IncomingCall {
   // The tag has come without a call.
   void Forget() { self_.reset(); }
 
+  // Cancels the call if something has been on its way to the client since before `before`: the
+  // client does not read. True: just now. On the core's thread, while the call is live.
+  bool GiveUpIfStalled(TimeUs before) {
+    if (given_up_ || writing_since_ >= before) return false;
+    given_up_ = true;
+    Cancel();
+    return true;
+  }
+
  protected:
   virtual void Request(grpc::ServerCompletionQueue& queue, void* tag) = 0;
+  // Ends what is under way soon.
+  virtual void Cancel() = 0;
+
+  // Around each operation that sends something: on the thread that starts it; when it has ended.
+  void NoteWriting() { writing_since_ = MonotonicNow(); }
+  void NoteWritten() { writing_since_ = kNever; }
+  bool writing() const { return writing_since_ != kNever; }
 
   std::shared_ptr<IncomingCall> self_;  // until it is over
+
+ private:
+  std::atomic<TimeUs> writing_since_ = kNever;  // kNever: nothing is on its way
+  bool given_up_ = false;                       // the core's thread's
 };
 
 }  // namespace facet

@@ -55,28 +55,27 @@ std::string DrawRequestId() {
 
 }  // namespace
 
-std::vector<AcceptedMethod> InferenceService::Methods() {
+std::vector<AcceptedMethod> InferenceService::Methods(LiveCalls& live) {
   const auto complete = [this](std::shared_ptr<Completion::Call> call) {
     Complete(std::static_pointer_cast<Completion>(std::move(call)));
   };
-  const auto make_stream = [this] {
+  const auto make_stream = [this, &live] {
     return std::make_shared<MessageStream>(
-        options_.stream, *this, [this](const auto& stream) { Generate(stream); }, live_calls_);
+        options_.stream, *this, [this](const auto& stream) { Generate(stream); }, live);
   };
-  const auto make_completion = [this, complete] {
+  const auto make_completion = [this, complete, &live] {
     return std::make_shared<Completion>(
         options_.complete_bytes_max,
-        std::bind_front(&v1::Inference::AsyncService::RequestComplete, this), complete,
-        live_calls_);
+        std::bind_front(&v1::Inference::AsyncService::RequestComplete, this), complete, live);
   };
   return {{.make = make_stream, .busy = true},
           {.make = make_completion, .busy = true},
           AnsweredAtOnce<v1::TokenizeRequest, v1::TokenizeResponse>(
               std::bind_front(&v1::Inference::AsyncService::RequestTokenize, this),
-              std::bind_front(&InferenceService::TokenizeInto, this), live_calls_),
+              std::bind_front(&InferenceService::TokenizeInto, this), live),
           AnsweredAtOnce<v1::DetokenizeRequest, v1::DetokenizeResponse>(
               std::bind_front(&v1::Inference::AsyncService::RequestDetokenize, this),
-              std::bind_front(&InferenceService::DetokenizeInto, this), live_calls_)};
+              std::bind_front(&InferenceService::DetokenizeInto, this), live)};
 }
 
 void InferenceService::Generate(const std::shared_ptr<MessageStream>& stream) {

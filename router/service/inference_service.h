@@ -34,10 +34,9 @@ class InferenceService : public v1::Inference::AsyncService {
                    RouterMetrics& metrics, Dispatcher& dispatcher)
       : options_(options), model_(model), metrics_(metrics), dispatcher_(dispatcher) {}
 
-  // What the acceptor takes for it; calls of all services are counted by live_calls(). Closing
-  // those refuses new requests with Unavailable.
-  std::vector<AcceptedMethod> Methods();
-  LiveCalls& live_calls() { return live_calls_; }
+  // What the acceptor takes for it: calls of `live`. Closing those refuses new requests with
+  // Unavailable.
+  std::vector<AcceptedMethod> Methods(LiveCalls& live);
 
  private:
   void Generate(const std::shared_ptr<MessageStream>& stream);
@@ -56,7 +55,6 @@ class InferenceService : public v1::Inference::AsyncService {
   const ServedModel& model_;
   RouterMetrics& metrics_;
   Dispatcher& dispatcher_;
-  LiveCalls live_calls_;
 };
 
 }  // namespace facet

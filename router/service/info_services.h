@@ -18,7 +18,7 @@ class ModelsService : public v1::Models::AsyncService {
   ModelsService(const ServedModel& model, Dispatcher& dispatcher)
       : model_(model), dispatcher_(dispatcher) {}
 
-  // What the acceptor takes for it; `live` counts the calls.
+  // What the acceptor takes for it: calls of `live`.
   std::vector<AcceptedMethod> Methods(LiveCalls& live);
 
  private:

@@ -18,7 +18,7 @@ void MessageStream::Request(grpc::ServerCompletionQueue& queue, void* tag) {
 }
 
 void MessageStream::Take() {
-  open_ = live_.Begin();
+  open_ = live_.Begin(*this);
   handler_(std::static_pointer_cast<MessageStream>(self_));
 }
 
@@ -26,7 +26,7 @@ ResponseSink::Room MessageStream::Write(v1::GenerateResponse part) {
   pending_bytes_ += static_cast<int64_t>(part.ByteSizeLong());
   Merge(std::move(part));
   // With nothing under way it goes with the next Flush(), however long.
-  const bool full = pending_bytes_ > options_.pending_bytes_max && writing_;
+  const bool full = pending_bytes_ > options_.pending_bytes_max && writing();
   full_ = full_ || full;
   return full ? Room::kFull : Room::kMore;
 }
@@ -56,47 +56,41 @@ void MessageStream::Finish(const absl::Status& status) {
 }
 
 void MessageStream::Pump() {
-  if (writing_ || finish_started_) return;
+  if (writing() || finish_started_) return;
   const bool write = pending_bytes_ > 0 && !broken_;
-  finish_started_ = final_.has_value();
+  // Only success may go with a message: OnWritten() comes back to any other status.
+  finish_started_ = final_ && (!write || final_->ok());
   if (write) {
     WritePending();
   } else if (finish_started_) {
+    NoteWriting();
     call_->writer.Finish(*final_, static_cast<QueueEvent*>(&finished_event_));
   }
 }
 
 void MessageStream::WritePending() {
+  NoteWriting();
   // Both serialize the message at once.
   if (finish_started_) {
     call_->writer.WriteAndFinish(pending_, {}, *final_, static_cast<QueueEvent*>(&finished_event_));
   } else {
     call_->writer.Write(pending_, static_cast<QueueEvent*>(&written_));
   }
-  writing_ = true;
-  write_started_ = MonotonicNow();
   pending_.Clear();
   pending_bytes_ = 0;
   last_delta_.clear();
   if (std::exchange(full_, false)) NoteDrained();
 }
 
-ResponseSink::State MessageStream::Sweep(TimeUs now) {
-  if (call_ == nullptr) return State::kOver;
-  if (!writing_ || given_up_ || now - write_started_ <= options_.stall_max_us) return State::kLive;
-  call_->context.TryCancel();
-  given_up_ = true;
-  return State::kGivenUp;
-}
-
 bool MessageStream::OnWritten(bool ok) {
-  writing_ = false;
+  NoteWritten();
   broken_ = broken_ || !ok;
   Pump();
   return kNoTurn;
 }
 
 bool MessageStream::OnFinished(bool) {
+  NoteWritten();
   finished_ = true;
   EndIfOver();
   return kNoTurn;
@@ -113,7 +107,7 @@ void MessageStream::EndIfOver() {
   if (!finished_ || !call_done_) return;
   const std::shared_ptr<IncomingCall> self = std::move(self_);
   call_.reset();
-  live_.End();
+  live_.End(*this);
 }
 
 }  // namespace facet

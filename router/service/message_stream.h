@@ -23,8 +23,6 @@ struct MessageStreamOptions {
   // What may wait for a client that reads slowly, beside what gRPC itself has under way, before
   // its request is paused. Passed by what is on its way from the core then.
   int64_t pending_bytes_max = 64 << 10;
-  // A write that makes no progress for so long ends the call.
-  TimeUs stall_max_us = 30'000'000;
 };
 
 // A streaming call and its answer: one write under way, later parts merge into the next message.
@@ -34,7 +32,7 @@ class MessageStream : public IncomingCall, public ResponseSink {
   // Gets the stream when the call has come, on a thread of the acceptor.
   using Handler = std::function<void(const std::shared_ptr<MessageStream>&)>;
 
-  // For a call to Generate. `live` counts it from Take() on. Both must outlive it.
+  // For a call to Generate, one of `live` from Take() on. Both must outlive it.
   MessageStream(const MessageStreamOptions& options, v1::Inference::AsyncService& service,
                 Handler handler, LiveCalls& live);
 
@@ -49,7 +47,6 @@ class MessageStream : public IncomingCall, public ResponseSink {
   Room Write(v1::GenerateResponse part) override;
   void Flush() override { Pump(); }
   void Finish(const absl::Status& status) override;
-  State Sweep(TimeUs now) override;
 
  private:
   struct Call {
@@ -59,6 +56,7 @@ class MessageStream : public IncomingCall, public ResponseSink {
   };
 
   void Request(grpc::ServerCompletionQueue& queue, void* tag) override;
+  void Cancel() override { call_->context.TryCancel(); }
   bool OnWritten(bool ok);
   bool OnFinished(bool ok);
   bool OnCallDone(bool ok);
@@ -83,11 +81,8 @@ class MessageStream : public IncomingCall, public ResponseSink {
   int64_t pending_bytes_ = 0;
   // Where in `pending_` the last delta of each choice is.
   absl::flat_hash_map<int64_t, int> last_delta_;
-  bool full_ = false;  // said so, and not drained yet
-  bool writing_ = false;
-  bool broken_ = false;    // a write has failed
-  bool given_up_ = false;  // its client does not read
-  TimeUs write_started_ = 0;
+  bool full_ = false;    // said so, and not drained yet
+  bool broken_ = false;  // a write has failed
   std::optional<grpc::Status> final_;
   bool finish_started_ = false;
   bool open_ = false;

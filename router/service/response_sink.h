@@ -36,13 +36,6 @@ class ResponseSink {
   virtual void Flush() = 0;
   // Ends the call once what was written has gone. Nothing follows.
   virtual void Finish(const absl::Status& status) = 0;
-  enum class State {
-    kLive,
-    kGivenUp,  // just now, because its client does not read: it will be over
-    kOver,
-  };
-  // Gives up a client that does not read what it was sent.
-  virtual State Sweep(TimeUs now) = 0;
 
   // The client has gone away. Any thread.
   bool cancelled() const { return cancelled_; }

@@ -37,8 +37,12 @@ RouterServer::RouterServer(const RouterOptions& options, std::unique_ptr<ServedM
       metrics_(registry),
       health_(options.health, {kInference}),
       queue_(*queue),
-      dispatcher_(options.dispatcher, *model_, metrics_, std::move(queue),
-                  [this](bool ready) { health_.Set(kInference, ready); }),
+      dispatcher_(
+          options.dispatcher, *model_, metrics_, std::move(queue),
+          [this](bool ready) { health_.Set(kInference, ready); },
+          [this](TimeUs before) {
+            return live_calls_.GiveUpStalled(before) + health_.live_calls().GiveUpStalled(before);
+          }),
       inference_(options.inference, *model_, metrics_, dispatcher_),
       models_(*model_, dispatcher_),
       status_(dispatcher_) {}
@@ -62,9 +66,9 @@ absl::Status RouterServer::Listen(const RouterOptions& options, grpc::ServerBuil
 }
 
 std::vector<AcceptedMethod> RouterServer::Methods() {
-  LiveCalls& live = inference_.live_calls();
-  std::vector<AcceptedMethod> all = inference_.Methods();
-  for (const auto& some : {models_.Methods(live), status_.Methods(live), health_.Methods()}) {
+  std::vector<AcceptedMethod> all = health_.Methods();
+  for (const auto& some : {inference_.Methods(live_calls_), models_.Methods(live_calls_),
+                           status_.Methods(live_calls_)}) {
     all.insert(all.end(), some.begin(), some.end());
   }
   return all;
@@ -73,10 +77,10 @@ std::vector<AcceptedMethod> RouterServer::Methods() {
 void RouterServer::Drain(std::chrono::milliseconds grace) {
   if (running_.server == nullptr) return;
   health_.Close();
-  inference_.live_calls().Close();
-  if (!inference_.live_calls().WaitForNone(absl::FromChrono(grace))) {
+  live_calls_.Close();
+  if (!live_calls_.WaitForNone(absl::FromChrono(grace))) {
     dispatcher_.Abandon(Unavailable("the router is shutting down"));
-    inference_.live_calls().WaitForNone(kGoodbye);
+    live_calls_.WaitForNone(kGoodbye);
   } else {
     // gRPC closes a connection as soon as its last call has ended, even if the client is just
     // writing to it, and a client that cannot write does not read the end of its answer.
@@ -91,7 +95,7 @@ void RouterServer::Stop() {
   ShutDown(*running_.server, std::chrono::milliseconds(0));
   acceptor_.reset();
   // gRPC tells the core's thread of the end of calls that it has forgotten itself.
-  inference_.live_calls().WaitForNone(absl::InfiniteDuration());
+  live_calls_.WaitForNone(absl::InfiniteDuration());
   health_.live_calls().WaitForNone(absl::InfiniteDuration());
   running_.server.reset();
 }

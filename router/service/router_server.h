@@ -14,6 +14,7 @@
 #include "router/service/health_service.h"
 #include "router/service/inference_service.h"
 #include "router/service/info_services.h"
+#include "router/service/live_calls.h"
 #include "router/service/metrics.h"
 #include "router/service/served_model.h"
 #include "serving/grpc_server.h"
@@ -63,6 +64,7 @@ class RouterServer {
   const std::unique_ptr<ServedModel> model_;
   RouterMetrics metrics_;
   HealthService health_;
+  LiveCalls live_calls_;  // of all services but health_
   grpc::ServerCompletionQueue& queue_;
   Dispatcher dispatcher_;
   InferenceService inference_;

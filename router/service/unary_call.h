@@ -26,7 +26,7 @@ class UnaryCall : public IncomingCall {
   // Leads to one Finish() of the call, on any thread.
   using Handler = std::function<void(std::shared_ptr<UnaryCall>)>;
 
-  // `live` counts it from Take() on, and must outlive it.
+  // It is one of `live`, which must outlive it, from Take() on.
   UnaryCall(Method method, Handler handler, LiveCalls& live)
       : method_(std::move(method)), handler_(std::move(handler)), live_(live) {}
 
@@ -36,20 +36,20 @@ class UnaryCall : public IncomingCall {
 
   // Sends the response if the status is OK. Nothing follows. Any thread, once.
   void Finish(const grpc::Status& status) {
+    NoteWriting();
     call_->writer.Finish(call_->response, status, static_cast<QueueEvent*>(&finished_event_));
   }
 
   void Take() override {
-    open_ = live_.Begin();
+    open_ = live_.Begin(*this);
     handler_(std::static_pointer_cast<UnaryCall>(self_));
   }
 
  protected:
   // False: the router takes no requests any more.
   bool open() const { return open_; }
-  // Both on the core's thread: the client has gone away; gRPC is done with the call.
+  // On the core's thread: the client has gone away.
   virtual void OnCancelled() {}
-  virtual void OnOver() {}
 
   grpc::ServerContext& mutable_context() { return call_->context; }
 
@@ -66,7 +66,10 @@ class UnaryCall : public IncomingCall {
     method_(&call_->context, &call_->request, &call_->writer, &queue, &queue, tag);
   }
 
+  void Cancel() override { call_->context.TryCancel(); }
+
   bool OnFinished(bool) {
+    NoteWritten();
     finished_ = true;
     return EndIfOver();
   }
@@ -82,8 +85,7 @@ class UnaryCall : public IncomingCall {
     if (!finished_ || !call_done_) return false;
     const std::shared_ptr<IncomingCall> self = std::move(self_);
     call_.reset();  // the server may go once it is not live any more
-    OnOver();
-    live_.End();
+    live_.End(*this);
     return false;
   }
 

@@ -1,6 +1,8 @@
 // Requests that come, wait, are refused and go; readers that are slow.
 
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <prometheus/text_serializer.h>
 
 #include <atomic>
 #include <chrono>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "google/rpc/status.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "serving/retry_delay.h"
 #include "tests/services/router_fixture.h"
 
@@ -18,6 +21,51 @@ namespace {
 using ::testing::HasSubstr;
 
 class RouterFlow : public RouterFixture {};
+
+// A call on a connection of its own whose client reads nothing, and whose window holds no message.
+class UnreadCall {
+ public:
+  template <typename Request>
+  UnreadCall(const std::string& address, const std::string& method, const Request& request)
+      : stub_(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
+                                        SmallWindows())) {
+    context_.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(2));
+    call_ = stub_.PrepareCall(&context_, method, &queue_);
+    call_->StartCall(nullptr);
+    Await();
+    grpc::ByteBuffer bytes;
+    bool own = false;
+    EXPECT_TRUE(grpc::SerializationTraits<Request>::Serialize(request, &bytes, &own).ok());
+    call_->WriteLast(bytes, grpc::WriteOptions(), nullptr);
+    Await();
+  }
+  // How the router has ended it.
+  grpc::StatusCode Finish() {
+    grpc::Status status;
+    call_->Finish(&status, nullptr);
+    Await();
+    return status.error_code();
+  }
+
+ private:
+  static grpc::ChannelArguments SmallWindows() {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 5);
+    return arguments;
+  }
+  void Await() {
+    void* tag = nullptr;
+    bool ok = false;
+    EXPECT_TRUE(queue_.Next(&tag, &ok));
+  }
+
+  grpc::GenericStub stub_;
+  grpc::CompletionQueue queue_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
+};
 
 TEST_F(RouterFlow, AVanishedClientCancelsItsSequences) {
   FakeLeader& leader = AddLeader(Letters());
@@ -148,7 +196,7 @@ TEST_F(RouterFlow, ASlowReaderPausesItsRequestAndMissesNothing) {
 TEST_F(RouterFlow, AClientThatNeverReadsIsDropped) {
   FakeLeader& leader = AddLeader(Letters(), 64);
   options_.inference.stream.pending_bytes_max = 16 << 10;
-  options_.inference.stream.stall_max_us = 100'000;
+  options_.dispatcher.stall_max_us = 100'000;
   Start();
   v1::GenerateRequest request = TextRequest();
   request.set_n(4);
@@ -161,6 +209,28 @@ TEST_F(RouterFlow, AClientThatNeverReadsIsDropped) {
   while (reader->Read(&response)) {
   }
   EXPECT_FALSE(reader->Finish().ok());
+}
+
+TEST_F(RouterFlow, AnswersThatAreNeverReadHoldUpNoDrain) {
+  FakeLeader& leader = AddLeader(Saying({kA, kB}));
+  options_.dispatcher.stall_max_us = 100'000;
+  Start();
+  v1::TokenizeRequest tokenize;
+  tokenize.mutable_prompt()->set_text(" a b");
+  const std::string& address = router_->address();
+  UnreadCall completion(address, "/facet.v1.Inference/Complete", TextRequest());
+  UnreadCall tokens(address, "/facet.v1.Inference/Tokenize", tokenize);
+  UnreadCall models(address, "/facet.v1.Models/List", v1::ListModelsRequest());
+  UnreadCall check(address, "/grpc.health.v1.Health/Check", grpc::health::v1::HealthCheckRequest());
+  UnreadCall watch(address, "/grpc.health.v1.Health/Watch", grpc::health::v1::HealthCheckRequest());
+  for (UnreadCall* call : {&tokens, &models, &check, &watch}) {
+    EXPECT_EQ(call->Finish(), grpc::StatusCode::CANCELLED);
+  }
+  EXPECT_TRUE(leader.WaitForSubmits(1));
+  router_->Drain(std::chrono::hours(1));
+  EXPECT_EQ(completion.Finish(), grpc::StatusCode::CANCELLED);
+  EXPECT_THAT(prometheus::TextSerializer().Serialize(registry_.Collect()),
+              HasSubstr("facet_router_slow_readers_dropped_total 5\n"));
 }
 
 TEST_F(RouterFlow, AnAnswerTooBigForOneMessageEndsComplete) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "absl/synchronization/mutex.h"
+#include "base/status.h"
 #include "tests/services/router_fixture.h"
 
 namespace facet::testing {
@@ -97,6 +98,20 @@ TEST_F(RouterLeaders, AnAddressThatComesBackIsUsedAgain) {
   request.set_n(4);
   Answer answer;
   EXPECT_TRUE(Generate(request, &answer).ok());
+}
+
+TEST_F(RouterLeaders, ARouterWhoseLeadersHaveNoAddressYetMoves) {
+  options_.dispatcher.resolve = [](const std::string& name, const std::string&) {
+    return absl::StatusOr<std::vector<std::string>>(Unavailable("{}: not known", name));
+  };
+  router_ = StartRouter();
+  // Nobody calls it: a call would be a reason to move.
+  std::chrono::milliseconds age(0), oldest(0);
+  for (; age >= oldest; age = router_->Age()) {
+    ASSERT_LT(age, std::chrono::minutes(1));
+    oldest = age;
+    std::this_thread::yield();
+  }
 }
 
 TEST_F(RouterLeaders, ALeaderThatNeverAnsweredIsForgotten) {

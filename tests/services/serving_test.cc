@@ -10,6 +10,7 @@
 #include <prometheus/registry.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -133,7 +134,9 @@ TEST(FlagsDeathTest, HelpExitsZeroAndMistakesExitTwo) {
 // A bare TCP client: what the listener says, byte for byte.
 class Client {
  public:
-  explicit Client(int port) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+  explicit Client(int port) { Connect(port); }
+  Client() = default;
+  void Connect(int port) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(port));
@@ -144,6 +147,15 @@ class Client {
   void Send(const std::string& text) {
     // A listener that has had enough may close before it took everything.
     send(fd_, text.data(), text.size(), MSG_NOSIGNAL);
+  }
+  // A request on a connection that stays, and the beginning of its answer.
+  std::string Ask() {
+    Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
+    return ReceiveSome();
+  }
+  bool HasAnswer() {
+    char byte;
+    return recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
   }
   // Everything until the listener closes the connection.
   std::string ReceiveAll() {
@@ -159,7 +171,24 @@ class Client {
   }
 
  private:
-  int fd_;
+  const int fd_ = socket(AF_INET, SOCK_STREAM, 0);
+};
+
+// While it lives, this process can open nothing more than it has.
+class NoMoreFiles {
+ public:
+  NoMoreFiles() {
+    EXPECT_EQ(getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const int next = dup(STDERR_FILENO);  // the lowest that is free
+    rlimit none = before_;
+    none.rlim_cur = static_cast<rlim_t>(next);
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    close(next);
+  }
+  ~NoMoreFiles() { EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before_), 0); }
+
+ private:
+  rlimit before_{};
 };
 
 std::string Request(const std::string& line) {
@@ -237,8 +266,7 @@ TEST_F(MetricsListenerTest, RefusesHeadersThatAreTooLarge) {
 TEST_F(MetricsListenerTest, KeepsAConnectionForTheNextRequest) {
   Start();
   Client client(listener_->port());
-  client.Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
-  EXPECT_THAT(client.ReceiveSome(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(client.Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
   client.Send(Request("GET /nowhere"));
   EXPECT_THAT(client.ReceiveAll(), StartsWith("HTTP/1.1 404 "));
 }
@@ -253,12 +281,35 @@ TEST_F(MetricsListenerTest, DropsAnIdleConnection) {
 TEST_F(MetricsListenerTest, ConnectionsBeyondTheLimitWaitTheirTurn) {
   Start({.address = "127.0.0.1", .connections_max = 1});
   auto first = std::make_unique<Client>(listener_->port());
-  first->Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
-  EXPECT_THAT(first->ReceiveSome(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(first->Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
   Client second(listener_->port());
   second.Send(Request("GET /healthz"));
   first.reset();
   EXPECT_THAT(second.ReceiveAll(), StartsWith("HTTP/1.1 200 OK\r\n"));
+}
+
+TEST_F(MetricsListenerTest, TheLimitHoldsAfterAnAcceptThatFailed) {
+  constexpr int kRounds = 10;  // more than one event of the listener's takes to reach it
+  Start({.address = "127.0.0.1", .connections_max = 2});
+  auto first = std::make_unique<Client>(listener_->port());
+  EXPECT_THAT(first->Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  Client second, third, fourth;
+  {
+    const NoMoreFiles none;
+    second.Connect(listener_->port());
+    for (int i = 0; i < kRounds; ++i) EXPECT_THAT(first->Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
+    first.reset();  // before the listener tries again
+    EXPECT_THAT(second.Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  }
+  // Longer than it takes to try again.
+  const auto later = std::chrono::steady_clock::now() + std::chrono::milliseconds(200);
+  while (std::chrono::steady_clock::now() < later) second.Ask();
+  third.Connect(listener_->port());
+  EXPECT_THAT(third.Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  fourth.Connect(listener_->port());
+  fourth.Send(Request("GET /healthz"));
+  for (int i = 0; i < kRounds; ++i) EXPECT_THAT(second.Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_FALSE(fourth.HasAnswer());
 }
 
 TEST_F(MetricsListenerTest, NamesAPortThatIsInUse) {
@@ -275,8 +326,7 @@ TEST_F(MetricsListenerTest, NamesAPortThatIsInUse) {
 TEST_F(MetricsListenerTest, StopsWithConnectionsOpen) {
   Start();
   Client idle(listener_->port());
-  idle.Send("GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n");
-  EXPECT_THAT(idle.ReceiveSome(), StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(idle.Ask(), StartsWith("HTTP/1.1 200 OK\r\n"));
   listener_.reset();
   EXPECT_EQ(idle.ReceiveAll(), "");
 }
