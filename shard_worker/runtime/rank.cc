@@ -110,6 +110,7 @@ class RankImpl : public Rank {
     steps.step_tokens_max = options_.step_tokens_max;
     steps.slices = plan_.Slices(options_.rank);
     steps.vocabulary = spec_.vocabulary;
+    steps.context_tokens = facts_.context_tokens;
     steps.progress = [this] { ++moved_; };
     steps_.emplace(std::move(steps), forward_.get(), device_.get());
     model_.ReleaseAll();
@@ -207,14 +208,17 @@ class RankImpl : public Rank {
   void Profile(bool on) override { device_->Enable(on); }
 
   StepTimes TakeTimes() override {
-    const std::lock_guard lock(times_mutex_);
-    return std::exchange(times_, StepTimes());
+    const std::lock_guard lock(look_mutex_);
+    StepTimes times = published_.Load();
+    times.Subtract(std::exchange(seen_, times));
+    return times;
   }
 
   absl::StatusOr<StepResult> LeadStep(const StepPlan& plan) {
     const InStep in_step(this);
     if (options_.world > 1) FACET_RETURN_IF_ERROR(SendPlan(plan, StepForm::kWhole));
-    return RunStep(plan);
+    FACET_RETURN_IF_ERROR(RunStep(plan));
+    return result_;
   }
 
   // Profiled operations are waited for, one by one: there is nothing to overlap.
@@ -231,7 +235,8 @@ class RankImpl : public Rank {
 
   absl::StatusOr<StepResult> LeadEnd() {
     const InStep in_step(this);
-    return EndStep();
+    FACET_RETURN_IF_ERROR(EndStep());
+    return result_;
   }
 
  private:
@@ -355,18 +360,18 @@ class RankImpl : public Rank {
     const bool overlapping = form == StepForm::kOverlapping;
     if (overlapping && !CanOverlap()) return Internal("step {} overlaps others", plan.step);
     while (steps_->under_way() > (overlapping ? StepRunner::kUnderWayMax - 1 : 0)) {
-      FACET_RETURN_IF_ERROR(EndStep().status());
+      FACET_RETURN_IF_ERROR(EndStep());
     }
-    return overlapping ? BeginStep(plan) : RunStep(plan).status();
+    return overlapping ? BeginStep(plan) : RunStep(plan);
   }
 
-  absl::StatusOr<StepResult> RunStep(const StepPlan& plan) {
+  absl::Status RunStep(const StepPlan& plan) {
     placement_->BindCaller();
     const Communicator::Times idle = communicator_->TakeTimes();  // until the plan had come
     const Clock::time_point start = Clock::now();
-    FACET_ASSIGN_OR_RETURN(StepResult result, steps_->Run(plan, communicator_.get()));
+    FACET_RETURN_IF_ERROR(steps_->Run(plan, communicator_.get(), &result_));
     CountTimes(SecondsSince(start), idle, !plan.segments.empty());
-    return result;
+    return absl::OkStatus();
   }
 
   absl::Status BeginStep(const StepPlan& plan) {
@@ -378,29 +383,24 @@ class RankImpl : public Rank {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<StepResult> EndStep() {
+  absl::Status EndStep() {
     const Clock::time_point start = Clock::now();
-    FACET_ASSIGN_OR_RETURN(StepResult result, steps_->End());
+    FACET_RETURN_IF_ERROR(steps_->End(&result_));
     CountTimes(SecondsSince(start), {}, true);
-    return result;
+    return absl::OkStatus();
   }
 
   void CountTimes(double total_s, const Communicator::Times& idle, bool computed) {
     const Communicator::Times collective = communicator_->TakeTimes();
-    const std::lock_guard lock(times_mutex_);
     if (computed) {
       ++times_.steps;
       if (device_->on()) times_.profile.Add(ProfileOf(total_s, collective));
     }
     times_.wait_s += idle.wait_s + collective.wait_s;
     times_.collective_s += idle.work_s + collective.work_s;
-    const HeadReads reads = device_->head_reads();
-    times_.head.rows += reads.rows - counted_.rows;
-    times_.head.screened += reads.screened - counted_.screened;
-    times_.head.completed += reads.completed - counted_.completed;
-    times_.head.bytes += reads.bytes - counted_.bytes;
-    counted_ = reads;
     times_.compute_s += std::max(0.0, total_s - collective.wait_s - collective.work_s);
+    times_.head = device_->head_reads();
+    published_.Store(times_);
   }
 
   // Of the step just run: what the device counted, and the rest of its time.
@@ -437,9 +437,12 @@ class RankImpl : public Rank {
   std::unique_ptr<Communicator> communicator_;
   std::atomic<uint64_t> moved_ = 0;
   std::atomic<bool> in_step_ = false;
-  std::mutex times_mutex_;
-  StepTimes times_;
-  HeadReads counted_;  // of the device's, in times_ already
+  // The thread's that runs steps:
+  StepResult result_;  // of the last one, kept for its memory
+  StepTimes times_;    // of all
+  PublishedTimes published_;
+  std::mutex look_mutex_;  // between those who look; no step takes it
+  StepTimes seen_;         // at the last look
 };
 
 absl::StatusOr<StepResult> GroupExecutor::Run(const StepPlan& plan) {

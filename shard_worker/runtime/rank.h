@@ -22,7 +22,7 @@
 #include "shard_worker/engine/engine.h"
 #include "shard_worker/runtime/executor.h"
 #include "shard_worker/runtime/placement.h"
-#include "shard_worker/runtime/step_profile.h"
+#include "shard_worker/runtime/step_times.h"
 
 namespace facet {
 
@@ -89,16 +89,6 @@ struct RankProgress {
   bool in_step = false;  // it should move soon
 };
 
-// Seconds since the last look.
-struct StepTimes {
-  int64_t steps = 0;
-  double compute_s = 0;
-  double collective_s = 0;  // moving and adding
-  double wait_s = 0;        // for slower ranks, and for the next plan
-  HeadReads head;           // of the output layer
-  StepProfile profile;      // of the steps that were profiled
-};
-
 class Rank {
  public:
   // InvalidArgument or FailedPrecondition with a sentence about the file, the degree or the
@@ -128,7 +118,8 @@ class Rank {
   // Ends it. REQUIRES: no step runs and Follow() has returned. Repeating is harmless.
   virtual void Detach() = 0;
 
-  // On rank 0. The executor borrows the rank.
+  // On rank 0. The executor borrows the rank. What it returns of a step is its caller's: a copy of
+  // the result, which each step allocates once it is computed.
   virtual std::unique_ptr<Executor> MakeExecutor() = 0;
   // On the other ranks: runs the leader's plans until it says stop (OK) or the group breaks.
   virtual absl::Status Follow() = 0;
@@ -139,7 +130,7 @@ class Rank {
   // Any thread. From the next step on, whether the rank sums up what each operation takes. Costs
   // about 50 ns per operation, and nothing while it is off.
   virtual void Profile(bool on) = 0;
-  // Any thread.
+  // Since the last look. Any thread.
   virtual StepTimes TakeTimes() = 0;
   // Any thread.
   virtual RankProgress progress() const = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "base/prng.h"
 #include "base/status.h"
@@ -77,31 +78,6 @@ void KeepBest(std::vector<Candidate>* candidates, size_t count) {
   if (candidates->size() > count) candidates->resize(count);
 }
 
-// How many of the best candidates survive top_k, top_p and min_p; nothing if that takes more
-// candidates than `best` holds.
-std::optional<size_t> Survivors(const SamplingParams& p, const std::vector<Candidate>& best,
-                                std::span<const SliceSum> sums, int64_t vocabulary) {
-  const bool whole = p.top_k > 0 || static_cast<int64_t>(best.size()) == vocabulary;
-  std::vector<float> weights;
-  for (const Candidate& c : best) {
-    weights.push_back(CanonicalExp(c.processed - best[0].processed));
-  }
-  float total = 0;
-  if (p.top_k > 0) {
-    for (const float weight : weights) total += weight;
-  } else if (p.top_p < 1) {
-    total = MergeSums(sums).sum;
-  }
-  float mass = 0;
-  for (size_t i = 0; i < best.size(); ++i) {
-    if (p.top_p < 1 && i > 0 && mass >= p.top_p * total) return i;
-    if (p.min_p > 0 && weights[i] < p.min_p) return i;
-    mass += weights[i];
-  }
-  if (whole || (p.top_p < 1 && mass >= p.top_p * total)) return best.size();
-  return std::nullopt;
-}
-
 const Candidate& Draw(std::span<const Candidate> survivors, uint64_t key) {
   const Candidate* chosen = nullptr;
   float chosen_order = 0;
@@ -126,26 +102,6 @@ void WriteReply(const CandidateReply& reply, std::span<const float> scored,
 }
 
 uint64_t KeyOf(const SampleRow& row) { return PositionKey(row.state->seed(), row.position + 1); }
-
-// The token the row samples, or nothing if more candidates are needed.
-std::optional<Candidate> Choose(const SampleRow& row, const Gathered& all, int64_t vocabulary) {
-  const SamplingParams& p = row.state->sampling();
-  if (Greedy(p) || !Filters(p)) return all.best.front();
-  const std::optional<size_t> survivors = Survivors(p, all.best, all.sums, vocabulary);
-  if (!survivors.has_value()) return std::nullopt;
-  return Draw(std::span(all.best).first(*survivors), KeyOf(row));
-}
-
-ScoredToken Score(TokenId id, float raw, const SequenceState& state, const Gathered& all) {
-  ScoredToken token;
-  token.id = id;
-  if (state.logprobs() < 0) return token;
-  const SliceSum sum = MergeSums(all.raw_sums);
-  const float log_sum = sum.max + CanonicalLog(sum.sum);
-  token.logprob = raw - log_sum;
-  for (const Candidate& c : all.raw_best) token.top.emplace_back(c.id, c.raw - log_sum);
-  return token;
-}
 
 }  // namespace
 
@@ -197,10 +153,28 @@ std::span<CandidateReply> Sampler::MakeRoom(size_t replies) {
   return found;
 }
 
+void Sampler::TakeBack(ScoredToken* token) {
+  if (token->top.capacity() > 0) spare_.push_back(std::move(token->top));
+}
+
+void Sampler::Clear(size_t rows, std::vector<SampleOutcome>* outcomes) {
+  for (SampleOutcome& outcome : *outcomes) {
+    if (outcome.sampled) TakeBack(&*outcome.sampled);
+    if (outcome.scored) TakeBack(&*outcome.scored);
+  }
+  outcomes->assign(rows, {});
+}
+
+std::span<const LogitEdit> Sampler::EditsOf(const SampleRow& row, size_t index) {
+  edits_.resize(std::max(edits_.size(), index + 1));
+  row.state->FindEdits(slices_.first_id, slices_.starts.back(), row.assumed, &edits_[index]);
+  return edits_[index];
+}
+
 void Sampler::Look(Floats logits, const SampleRow& row, int count) {
   const int64_t size = slices_.starts.back();
-  const std::vector<LogitEdit> edits =
-      row.sample ? row.state->Edits(slices_.first_id, size, row.assumed) : std::vector<LogitEdit>();
+  std::span<const LogitEdit> edits;
+  if (row.sample) edits = EditsOf(row, 0);
   MakeRoom(1);
   device_->FindCandidates(logits, slices_, MakeQuery(row, count, edits), &found_[0]);
   float scored = 0;
@@ -224,6 +198,54 @@ absl::Status Sampler::ReadReplies() {
   return absl::OkStatus();
 }
 
+std::optional<size_t> Sampler::Survivors(const SamplingParams& p) {
+  const std::vector<Candidate>& best = all_.best;
+  const bool whole = p.top_k > 0 || static_cast<int64_t>(best.size()) == vocabulary_;
+  weights_.clear();
+  for (const Candidate& c : best) {
+    weights_.push_back(CanonicalExp(c.processed - best[0].processed));
+  }
+  float total = 0;
+  if (p.top_k > 0) {
+    for (const float weight : weights_) total += weight;
+  } else if (p.top_p < 1) {
+    total = MergeSums(all_.sums).sum;
+  }
+  float mass = 0;
+  for (size_t i = 0; i < best.size(); ++i) {
+    if (p.top_p < 1 && i > 0 && mass >= p.top_p * total) return i;
+    if (p.min_p > 0 && weights_[i] < p.min_p) return i;
+    mass += weights_[i];
+  }
+  if (whole || (p.top_p < 1 && mass >= p.top_p * total)) return best.size();
+  return std::nullopt;
+}
+
+std::optional<Candidate> Sampler::Choose(const SampleRow& row) {
+  const SamplingParams& p = row.state->sampling();
+  if (Greedy(p) || !Filters(p)) return all_.best.front();
+  const std::optional<size_t> survivors = Survivors(p);
+  if (!survivors.has_value()) return std::nullopt;
+  return Draw(std::span(all_.best).first(*survivors), KeyOf(row));
+}
+
+ScoredToken Sampler::Score(TokenId id, float raw, const SequenceState& state) {
+  ScoredToken token;
+  token.id = id;
+  if (state.logprobs() < 0) return token;
+  const SliceSum sum = MergeSums(all_.raw_sums);
+  const float log_sum = sum.max + CanonicalLog(sum.sum);
+  token.logprob = raw - log_sum;
+  if (all_.raw_best.empty()) return token;
+  if (!spare_.empty()) {
+    token.top = std::move(spare_.back());
+    spare_.pop_back();
+    token.top.clear();
+  }
+  for (const Candidate& c : all_.raw_best) token.top.emplace_back(c.id, c.raw - log_sum);
+  return token;
+}
+
 bool Sampler::NeedsLogits(const SampleRow& row) {
   const SamplingParams& p = row.state->sampling();
   if (!row.sample || row.score) return true;
@@ -237,12 +259,10 @@ bool Sampler::BestIsChosen(const SequenceStart& start) {
 }
 
 std::span<const CandidateQuery> Sampler::Queries(std::span<const SampleRow> rows) {
-  edits_.resize(std::max(edits_.size(), rows.size()));
   queries_.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
-    const SampleRow& row = rows[i];
-    edits_[i] = row.state->Edits(slices_.first_id, slices_.starts.back(), row.assumed);
-    queries_.push_back(MakeQuery(row, FirstCount(row.state->sampling(), vocabulary_), edits_[i]));
+    const int count = FirstCount(rows[i].state->sampling(), vocabulary_);
+    queries_.push_back(MakeQuery(rows[i], count, EditsOf(rows[i], i)));
   }
   return queries_;
 }
@@ -254,7 +274,7 @@ absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows
   mine_.clear();
   for (const CandidateReply& reply : found) WriteReply(reply, {}, &mine_);
   FACET_RETURN_IF_ERROR(Exchange(communicator));
-  outcomes->assign(rows.size(), {});
+  Clear(rows.size(), outcomes);
   for (size_t i = 0; i < rows.size(); ++i) {
     FACET_RETURN_IF_ERROR(ReadReplies());
     SampleOutcome& outcome = (*outcomes)[i];
@@ -262,9 +282,9 @@ absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows
     if (!all_.finite) continue;
     KeepBest(&all_.best, static_cast<size_t>(queries_[i].count));
     KeepBest(&all_.raw_best, static_cast<size_t>(queries_[i].raw_count));
-    const std::optional<Candidate> chosen = Choose(rows[i], all_, vocabulary_);
+    const std::optional<Candidate> chosen = Choose(rows[i]);
     if (!chosen) return Internal("the best candidates do not decide");
-    outcome.sampled = Score(chosen->id, chosen->raw, *rows[i].state, all_);
+    outcome.sampled = Score(chosen->id, chosen->raw, *rows[i].state);
   }
   return absl::OkStatus();
 }
@@ -272,42 +292,42 @@ absl::Status Sampler::Search(const AskHead& ask, std::span<const SampleRow> rows
 absl::Status Sampler::Run(Floats logits, std::span<const SampleRow> rows,
                           Communicator* communicator, std::vector<SampleOutcome>* outcomes) {
   const int64_t size = slices_.starts.back();
-  outcomes->assign(rows.size(), {});
-  std::vector<int> counts;
-  std::vector<size_t> open(rows.size());  // rows without an outcome yet
+  Clear(rows.size(), outcomes);
+  counts_.clear();
+  open_.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
-    counts.push_back(FirstCount(rows[i].state->sampling(), vocabulary_));
-    open[i] = i;
+    counts_.push_back(FirstCount(rows[i].state->sampling(), vocabulary_));
+    open_.push_back(i);
   }
-  while (!open.empty()) {
+  while (!open_.empty()) {
     mine_.clear();
-    for (const size_t i : open) {
-      Look(Floats{logits.data + static_cast<int64_t>(i) * size, size}, rows[i], counts[i]);
+    for (const size_t i : open_) {
+      Look(Floats{logits.data + static_cast<int64_t>(i) * size, size}, rows[i], counts_[i]);
     }
     FACET_RETURN_IF_ERROR(Exchange(communicator));
-    std::vector<size_t> still_open;
-    for (const size_t i : open) {
+    size_t still_open = 0;
+    for (const size_t i : open_) {
       const SampleRow& row = rows[i];
       SampleOutcome& outcome = (*outcomes)[i];
       FACET_RETURN_IF_ERROR(ReadReplies());
       outcome.finite = all_.finite;
       if (!all_.finite) continue;
-      KeepBest(&all_.best, static_cast<size_t>(counts[i]));
+      KeepBest(&all_.best, static_cast<size_t>(counts_[i]));
       KeepBest(&all_.raw_best, static_cast<size_t>(std::max(row.state->logprobs(), 0)));
       if (row.score) {
         if (all_.scored.size() != 1) return Internal("token {} has no single owner", *row.score);
-        outcome.scored = Score(*row.score, all_.scored[0], *row.state, all_);
+        outcome.scored = Score(*row.score, all_.scored[0], *row.state);
       }
       if (!row.sample) continue;
-      if (const std::optional<Candidate> chosen = Choose(row, all_, vocabulary_)) {
-        outcome.sampled = Score(chosen->id, chosen->raw, *row.state, all_);
+      if (const std::optional<Candidate> chosen = Choose(row)) {
+        outcome.sampled = Score(chosen->id, chosen->raw, *row.state);
       } else {
-        const int64_t more = int64_t{counts[i]} * kCandidatesGrowth;
-        counts[i] = static_cast<int>(std::min(more, vocabulary_));
-        still_open.push_back(i);
+        const int64_t more = int64_t{counts_[i]} * kCandidatesGrowth;
+        counts_[i] = static_cast<int>(std::min(more, vocabulary_));
+        open_[still_open++] = i;
       }
     }
-    open = std::move(still_open);
+    open_.resize(still_open);
   }
   return absl::OkStatus();
 }

@@ -9,6 +9,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -45,8 +46,7 @@ struct Gathered {
   void Clear();
 };
 
-// Keeps its memory from call to call: searches of as many rows as before allocate nothing, unless
-// they ask for penalties, biases or log-probabilities.
+// Keeps its memory from call to call: what needs no more than calls before allocates nothing.
 class Sampler {
  public:
   // `slices`: this rank's part of the vocabulary; `vocabulary`: all ranks' ids.
@@ -70,8 +70,14 @@ class Sampler {
   // What Search() would ask about such rows. Valid until the next call.
   std::span<const CandidateQuery> Queries(std::span<const SampleRow> rows);
   const VocabularySlices& slices() const { return slices_; }
+  // Takes the memory of a token of earlier outcomes that nobody reads any more.
+  void TakeBack(ScoredToken* token);
 
  private:
+  // Makes *outcomes empty ones of so many rows.
+  void Clear(size_t rows, std::vector<SampleOutcome>* outcomes);
+  // What the row's sequence edits in this rank's slice, in the given one of edits_.
+  std::span<const LogitEdit> EditsOf(const SampleRow& row, size_t index);
   CandidateQuery MakeQuery(const SampleRow& row, int count, std::span<const LogitEdit> edits) const;
   // Empty replies.
   std::span<CandidateReply> MakeRoom(size_t replies);
@@ -82,11 +88,20 @@ class Sampler {
   absl::Status Exchange(Communicator* communicator);
   // Reads all ranks' replies about the next row into all_.
   absl::Status ReadReplies();
+  // How many of all_.best survive top_k, top_p and min_p; nothing if that takes more candidates.
+  std::optional<size_t> Survivors(const SamplingParams& p);
+  // The token that the row samples, or nothing if more candidates are needed.
+  std::optional<Candidate> Choose(const SampleRow& row);
+  ScoredToken Score(TokenId id, float raw, const SequenceState& state);
 
   Device* const device_;
   const VocabularySlices slices_;
   const int64_t vocabulary_;
+  // Alternatives of tokens that were taken back.
+  std::vector<std::vector<std::pair<TokenId, float>>> spare_;
   // Of the call that runs:
+  std::vector<int> counts_;                    // candidates asked for, by row
+  std::vector<size_t> open_;                   // rows without an outcome yet
   std::vector<std::vector<LogitEdit>> edits_;  // by row
   std::vector<CandidateQuery> queries_;
   std::vector<CandidateReply> found_;
@@ -94,6 +109,7 @@ class Sampler {
   std::vector<std::vector<std::byte>> replies_;   // by rank
   std::vector<std::span<const std::byte>> rest_;  // of each, not read yet
   Gathered all_;
+  std::vector<float> weights_;  // of all_.best
 };
 
 }  // namespace facet

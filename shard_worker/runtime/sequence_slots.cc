@@ -33,23 +33,37 @@ std::string Sha256::Digest() const {
   return digest;
 }
 
-SequenceState::SequenceState(SequenceStart start) : start_(std::move(start)) {
+SequenceState::SequenceState(SequenceStart start, int64_t tokens_max) : start_(std::move(start)) {
+  if (penalises()) counts_.reserve(static_cast<size_t>(tokens_max));
   for (size_t i = 0; i < start_.history.size(); ++i) {
-    Count(start_.history[i], static_cast<int>(i) >= start_.prompt_length);
+    counts_.push_back({start_.history[i], static_cast<int>(i) >= start_.prompt_length ? 1 : 0});
   }
   start_.history.clear();
+  std::sort(counts_.begin(), counts_.end(),
+            [](const Count& a, const Count& b) { return a.id < b.id; });
+  size_t ids = 0;
+  for (const Count& count : counts_) {
+    if (ids > 0 && counts_[ids - 1].id == count.id) {
+      counts_[ids - 1].output += count.output;
+    } else {
+      counts_[ids++] = count;
+    }
+  }
+  counts_.resize(ids);
 }
 
-void SequenceState::Count(TokenId token, bool output) {
-  Counts& counts = counts_[token];
-  ++counts.all;
-  if (output) ++counts.output;
+std::vector<SequenceState::Count>::const_iterator SequenceState::CountOf(TokenId id) const {
+  return std::lower_bound(counts_.begin(), counts_.end(), id,
+                          [](const Count& count, TokenId other) { return count.id < other; });
 }
 
 void SequenceState::Append(TokenId token) {
   last_sampled_ = token;
   kept_ = false;
-  if (penalises()) Count(token, true);
+  if (!penalises()) return;
+  auto count = counts_.begin() + (CountOf(token) - counts_.begin());
+  if (count == counts_.end() || count->id != token) count = counts_.insert(count, {token, 0});
+  ++count->output;
 }
 
 void SequenceState::Keep() {
@@ -74,32 +88,34 @@ LogitEdit SequenceState::Penalty(int32_t row, int64_t output) const {
   return edit;
 }
 
-std::vector<LogitEdit> SequenceState::Edits(int32_t first_id, int64_t rows,
-                                            std::span<const TokenId> assumed) const {
+void SequenceState::FindEdits(int32_t first_id, int64_t rows, std::span<const TokenId> assumed,
+                              std::vector<LogitEdit>* edits) const {
   const int64_t end_id = first_id + rows;
   if (!penalises()) assumed = {};
   const auto times = [assumed](TokenId id) {
     return std::count(assumed.begin(), assumed.end(), id);
   };
-  std::vector<LogitEdit> edits;
-  for (auto it = counts_.lower_bound(first_id); it != counts_.end() && it->first < end_id; ++it) {
-    edits.push_back(Penalty(it->first - first_id, it->second.output + times(it->first)));
+  edits->clear();
+  edits->reserve(counts_.capacity() + start_.sampling.logit_bias.size());
+  for (auto it = CountOf(first_id); it != counts_.end() && it->id < end_id; ++it) {
+    edits->push_back(Penalty(it->id - first_id, it->output + times(it->id)));
   }
   // Makes the edit of a row if there is none yet.
-  const auto find = [&edits](int32_t row) {
-    const auto edit = std::lower_bound(edits.begin(), edits.end(), row,
+  const auto find = [edits](int32_t row) {
+    const auto edit = std::lower_bound(edits->begin(), edits->end(), row,
                                        [](const LogitEdit& e, int32_t r) { return e.row < r; });
-    const bool there = edit != edits.end() && edit->row == row;
-    return there ? edit : edits.insert(edit, LogitEdit{.row = row});
+    const bool there = edit != edits->end() && edit->row == row;
+    return there ? edit : edits->insert(edit, LogitEdit{.row = row});
   };
   for (const TokenId id : assumed) {
-    if (id < first_id || id >= end_id || counts_.contains(id)) continue;
+    if (id < first_id || id >= end_id) continue;
+    const auto count = CountOf(id);
+    if (count != counts_.end() && count->id == id) continue;
     *find(id - first_id) = Penalty(id - first_id, times(id));
   }
   for (const auto& [id, bias] : start_.sampling.logit_bias) {
     if (id >= first_id && id < end_id) find(id - first_id)->bias = bias;
   }
-  return edits;
 }
 
 void SequenceSlots::Apply(const StepPlan& plan) {
@@ -107,7 +123,7 @@ void SequenceSlots::Apply(const StepPlan& plan) {
   for (const SequenceStart& start : plan.starts) {
     std::unique_ptr<SequenceState>& state = states_.at(start.slot.value);
     FACET_CHECK(state == nullptr, "slot {} is taken", start.slot.value);
-    state = std::make_unique<SequenceState>(start);
+    state = std::make_unique<SequenceState>(start, tokens_max_);
   }
 }
 

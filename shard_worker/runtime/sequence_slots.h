@@ -5,7 +5,6 @@
 // penalties need, and a digest of its logits where a test asks for one.
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -40,7 +39,9 @@ class Sha256 {
 
 class SequenceState {
  public:
-  explicit SequenceState(SequenceStart start);
+  // Of a sequence of `tokens_max` tokens at most: it takes the room that they need now, if they are
+  // counted.
+  SequenceState(SequenceStart start, int64_t tokens_max);
 
   const SequenceStart& start() const { return start_; }  // without its history
   uint64_t seed() const { return start_.seed; }
@@ -60,22 +61,23 @@ class SequenceState {
   // Else what it stands for. REQUIRES: a token was sampled.
   TokenId last_sampled() const;
 
-  // The logit edits inside [first_id, first_id + rows) that bias and penalties ask for, by row, as
-  // if the tokens `assumed` had been appended.
-  std::vector<LogitEdit> Edits(int32_t first_id, int64_t rows,
-                               std::span<const TokenId> assumed) const;
+  // *edits = those inside [first_id, first_id + rows) that bias and penalties ask for, by row, as
+  // if the tokens `assumed` had been appended. It gets room for all that may ever be asked for.
+  void FindEdits(int32_t first_id, int64_t rows, std::span<const TokenId> assumed,
+                 std::vector<LogitEdit>* edits) const;
 
  private:
+  struct Count {
+    TokenId id;
+    int output;  // so often among the output
+  };
   bool penalises() const { return Penalises(start_.sampling); }
-  void Count(TokenId token, bool output);
+  // Where the token's count is, or would be inserted.
+  std::vector<Count>::const_iterator CountOf(TokenId id) const;
   LogitEdit Penalty(int32_t row, int64_t output) const;
 
   SequenceStart start_;
-  struct Counts {
-    int all = 0;  // in prompt and output
-    int output = 0;
-  };
-  std::map<TokenId, Counts> counts_;  // ordered: edits come out by row
+  std::vector<Count> counts_;  // of the prompt's and the output's tokens, ids ascending
   std::optional<TokenId> last_sampled_;
   bool kept_ = false;
   Sha256 digest_;
@@ -83,7 +85,9 @@ class SequenceState {
 
 class SequenceSlots {
  public:
-  explicit SequenceSlots(int slots) : states_(static_cast<size_t>(slots)) {}
+  // Of sequences of `tokens_max` tokens at most.
+  SequenceSlots(int slots, int64_t tokens_max)
+      : tokens_max_(tokens_max), states_(static_cast<size_t>(slots)) {}
 
   // Forgets the plan's ends, then makes its starts.
   void Apply(const StepPlan& plan);
@@ -91,6 +95,7 @@ class SequenceSlots {
   const SequenceState& operator[](SlotId slot) const;
 
  private:
+  int64_t tokens_max_;
   std::vector<std::unique_ptr<SequenceState>> states_;
 };
 

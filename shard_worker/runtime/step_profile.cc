@@ -24,4 +24,16 @@ void StepProfile::Add(const StepProfile& other) {
   }
 }
 
+void StepProfile::Subtract(const StepProfile& other) {
+  steps -= other.steps;
+  rows -= other.rows;
+  seconds -= other.seconds;
+  for (size_t i = 0; i < operations.size(); ++i) {
+    operations[i].calls -= other.operations[i].calls;
+    operations[i].seconds -= other.operations[i].seconds;
+    operations[i].bytes -= other.operations[i].bytes;
+    operations[i].operations -= other.operations[i].operations;
+  }
+}
+
 }  // namespace facet

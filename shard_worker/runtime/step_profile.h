@@ -49,6 +49,7 @@ struct StepProfile {
     return operations[static_cast<size_t>(operation)];
   }
   void Add(const StepProfile& other);
+  void Subtract(const StepProfile& other);
 };
 
 }  // namespace facet

@@ -28,10 +28,10 @@ StepRunner::StepRunner(Options options, Forward* forward, Device* device)
       forward_(forward),
       device_(device),
       sampler_(device, options_.slices, options_.vocabulary),
-      slots_(options_.sequences_max) {}
+      slots_(options_.sequences_max, options_.context_tokens) {}
 
 void StepRunner::Reset() {
-  slots_ = SequenceSlots(options_.sequences_max);
+  slots_ = SequenceSlots(options_.sequences_max, options_.context_tokens);
   forward_->DropBest();
   count_ = 0;
 }
@@ -47,22 +47,33 @@ absl::Status StepRunner::Compute(const StepPlan& plan, Communicator* communicato
   return forward_->Run(layout, tokens_, wanted_, communicator);
 }
 
-absl::StatusOr<StepResult> StepRunner::Run(const StepPlan& plan, Communicator* communicator) {
+absl::Status StepRunner::Run(const StepPlan& plan, Communicator* communicator, StepResult* result) {
   FACET_CHECK(count_ == 0, "step {} while {} are under way", plan.step, count_);
   FACET_RETURN_IF_ERROR(Compute(plan, communicator));
-  StepResult result;
-  result.step = plan.step;
-  if (plan.segments.empty()) return result;
-  result.segments.resize(plan.segments.size());
+  Clear(plan.step, plan.segments.size(), result);
+  if (plan.segments.empty()) return absl::OkStatus();
   const std::span<const LogitRow> rows = logit_rows_;
   for (size_t first = 0; first < rows.size(); first += kLogitRowsMax) {
     const size_t count = std::min<size_t>(kLogitRowsMax, rows.size() - first);
-    FACET_RETURN_IF_ERROR(ComputeLogits(plan, rows.subspan(first, count), result.segments));
+    FACET_RETURN_IF_ERROR(ComputeLogits(plan, rows.subspan(first, count), result->segments));
     options_.progress();
   }
-  Remember(plan, result.segments);
+  Remember(plan, result->segments);
   device_->EndStep();
-  return result;
+  return absl::OkStatus();
+}
+
+void StepRunner::Clear(uint64_t step, size_t segments, StepResult* result) {
+  for (SegmentResult& segment : result->segments) {
+    for (ScoredToken& token : segment.sampled) sampler_.TakeBack(&token);
+    for (ScoredToken& token : segment.prompt) sampler_.TakeBack(&token);
+    segment.sampled.clear();
+    segment.prompt.clear();
+    segment.finite = true;
+    segment.logits_sha256.clear();
+  }
+  result->step = step;
+  result->segments.resize(segments);
 }
 
 const SequenceStart& StepRunner::StartOf(const StepPlan& plan, SlotId slot) const {
@@ -112,14 +123,12 @@ absl::Status StepRunner::Ask(const StepPlan& plan, std::span<const LogitRow> row
   return forward_->Ask(step_rows_, sampler_.slices(), sampler_.Queries(samples_), keep_);
 }
 
-absl::StatusOr<StepResult> StepRunner::End() {
+absl::Status StepRunner::End(StepResult* result) {
   FACET_CHECK(count_ > 0, "no step is under way");
   UnderWay& step = under_way_[static_cast<size_t>(first_)];
   first_ = (first_ + 1) % kUnderWayMax;
   --count_;
-  StepResult result;
-  result.step = step.step;
-  result.segments.resize(step.segments);
+  Clear(step.step, step.segments, result);
   for (size_t i = 0; i < step.rows.size(); ++i) {
     const size_t in_tile = i % kLogitRowsMax;
     if (in_tile == 0) {
@@ -128,11 +137,11 @@ absl::StatusOr<StepResult> StepRunner::End() {
       if (!read.ok()) return Annotate(read, fmt::format("step {}", step.step));
       options_.progress();
     }
-    SegmentResult& segment = result.segments[step.rows[i]];
+    SegmentResult& segment = result->segments[step.rows[i]];
     segment.finite = best_[in_tile].finite;
     if (segment.finite) segment.sampled.emplace_back().id = best_[in_tile].id;
   }
-  return result;
+  return absl::OkStatus();
 }
 
 // The step's rows, segment by segment.
@@ -227,11 +236,11 @@ absl::Status StepRunner::Search() {
 // Adds one row of logits, assembled from all ranks in vocabulary order, to a sequence's digest.
 absl::Status StepRunner::HashRow(Floats logits, size_t index, SequenceState* state) {
   const int64_t mine = forward_->vocabulary_rows();
-  std::vector<float> slice(static_cast<size_t>(mine));
-  device_->CopyOut(Floats{logits.data + static_cast<int64_t>(index) * mine, mine}, slice);
-  std::vector<std::vector<std::byte>> slices;  // in host memory, whatever the device's
-  FACET_RETURN_IF_ERROR(communicator_->AllGatherBytes(std::as_bytes(std::span(slice)), &slices));
-  for (const std::vector<std::byte>& part : slices)
+  hashed_.resize(static_cast<size_t>(mine));
+  device_->CopyOut(Floats{logits.data + static_cast<int64_t>(index) * mine, mine}, hashed_);
+  FACET_RETURN_IF_ERROR(
+      communicator_->AllGatherBytes(std::as_bytes(std::span(hashed_)), &hashed_rows_));
+  for (const std::vector<std::byte>& part : hashed_rows_)
     state->digest().Update(part.data(), part.size());
   return absl::OkStatus();
 }

@@ -5,13 +5,13 @@
 // ranks, the choice of the next ones.
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "kernels/collectives/communicator.h"
 #include "kernels/device.h"
 #include "shard_worker/engine/step_plan.h"
@@ -21,8 +21,11 @@
 
 namespace facet {
 
-// Keeps what every rank must remember of the running sequences. One thread calls it; what it needs
-// within a step it keeps from the step before, so that steps of a known size allocate only results.
+// Keeps what every rank must remember of the running sequences. One thread calls it. What it needs
+// within a step it keeps from those before: on processors, among ranks that share a host's memory,
+// a step that needs no more than they did allocates nothing, takes no lock, and calls the system
+// only to park where it waits long and to wake who has parked. Starts of sequences allocate, and so
+// do digests, which tests ask for.
 class StepRunner {
  public:
   struct Options {
@@ -30,6 +33,7 @@ class StepRunner {
     int step_tokens_max = 0;         // rows of a step
     VocabularySlices slices;         // this rank's
     int64_t vocabulary = 0;          // all ranks' ids
+    int64_t context_tokens = 0;      // of a sequence, at most
     std::function<void()> progress;  // called at least once per tile of logits
   };
   // Borrows `forward` and `device`, its device.
@@ -39,7 +43,8 @@ class StepRunner {
   void Reset();
   // Every rank runs the same plans in the same order. A plan without segments only ends and begins
   // sequences. After an error nothing of the epoch can be computed any more.
-  absl::StatusOr<StepResult> Run(const StepPlan& plan, Communicator* communicator);
+  // *result may be an earlier step's, whose memory is used again.
+  absl::Status Run(const StepPlan& plan, Communicator* communicator, StepResult* result);
 
   // Run() in two halves, with up to kUnderWayMax steps between them. Whether a plan can be run so,
   // once fewer are under way; all ranks run it the same way.
@@ -47,8 +52,8 @@ class StepRunner {
   // REQUIRES: MayOverlap(plan), fewer than kUnderWayMax steps under way, and of the device a place
   // for a token by slot.
   absl::Status Begin(const StepPlan& plan, Communicator* communicator);
-  // The result of the oldest step under way. Every rank gets it; REQUIRES: there is one.
-  absl::StatusOr<StepResult> End();
+  // Run()'s *result for the oldest step under way. Every rank gets it; REQUIRES: there is one.
+  absl::Status End(StepResult* result);
   static constexpr int kUnderWayMax = 2;
   int under_way() const { return count_; }
 
@@ -80,6 +85,8 @@ class StepRunner {
   absl::Status ComputeLogits(const StepPlan& plan, std::span<const LogitRow> rows,
                              std::span<SegmentResult> results);
   absl::Status Search();
+  // Makes *result an empty one of the step.
+  void Clear(uint64_t step, size_t segments, StepResult* result);
   absl::Status HashRow(Floats logits, size_t index, SequenceState* state);
   void Remember(const StepPlan& plan, std::span<SegmentResult> results);
 
@@ -100,6 +107,9 @@ class StepRunner {
   std::vector<SampleOutcome> outcomes_;
   std::vector<int32_t> keep_;
   std::vector<BestToken> best_;
+  // Of a row whose logits are hashed:
+  std::vector<float> hashed_;                        // this rank's
+  std::vector<std::vector<std::byte>> hashed_rows_;  // all ranks', in host memory
   // The steps that are under way, from the first_th on, in a ring.
   std::array<UnderWay, kUnderWayMax> under_way_;
   int first_ = 0;

@@ -51,7 +51,7 @@ std::vector<SampleOutcome> Sample(const std::vector<float>& logits, const Sequen
       const Floats row = *device->AllocateFloats(slices.starts.back());
       device->CopyIn(std::span(logits).subspan(slices.first_id, slices.starts.back()), row);
       Sampler sampler(device.get(), slices, kVocabulary);
-      const SequenceState state(start);
+      const SequenceState state(start, 64);
       const SampleRow sample{&state, 41, true, score};
       std::vector<SampleOutcome> outcome;
       const absl::Status ran =

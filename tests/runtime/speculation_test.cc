@@ -133,15 +133,16 @@ TEST(SequenceStateTest, AssumedTokensCountAsIfAppended) {
     start.sampling.repetition_penalty = seed % 2 == 0 ? 1 : 1.3f;
     start.sampling.logit_bias = {{3, 1.5f}, {11, -2}};
     if (seed % 30 == 0) start.history.clear();  // and no penalty
-    const SequenceState before(start);
-    SequenceState after(start);
+    const SequenceState before(start, 40);
+    SequenceState after(start, 40);
     std::vector<TokenId> assumed;
     for (uint64_t i = 0; i < seed % 7; ++i) {
       assumed.push_back(static_cast<TokenId>(Mix64(seed, 100 + i) % 30));
       after.Append(assumed.back());
     }
-    const std::vector<LogitEdit> expected = after.Edits(5, 20, {});
-    const std::vector<LogitEdit> edits = before.Edits(5, 20, assumed);
+    std::vector<LogitEdit> expected, edits;
+    after.FindEdits(5, 20, {}, &expected);
+    before.FindEdits(5, 20, assumed, &edits);
     EXPECT_TRUE(
         std::equal(edits.begin(), edits.end(), expected.begin(), expected.end(),
                    [&](const LogitEdit& a, const LogitEdit& b) { return fields(a) == fields(b); }))
