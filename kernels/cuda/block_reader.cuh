@@ -2,8 +2,8 @@
 #define FACET_KERNELS_CUDA_BLOCK_READER_CUH_
 
 // GGUF blocks as tensor cores want them. A reader gives lane t (0..3) of a quad its share of 32
-// weights of one row: columns 4t..4t+3 and 16+4t..16+4t+3, as signed bytes. Layouts:
-// checkpoint/block_formats.cc. All blocks have an even size, so 16 bits can be read at once.
+// weights of one row: columns 4t..4t+3 and 16+4t..16+4t+3, as signed bytes, with aligned loads of
+// 32 bits. Blocks: checkpoint/block_formats.cc; how they lie in a row: kernels/cuda/row_layout.h.
 
 #include "checkpoint/block_formats.h"
 #include "kernels/cuda/language.cuh"
@@ -21,10 +21,6 @@ struct BlockShare {
 
 __device__ __forceinline__ uint16_t Load16(const uint8_t* p) {
   return *reinterpret_cast<const uint16_t*>(p);
-}
-// From an even address.
-__device__ __forceinline__ uint32_t Load32FromEven(const uint8_t* p) {
-  return Load16(p) | static_cast<uint32_t>(Load16(p + 2)) << 16;
 }
 __device__ __forceinline__ uint32_t Load32(const uint8_t* p) { return LoadVector<uint32_t>(p); }
 __device__ __forceinline__ float LoadHalf(const uint8_t* p) { return HalfToFloat(Load16(p)); }
@@ -48,13 +44,24 @@ __device__ __forceinline__ int SixBitMin(const uint8_t* s, int g) {
   return g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | (s[g] >> 6) << 4;
 }
 
+// A block of a row whose blocks lie in pairs: its scale, and its other kBody bytes.
+struct PairedBlock {
+  float scale;
+  const uint8_t* body;
+};
+template <int kBody>
+__device__ __forceinline__ PairedBlock BlockOfPair(const uint8_t* row, int block) {
+  const uint8_t* pair = row + int64_t{block / 2} * (2 * (2 + kBody));
+  return {LoadHalf(pair + 2 * (block % 2)), pair + 4 + kBody * (block % 2)};
+}
+
 struct ReadQ4_0 {
   static constexpr bool kHasMin = false;
   static constexpr bool kHalves = false;
   static __device__ __forceinline__ BlockShare Read(const uint8_t* row, int block, int t) {
-    const uint8_t* p = row + int64_t{block} * 18;
-    const uint32_t v = Load32FromEven(p + 2 + 4 * t);
-    return {MinusOffset<8>(Nibbles(v)), MinusOffset<8>(Nibbles(v >> 4)), LoadHalf(p), 0, 0};
+    const PairedBlock p = BlockOfPair<16>(row, block);
+    const uint32_t v = Load32(p.body + 4 * t);
+    return {MinusOffset<8>(Nibbles(v)), MinusOffset<8>(Nibbles(v >> 4)), p.scale, 0, 0};
   }
 };
 
@@ -72,11 +79,11 @@ struct ReadQ5_0 {
   static constexpr bool kHasMin = false;
   static constexpr bool kHalves = false;
   static __device__ __forceinline__ BlockShare Read(const uint8_t* row, int block, int t) {
-    const uint8_t* p = row + int64_t{block} * 22;
-    const uint32_t fifth = Load32FromEven(p + 2) >> (4 * t);
-    const uint32_t v = Load32FromEven(p + 6 + 4 * t);
+    const PairedBlock p = BlockOfPair<20>(row, block);
+    const uint32_t fifth = Load32(p.body) >> (4 * t);
+    const uint32_t v = Load32(p.body + 4 + 4 * t);
     return {MinusOffset<16>(Nibbles(v) | FifthBits(fifth)),
-            MinusOffset<16>(Nibbles(v >> 4) | FifthBits(fifth >> 16)), LoadHalf(p), 0, 0};
+            MinusOffset<16>(Nibbles(v >> 4) | FifthBits(fifth >> 16)), p.scale, 0, 0};
   }
 };
 
@@ -96,8 +103,8 @@ struct ReadQ8_0 {
   static constexpr bool kHasMin = false;
   static constexpr bool kHalves = false;
   static __device__ __forceinline__ BlockShare Read(const uint8_t* row, int block, int t) {
-    const uint8_t* p = row + int64_t{block} * 34;
-    return {Load32FromEven(p + 2 + 4 * t), Load32FromEven(p + 18 + 4 * t), LoadHalf(p), 0, 0};
+    const PairedBlock p = BlockOfPair<32>(row, block);
+    return {Load32(p.body + 4 * t), Load32(p.body + 16 + 4 * t), p.scale, 0, 0};
   }
 };
 
@@ -131,20 +138,19 @@ struct ReadQ6_K {
   static constexpr bool kHasMin = false;
   static constexpr bool kHalves = true;
   static __device__ __forceinline__ uint32_t SixBits(const uint8_t* ql, const uint8_t* qh, int g) {
-    const uint32_t low = Nibbles(Load32FromEven(ql) >> (g % 4 < 2 ? 0 : 4));
-    const uint32_t high = Load32FromEven(qh) >> (2 * (g % 4)) & 0x03030303u;
+    const uint32_t low = Nibbles(Load32(ql) >> (g % 4 < 2 ? 0 : 4));
+    const uint32_t high = Load32(qh) >> (2 * (g % 4)) & 0x03030303u;
     return MinusOffset<32>(low | high << 4);
   }
   static __device__ __forceinline__ BlockShare Read(const uint8_t* row, int block, int t) {
-    const uint8_t* p = row + int64_t{block / 8} * 210;
+    const PairedBlock p = BlockOfPair<208>(row, block / 8);
     const int g = block % 8;
-    const uint8_t* ql = p + 64 * (g / 4) + 32 * (g % 2) + 4 * t;
-    const uint8_t* qh = p + 128 + 32 * (g / 4) + 4 * t;
-    const uint32_t scales = Load16(p + 192 + 2 * g);
-    const float d = LoadHalf(p + 208);
+    const uint8_t* ql = p.body + 64 * (g / 4) + 32 * (g % 2) + 4 * t;
+    const uint8_t* qh = p.body + 128 + 32 * (g / 4) + 4 * t;
+    const uint32_t scales = Load16(p.body + 192 + 2 * g);
     return {SixBits(ql, qh, g), SixBits(ql + 16, qh + 16, g),
-            MulRn(d, static_cast<float>(static_cast<int8_t>(scales & 255u))),
-            MulRn(d, static_cast<float>(static_cast<int8_t>(scales >> 8))), 0};
+            MulRn(p.scale, static_cast<float>(static_cast<int8_t>(scales & 255u))),
+            MulRn(p.scale, static_cast<float>(static_cast<int8_t>(scales >> 8))), 0};
   }
 };
 

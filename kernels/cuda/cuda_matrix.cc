@@ -1,13 +1,13 @@
 #include "kernels/cuda/cuda_matrix.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
 
 #include "base/status.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/row_layout.h"
 
 namespace facet::cuda {
 namespace {
@@ -36,7 +36,7 @@ absl::StatusOr<std::unique_ptr<CudaMatrix>> CudaMatrix::Load(const MatrixSource&
   matrix->type_ = DeviceType(source.type);
   matrix->rows_ = source.rows;
   matrix->columns_ = source.columns;
-  matrix->row_bytes_ = RowBytes(matrix->type_, source.columns);
+  matrix->row_bytes_ = DeviceRowBytes(matrix->type_, source.columns);
   matrix->leaves_ = MakeLeafRoots(source.columns, cut);
   if (matrix->leaf_count() > kRootLeavesMax) {
     return InvalidArgument("{}: {} leaves, more than {}", source.name, matrix->leaf_count(),
@@ -59,7 +59,7 @@ absl::Status CudaMatrix::CopyRows(const MatrixSource& source, Stream stream) {
       std::byte* const to = piece.data() + i * row_bytes_;
       const std::byte* const from = SourceRow(source, first + i);
       if (type_ == source.type) {
-        std::memcpy(to, from, static_cast<size_t>(row_bytes_));
+        LayOutRow(type_, from, columns_, to);
       } else {
         DequantizeRow(source.type, from, columns_, reinterpret_cast<float*>(to));
       }

@@ -11,8 +11,8 @@
 
 namespace facet::cuda {
 
-// A matrix in device memory, its rows as they lie in the file, one after the other; types without
-// a kernel of their own are widened to F32. The device's memory owns the bytes.
+// A matrix in device memory, its rows (row_layout.h) one after the other; types without a kernel of
+// their own are widened to F32. The device's memory owns the bytes.
 class CudaMatrix final : public Matrix {
  public:
   static absl::StatusOr<std::unique_ptr<CudaMatrix>> Load(const MatrixSource& source,

@@ -21,7 +21,7 @@ namespace facet::cuda {
 // out[i] = x[rows[i]], `width` floats each.
 int GatherRows(Stream stream, const float* x, const int32_t* rows, int count, int width,
                float* out);
-// out[i] = scale * row rows[i] of the table, whose rows lie `row_bytes` apart in a file's format.
+// out[i] = scale * row rows[i] of the table, whose rows (row_layout.h) lie `row_bytes` apart.
 // A row below 0 is the one of the token kept[-1 - rows[i]], row 0 being that of `first_token`;
 // zeros where there is none.
 struct EmbeddedRows {

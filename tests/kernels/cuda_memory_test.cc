@@ -31,6 +31,29 @@ TEST_F(CudaMemory, ADeviceWithoutRoomSaysWhatNeedsHowMuch) {
   EXPECT_THAT(MessageOf(device.status()), HasSubstr("work spaces need 0.06 GiB"));
 }
 
+TEST_F(CudaMemory, WeightsTakeTheFilesBytesAndTheSecondBlockOfEveryPair) {
+  auto device = MakeCudaDevice({});
+  ASSERT_TRUE(device.ok()) << device.status();
+  Random random(1);
+  constexpr int kRows = 5;
+  const auto blocks_of_a_row = [&](TensorType type, int blocks) {
+    const BlockFormat& format = FormatOf(type);
+    const TestMatrix matrix = MakeMatrix(type, kRows, blocks * format.elements, 0.1f, random);
+    return (*(*device)->LoadMatrix(matrix.source(), nullptr))->packed_bytes() /
+           (kRows * format.bytes);
+  };
+  for (const TensorType type :
+       {TensorType::kQ4_0, TensorType::kQ5_0, TensorType::kQ8_0, TensorType::kQ6_K}) {
+    EXPECT_EQ(blocks_of_a_row(type, 1), 2);
+    EXPECT_EQ(blocks_of_a_row(type, 3), 4);
+    EXPECT_EQ(blocks_of_a_row(type, 6), 6);
+  }
+  for (const TensorType type :
+       {TensorType::kQ4_1, TensorType::kQ5_1, TensorType::kQ4_K, TensorType::kQ5_K}) {
+    EXPECT_EQ(blocks_of_a_row(type, 3), 3);
+  }
+}
+
 TEST_F(CudaMemory, WeightsThatDoNotFitAreRefusedWithWhatTookTheRest) {
   cuda_emulator::SetDeviceMemory(int64_t{144} << 20);
   auto device = MakeCudaDevice({});
