@@ -82,7 +82,7 @@ TEST(MappedFile, RefusesAFileItMayNotRead) {
   const std::string path = WriteFile(folder, "secret");
   ASSERT_EQ(::chmod(path.c_str(), 0), 0);
   const bool root = ::geteuid() == 0;  // who may read everything
-  ASSERT_EQ(root ? ::seteuid(65534) : 0, 0);
+  if (root && ::seteuid(65534) != 0) GTEST_SKIP() << "this root may not become another user";
   const auto file = MappedFile::Open(path);
   ASSERT_EQ(root ? ::seteuid(0) : 0, 0);
   EXPECT_EQ(file.status().code(), absl::StatusCode::kPermissionDenied);

@@ -144,10 +144,9 @@ TEST(PackedFile, WhatIsNoFileOfOursIsRefused) {
 }
 
 TEST(PackedFile, AFileOfAnotherUserIsRefused) {
-  if (::geteuid() != 0) GTEST_SKIP() << "only root can give a file away";
   TempFolder folder;
   const std::string path = WriteFile(folder);
-  ASSERT_EQ(::chown(path.c_str(), 12345, 12345), 0);
+  if (::chown(path.c_str(), 12345, 12345) != 0) GTEST_SKIP() << "this user cannot give a file away";
   EXPECT_THAT(WhyNot(path), HasSubstr("another user"));
 }
 

@@ -37,17 +37,25 @@ bool Shell(const std::string& command) {
   return std::system((command + " 2>/dev/null").c_str()) == 0;
 }
 
+// Also with a virtual cable in them, which a kernel may lack.
 bool MayMakeNamespaces() {
   const pid_t child = fork();
-  if (child == 0) _exit(unshare(CLONE_NEWNET) == 0 && Shell("ip link set lo up") ? 0 : 1);
+  if (child == 0) {
+    const bool made = unshare(CLONE_NEWNET) == 0 && Shell("ip link set lo up") &&
+                      Shell("ip link add wire type veth peer name other");
+    _exit(made ? 0 : 1);
+  }
   int status = 1;
   waitpid(child, &status, 0);
   return status == 0;
 }
 
+constexpr int kLaid = 1, kNotLaid = 2;
+
 // What the two processes share to tell each other the time.
 struct Shared {
   std::atomic<int> pids[2];
+  std::atomic<int> cable;  // of kLaid and kNotLaid, once it is known
   std::atomic<int> ready;
   std::atomic<int64_t> event_us;  // when the link went down or the peer was killed
   std::atomic<int64_t> noticed_us[2];
@@ -72,11 +80,13 @@ class TwoHosts : public ::testing::Test {
     shared_->pids[rank] = getpid();
     while (shared_->pids[1 - rank] == 0) std::this_thread::yield();
     // Rank 0 lays the cable once both namespaces are there.
-    if (rank == 0 && !Shell(fmt::format("ip link add wire type veth peer name wire netns {}",
-                                        shared_->pids[1].load()))) {
-      return Internal("cannot lay a virtual cable");
+    if (rank == 0) {
+      const bool laid = Shell(fmt::format("ip link add wire type veth peer name wire netns {}",
+                                          shared_->pids[1].load()));
+      shared_->cable = laid ? kLaid : kNotLaid;
     }
-    while (!Shell("ip link show wire >/dev/null")) std::this_thread::sleep_for(milliseconds(5));
+    while (shared_->cable == 0) std::this_thread::sleep_for(milliseconds(5));
+    if (shared_->cable == kNotLaid) return Internal("cannot lay a virtual cable");
     if (!Shell(fmt::format("ip addr add 10.77.0.{}/24 dev wire && ip link set wire up && "
                            "ip link set lo up",
                            rank + 1))) {

@@ -124,7 +124,7 @@ absl::StatusOr<BenchReport> BenchOfEndlessAnswers(const BenchOptions& options, s
         while (!context.IsCancelled()) std::this_thread::yield();
         return grpc::Status::CANCELLED;
       });
-  return MeasureBench(Connection({.endpoints = {router.address()}}), options, err);
+  return MeasureBench(ConnectTo({.endpoints = {router.address()}}), options, err);
 }
 
 TEST_F(ClientBench, CutsOffWhatRunsWhenTheTimeIsUp) {

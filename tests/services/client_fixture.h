@@ -148,9 +148,23 @@ class FakeRouter : public v1::Inference::Service, v1::Models::Service, v1::Statu
   size_t status_calls_ = 0;
 };
 
+// A connection that stands to every router: what a test then asks is not lost to a first attempt
+// that takes too long.
+inline Connection ConnectTo(ConnectionOptions options) {
+  Connection connection(std::move(options));
+  for (const RouterStubs& router : connection.routers) {
+    grpc::ClientContext context;
+    context.set_wait_for_ready(true);
+    v1::ListModelsResponse models;
+    const grpc::Status status = router.models->List(&context, v1::ListModelsRequest(), &models);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+  }
+  return connection;
+}
+
 class ClientTest : public ::testing::Test {
  protected:
-  Connection Connect() { return Connection({.endpoints = {router_.address()}}); }
+  Connection Connect() { return ConnectTo({.endpoints = {router_.address()}}); }
   absl::Status Generate(GenerateOptions options = {}) {
     if (options.request.prompts().empty()) options.request.add_prompts()->set_text("hi");
     return RunGenerate(Connect(), options, out_, err_);

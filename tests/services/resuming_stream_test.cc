@@ -53,7 +53,7 @@ class ResumingStreamTest : public ::testing::Test {
     options.retry.limit = limit;
     options.retry.backoff_min = milliseconds(1);
     options.retry.backoff_max = milliseconds(4);
-    return Connection(options);
+    return ConnectTo(std::move(options));
   }
   absl::Status Run(const Connection& connection, int n = 1) {
     request_.set_n(n);

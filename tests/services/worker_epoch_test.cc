@@ -21,7 +21,7 @@ using ::testing::AnyOf;
 class MuteRank {
  public:
   MuteRank(const std::string& leader, int rank, int world, bool attaches = true)
-      : stub_(v1::Group::NewStub(MakeChannel(leader))), stream_(stub_->Join(&context_)) {
+      : stub_(v1::Group::NewStub(MakeChannel(leader))), stream_(Join()) {
     absl::StatusOr<CollectiveSeat> seat = CollectiveSeat::Take({}, leader);
     EXPECT_TRUE(seat.ok()) << seat.status();
     v1::RankMessage message;
@@ -52,9 +52,15 @@ class MuteRank {
   }
 
  private:
+  using Stream = grpc::ClientReaderWriter<v1::RankMessage, v1::GroupMessage>;
+  std::unique_ptr<Stream> Join() {
+    context_.set_wait_for_ready(true);  // a connection may need a second attempt
+    return stub_->Join(&context_);
+  }
+
   grpc::ClientContext context_;
   std::unique_ptr<v1::Group::Stub> stub_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::RankMessage, v1::GroupMessage>> stream_;
+  std::unique_ptr<Stream> stream_;
   std::unique_ptr<Communicator> communicator_;
 };
 
@@ -168,6 +174,7 @@ TEST_F(WorkerEpoch, LeaderThatBreaksStandsAgainWithItsFollowers) {
 
 TEST_F(WorkerEpoch, RankThatGoesIsWaitedForAndAnotherProcessMayTakeItsPlace) {
   options_.rank.world = 2;
+  options_.beat.silent = 120'000'000;  // it never says a word
   StartLeader();
   std::optional<MuteRank> first;
   first.emplace(address(), 1, 2);
@@ -189,6 +196,7 @@ TEST_F(WorkerEpoch, RankThatGoesIsWaitedForAndAnotherProcessMayTakeItsPlace) {
 TEST_F(WorkerEpoch, RankThatStaysAwayEndsTheProcess) {
   options_.rank.world = 2;
   options_.rejoin = milliseconds(1);
+  options_.beat.silent = 120'000'000;  // it never says a word
   StartLeader();
   std::optional<MuteRank> rank;
   rank.emplace(address(), 1, 2);
@@ -201,7 +209,6 @@ TEST_F(WorkerEpoch, RankThatStaysAwayEndsTheProcess) {
 
 TEST_F(WorkerEpoch, SilentRankIsGivenUp) {
   options_.rank.world = 2;
-  options_.beat.silent = 300'000;
   StartLeader();
   MuteRank mute(address(), 1, 2);
   AwaitUp();
@@ -220,8 +227,8 @@ TEST_F(WorkerEpoch, SilentRankIsGivenUp) {
 TEST_F(WorkerEpoch, RankThatStandsStillIsGivenUpThoughItSpeaks) {
   options_.rank.world = 2;
   // The leader waits for rank 1 and stands still as long: two beats are what tells them apart.
-  options_.beat.period = options_.link.beat.period = 250'000;
-  options_.beat.stuck = 300'000;
+  options_.beat.period = options_.link.beat.period = 500'000;
+  options_.beat.stuck = 600'000;
   StartLeader();
   StepGate stuck;
   std::thread follower([&] {

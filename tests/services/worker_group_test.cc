@@ -18,7 +18,7 @@ TEST_F(WorkerService, DrainingFinishesWhatRunsAndTakesNothingNew) {
   EXPECT_EQ(HealthOf(address(), ""), kServing);
   Router router(address());
   router.First();
-  const v1::Submit running = Submit(1, 5, 30);
+  const v1::Submit running = Submit(1, 5, 900);
   router.Send({running});
   while (router.answers[1].tokens.size() < 2) ASSERT_TRUE(router.Read());
   stop_.request_stop();
@@ -90,6 +90,7 @@ TEST_F(WorkerService, ARankOfAnotherBuildIsRefused) {
   const auto stub = v1::Group::NewStub(MakeChannel(address()));
   for (const uint64_t version : {uint64_t{0}, kStepProtocolVersion + 1}) {  // 0: has none
     grpc::ClientContext context;
+    context.set_wait_for_ready(true);  // a connection may need a second attempt
     const auto stream = stub->Join(&context);
     v1::RankMessage hello;
     hello.mutable_hello()->set_rank(1);
@@ -134,6 +135,7 @@ TEST_F(WorkerService, RanksThatDoNotFitAreRefusedWithBothValues) {
 
   const auto stub = v1::Group::NewStub(MakeChannel(address()));
   grpc::ClientContext context;
+  context.set_wait_for_ready(true);
   const auto first = stub->Join(&context);
   v1::RankMessage hello;
   hello.mutable_hello()->set_rank(1);
@@ -147,6 +149,7 @@ TEST_F(WorkerService, RanksThatDoNotFitAreRefusedWithBothValues) {
   EXPECT_TRUE(first->Read(&beat) && beat.has_beat());
   // The same rank again, as after a crash that nobody has noticed: the later one counts.
   grpc::ClientContext again;
+  again.set_wait_for_ready(true);
   const auto second = stub->Join(&again);
   ASSERT_TRUE(second->Write(hello) && second->Read(&welcome) && welcome.has_welcome());
   while (first->Read(&beat)) {

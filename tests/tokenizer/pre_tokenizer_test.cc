@@ -87,6 +87,9 @@ TEST(PreTokenizer, RefusesANameItDoesNotKnow) {
   }
 }
 
+// What else the machine does may slow one look down, not each of them.
+constexpr int kLooks = 5;
+
 // Processor time, not wall time: the machine may be busy.
 double SecondsToSplit(const PreTokenizer& pre, const std::string& text) {
   const std::clock_t start = std::clock();
@@ -110,9 +113,13 @@ TEST(PreTokenizer, TimeIsLinearOnHostileText) {
           "!",    "!a",     "'", "''s", " \n",  "\r",   "語", "한",      "١",      "\u180e",
           "\x01", "\u200b", "ǅ", "ʰ",   "aA1 ", "'r",   "’",  "/",       " /",     "\u00a0"}) {
       for (const char* end : {"", "x", "\n", "1"}) {
-        const double small = SecondsToSplit(pre, Repeat(unit, 1 << 14) + end);
-        const double large = SecondsToSplit(pre, Repeat(unit, 1 << 16) + end);
-        EXPECT_LT(large, 10 * small + 0.1) << family << " '" << unit << "' '" << end << "'";
+        bool linear = false;
+        for (int look = 0; look < kLooks && !linear; ++look) {
+          const double small = SecondsToSplit(pre, Repeat(unit, 1 << 14) + end);
+          const double large = SecondsToSplit(pre, Repeat(unit, 1 << 16) + end);
+          linear = large < 10 * small + 0.1;
+        }
+        EXPECT_TRUE(linear) << family << " '" << unit << "' '" << end << "'";
       }
     }
   }

@@ -239,6 +239,9 @@ TEST(Tokenizer, EmptyTokensKeepTheirIds) {
   EXPECT_EQ(tokenizer->Find(""), std::nullopt);
 }
 
+// What else the machine does may slow one look down, not each of them.
+constexpr int kLooks = 5;
+
 // Processor time, not wall time: the machine may be busy.
 double SecondsToEncode(const Tokenizer& tokenizer, const std::string& text) {
   const std::clock_t start = std::clock();
@@ -254,8 +257,12 @@ TEST(Tokenizer, TimeIsLinearInOneLongWord) {
       std::string small;
       while (small.size() < 1 << 18) small += unit;
       const std::string large = small + small + small + small;
-      const double small_seconds = SecondsToEncode(*tokenizer, small);
-      EXPECT_LT(SecondsToEncode(*tokenizer, large), 10 * small_seconds + 0.1) << unit;
+      bool linear = false;
+      for (int look = 0; look < kLooks && !linear; ++look) {
+        const double small_seconds = SecondsToEncode(*tokenizer, small);
+        linear = SecondsToEncode(*tokenizer, large) < 10 * small_seconds + 0.1;
+      }
+      EXPECT_TRUE(linear) << unit;
     }
   }
 }
