@@ -21,7 +21,8 @@ class Injector {
     auto next_router = start + plan_.first_router_fault;
     while (GoesOn(std::chrono::steady_clock::now() - start)) {
       const auto now = std::chrono::steady_clock::now();
-      if (now >= next_rank && DisturbRank()) next_rank += plan_.rank_period;
+      // From now: after one that had to wait the next keeps its distance.
+      if (now >= next_rank && DisturbRank()) next_rank = now + plan_.rank_period;
       if (plan_.router_faults && now >= next_router && KillRouter()) {
         next_router += plan_.router_period;
       }

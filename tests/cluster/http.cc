@@ -18,9 +18,9 @@ constexpr size_t kBodyBytesMax = 4 << 20;
 // A socket that is connected to the port of this host, or -1.
 int Connect(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const timeval second{.tv_sec = 1};
-  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof second);
-  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &second, sizeof second);
+  const timeval patience{.tv_sec = 60};  // more than a machine stands still
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));

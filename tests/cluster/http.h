@@ -6,7 +6,7 @@
 
 namespace facet::testing {
 
-// The body of what `url` ("http://127.0.0.1:port/path") answers with 200, within a second for each
+// The body of what `url` ("http://127.0.0.1:port/path") answers with 200, within a minute for each
 // step; empty if it does not.
 std::string HttpGet(std::string_view url);
 

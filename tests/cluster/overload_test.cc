@@ -98,7 +98,8 @@ class Load : public ::testing::Test {
     return std::make_unique<Connection>(ConnectionOptions{.endpoints = {cluster_->address()},
                                                           .tenant = tenant,
                                                           .timeout = timeout,
-                                                          .retry = {.limit = milliseconds(0)}});
+                                                          .retry = {.limit = milliseconds(0)},
+                                                          .keepalive_timeout = seconds(60)});
   }
 
   // Processor seconds so far: of these clients, of the router and of the ranks.

@@ -89,7 +89,8 @@ TEST(TwoHosts, AnswerAsOneHostDoes) {
   const TempFolder folder;
   const std::string endpoint = "unix:" + folder.File("router.sock");
   const std::vector<std::string> common = {"--model=" + model, "--world=2", "--threads=1",
-                                           "--kv_tokens=4096"};
+                                           "--kv_tokens=4096",
+                                           "--packed_cache=" + folder.File("packed")};
   const auto spawn = [&](int host, const std::string& name, const std::string& binary,
                          std::vector<std::string> flags) {
     auto process =
