@@ -30,7 +30,7 @@ cuda::NcclOptions OptionsFor(const ArenaOptions& options) {
   nccl.slice_bytes_min = 16 << 10;
   nccl.buffer_bytes = options.slot_bytes > kMinSlotBytes ? 4 << 20 : 32 << 10;
   nccl.spin = std::chrono::milliseconds(1);       // ranks share processors here
-  nccl.attach_timeout = std::chrono::minutes(2);  // a slow host is no peer that does not come
+  nccl.attach_timeout = std::chrono::minutes(10);  // a slow host is no peer that does not come
   return nccl;
 }
 
@@ -45,7 +45,7 @@ std::vector<absl::Status> RunNcclDevices(std::vector<MakeCommunicator> hosts,
     auto* const collectives = static_cast<cuda::NcclCollectives*>(device->collectives());
     collectives->SetOptions(options);
     FACET_ASSIGN_OR_RETURN(auto comm, collectives->Join(std::move(host)));
-    comm->SetTimeout(std::chrono::minutes(2));
+    comm->SetTimeout(std::chrono::minutes(10));
     return work(*device, std::move(comm));
   });
 }
