@@ -3,13 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <ctime>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "router/tokenizer/utf8.h"
 #include "tests/tokenizer/golden_reader.h"
+#include "tests/tokenizer/linear_time.h"
 
 namespace facet {
 namespace {
@@ -87,16 +87,6 @@ TEST(PreTokenizer, RefusesANameItDoesNotKnow) {
   }
 }
 
-// What else the machine does may slow one look down, not each of them.
-constexpr int kLooks = 5;
-
-// Processor time, not wall time: the machine may be busy.
-double SecondsToSplit(const PreTokenizer& pre, const std::string& text) {
-  const std::clock_t start = std::clock();
-  EXPECT_FALSE(Split(pre, text).empty());
-  return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-}
-
 std::string Repeat(std::string_view unit, size_t bytes) {
   std::string text;
   while (text.size() < bytes) text += unit;
@@ -113,13 +103,12 @@ TEST(PreTokenizer, TimeIsLinearOnHostileText) {
           "!",    "!a",     "'", "''s", " \n",  "\r",   "語", "한",      "١",      "\u180e",
           "\x01", "\u200b", "ǅ", "ʰ",   "aA1 ", "'r",   "’",  "/",       " /",     "\u00a0"}) {
       for (const char* end : {"", "x", "\n", "1"}) {
-        bool linear = false;
-        for (int look = 0; look < kLooks && !linear; ++look) {
-          const double small = SecondsToSplit(pre, Repeat(unit, 1 << 14) + end);
-          const double large = SecondsToSplit(pre, Repeat(unit, 1 << 16) + end);
-          linear = large < 10 * small + 0.1;
-        }
-        EXPECT_TRUE(linear) << family << " '" << unit << "' '" << end << "'";
+        const auto split = [&pre](const std::string& text) {
+          EXPECT_FALSE(Split(pre, text).empty());
+        };
+        EXPECT_TRUE(
+            TakesLinearTime(split, Repeat(unit, 1 << 14) + end, Repeat(unit, 1 << 16) + end))
+            << family << " '" << unit << "' '" << end << "'";
       }
     }
   }
