@@ -166,7 +166,7 @@ TEST_F(RouterFlow, AFullQueueRefusesWithARetryDelay) {
 TEST_F(RouterFlow, ASlowReaderPausesItsRequestAndMissesNothing) {
   FakeLeader& leader = AddLeader(Letters(), 64);
   options_.inference.stream.pending_bytes_max = 16 << 10;
-  options_.inference.stream.stall_max_us = 600'000'000;  // nobody is dropped here
+  options_.dispatcher.stall_max_us = 600'000'000;  // nobody is dropped here
   Start();
   v1::GenerateRequest request = TextRequest();
   request.set_n(4);
@@ -325,7 +325,7 @@ TEST_F(RouterFlow, ADrainThatRunsOutOfTimeEndsStreamsForAnotherRouter) {
 TEST_F(RouterFlow, ReadersThatNeverReadCostTheOthersNothing) {
   FakeLeader& leader = AddLeader(Letters(), 64);
   options_.inference.stream.pending_bytes_max = 16 << 10;
-  options_.inference.stream.stall_max_us = 600'000'000;  // nobody is dropped here
+  options_.dispatcher.stall_max_us = 600'000'000;  // nobody is dropped here
   Start();
   v1::GenerateRequest request = TextRequest();
   request.set_logprobs(20);  // about 1 MB per choice
