@@ -134,6 +134,8 @@ class Packer {
       FACET_ASSIGN_OR_RETURN(packing.bands, images_.Bands(todo[i].source));
       const int64_t bands = packing.bands.count;
       FACET_CHECK(bands > 0 && todo[i].size >= bands, "{} bands in {} bytes", bands, todo[i].size);
+      FACET_CHECK(packing.bands.planes.size() <= kImagePlanesMax, "{} planes",
+                  packing.bands.planes.size());
       const int64_t step = std::clamp<int64_t>(kRunBytes / (todo[i].size / bands), 1, bands);
       packing.runs_left = (bands + step - 1) / step;
       for (int64_t band = 0; band < bands; band += step) {
