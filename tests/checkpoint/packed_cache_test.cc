@@ -167,24 +167,39 @@ TEST_F(PackedCacheTest, WaitsForAnotherOnlySoLong) {
 }
 
 TEST_F(PackedCacheTest, WaitsAsLongAsTheOtherWrites) {
+  using Clock = std::chrono::steady_clock;
   constexpr milliseconds kWaitMax(1000);
   fs::create_directories(folder_.File("a/b"));
-  const int other = ::open(Path("x.packed.partial").c_str(), O_RDWR | O_CREAT, 0600);
-  ASSERT_EQ(::flock(other, LOCK_EX), 0);
-  const auto start = std::chrono::steady_clock::now();
-  std::thread writer([&] {
-    while (std::chrono::steady_clock::now() < start + 2 * kWaitMax) {
-      EXPECT_EQ(::pwrite(other, "x", 1, 0), 1);
-      std::this_thread::sleep_for(milliseconds(5));
-    }
-    ::close(other);
-  });
   PackedCacheOptions options = Options();
   options.wait_max = kWaitMax;
   PackedCache cache(options);
-  EXPECT_EQ(Get(cache, "x", "hello"), "hello");
-  EXPECT_GE(std::chrono::steady_clock::now(), start + 2 * kWaitMax);
-  writer.join();
+  // A writer that stood still itself shows nothing: then another one writes another file.
+  bool shown = false;
+  for (int i = 0; i < 5 && !shown; ++i) {
+    const std::string name = "x" + std::to_string(i);
+    const int other = ::open(Path(name + ".packed.partial").c_str(), O_RDWR | O_CREAT, 0600);
+    ASSERT_EQ(::flock(other, LOCK_EX), 0);
+    const auto start = Clock::now();
+    Clock::duration stood_still{};  // the longest time between two writes
+    std::thread writer([&] {
+      for (auto last = start; last < start + 2 * kWaitMax;) {
+        EXPECT_EQ(::pwrite(other, "x", 1, 0), 1);
+        std::this_thread::sleep_for(milliseconds(5));
+        const auto now = Clock::now();
+        stood_still = std::max(stood_still, now - last);
+        last = now;
+      }
+      ::close(other);
+    });
+    const std::string letters = Get(cache, name, "hello");
+    const auto end = Clock::now();
+    writer.join();
+    shown = stood_still < kWaitMax / 2;
+    if (!shown) continue;
+    EXPECT_EQ(letters, "hello");
+    EXPECT_GE(end, start + 2 * kWaitMax);
+  }
+  EXPECT_TRUE(shown);
 }
 
 TEST_F(PackedCacheTest, WhatWasJustBuiltIsNotCheckedAgain) {
