@@ -19,7 +19,7 @@ struct ImageToPack {
   MatrixSource source;  // the whole matrix, rows one after another; its data are not looked at
   const ImageCut* cut = nullptr;
   int64_t offset = 0;  // of the image in the file's data
-  int64_t size = 0;  // not 0
+  int64_t size = 0;    // not 0
   bool large_pages = false;
 };
 

@@ -34,8 +34,7 @@ class Injector {
  private:
   bool GoesOn(std::chrono::steady_clock::duration since_start) const {
     if (since_start < plan_.duration) return true;
-    return rank_faults_ < plan_.duration / plan_.rank_period &&
-           since_start < 5 * plan_.duration;
+    return rank_faults_ < plan_.duration / plan_.rank_period && since_start < 5 * plan_.duration;
   }
 
   // A random rank of a random group, if that has enough to lose.

@@ -221,7 +221,9 @@ class ReplayTest : public ::testing::TestWithParam<GroupOfRanks> {};
 
 TEST_P(ReplayTest, ReplayedStepsGiveTheBitsOfLaunchedOnes) {
   const int world = GetParam().world;
-  if (GetParam().on_devices && !ExchangeOnDevices()) GTEST_SKIP() << "there are not two GPUs and NCCL";
+  if (GetParam().on_devices && !ExchangeOnDevices()) {
+    GTEST_SKIP() << "there are not two GPUs and NCCL";
+  }
   const auto script = [](TestRank* rank) { return RunScript(GetParam().long_prompt, rank); };
   const std::optional<GraphCounts> before = CountGraphs();
   const std::vector<Told> replayed = RunGroup(GetParam(), true, script);
