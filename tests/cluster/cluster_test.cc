@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "tests/base/patience.h"
 #include "tests/cluster/cluster.h"
 
 namespace facet::testing {
@@ -21,7 +22,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::HasSubstr;
 
-constexpr seconds kLong(120);  // more than a machine stands still
 constexpr char kTiny[] = "tests/golden/tiny/gemma3_8h_quantized.gguf";
 
 std::unique_ptr<Cluster> StartOrFail(const ClusterOptions& options) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <thread>
 
+#include "tests/base/patience.h"
 #include "tests/cluster/cluster.h"
 
 namespace facet::testing {
@@ -30,7 +31,7 @@ v1::GenerateRequest Greedy(const std::string& prompt, int max_tokens) {
 
 std::vector<Answer> Complete(Cluster& cluster, const v1::GenerateRequest& request) {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(2));
+  context.set_deadline(std::chrono::system_clock::now() + kLong);
   v1::CompleteResponse response;
   const grpc::Status status = cluster.inference().Complete(&context, request, &response);
   EXPECT_TRUE(status.ok()) << status.error_message();

@@ -10,17 +10,16 @@
 #include <cstdlib>
 
 #include "base/status.h"
+#include "tests/base/patience.h"
 #include "tests/cluster/answers.h"
 #include "tests/cluster/cluster.h"
 
 namespace facet::testing {
 namespace {
 
-using std::chrono::seconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kTokens = 60;
-constexpr seconds kLong(120);  // more than a machine stands still
 
 bool Shell(const std::string& command) {
   return std::system(("(" + command + ") 2>/dev/null").c_str()) == 0;

@@ -21,11 +21,9 @@
 #include "client/options.h"
 #include "facet/v1/inference.grpc.pb.h"
 #include "serving/grpc_server.h"
+#include "tests/base/patience.h"
 
 namespace facet::testing {
-
-// For what must come: more than a machine stands still.
-inline constexpr std::chrono::milliseconds kLong(120'000);
 
 using Writer = grpc::ServerWriter<v1::GenerateResponse>;
 using GenerateScript =

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "base/status.h"
+#include "tests/base/patience.h"
 #include "tests/energy/fake_nvml.h"
 #include "tests/energy/fake_powercap.h"
 
@@ -33,7 +34,7 @@ class EnergyWatchTest : public ::testing::Test {
   std::string Page() const { return prometheus::TextSerializer().Serialize(registry_->Collect()); }
   // The page once it says `row`.
   std::string PageWith(const std::string& row) const {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    const auto give_up = std::chrono::steady_clock::now() + testing::kLong;
     std::string page = Page();
     while (page.find(row) == page.npos && std::chrono::steady_clock::now() < give_up) {
       std::this_thread::yield();

@@ -22,6 +22,7 @@
 #include "base/check.h"
 #include "base/ids.h"
 #include "facet/v1/shard.grpc.pb.h"
+#include "tests/base/patience.h"
 
 namespace facet::testing {
 
@@ -100,7 +101,7 @@ class FakeLeader : public v1::Leader::Service {
   // only, since the lock is held.
   bool Wait(const std::function<bool(const FakeLeader&)>& condition) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::minutes(2), [&] { return condition(*this); });
+    return changed_.wait_for(lock, kLong, [&] { return condition(*this); });
   }
   bool WaitForSubmits(size_t count) {
     return Wait([count](const FakeLeader& leader) { return leader.submits_.size() >= count; });

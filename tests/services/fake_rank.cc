@@ -1,6 +1,5 @@
 #include "tests/services/fake_rank.h"
 
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -9,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "tests/base/patience.h"
 
 namespace facet::testing {
 namespace {
@@ -100,7 +100,7 @@ FakeRank::FakeRank(const FakeRankOptions& options)
 
 void FakeRank::Attach(std::unique_ptr<Communicator> communicator) {
   FACET_CHECK(communicator->rank() == options_.rank && communicator->world() == options_.world);
-  communicator->SetTimeout(std::chrono::minutes(2));  // a machine that stands still loses no rank
+  communicator->SetTimeout(kLong);
   executor_.emplace(options_.engine);
   const std::lock_guard lock(mutex_);
   FACET_CHECK(communicator_ == nullptr);

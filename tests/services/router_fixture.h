@@ -18,6 +18,7 @@
 #include "checkpoint/gguf.h"
 #include "facet/v1/inference.grpc.pb.h"
 #include "router/service/router_server.h"
+#include "tests/base/patience.h"
 #include "tests/base/temp_folder.h"
 #include "tests/services/fake_leader.h"
 #include "tests/services/tiny_model.h"
@@ -138,7 +139,7 @@ class RouterFixture : public ::testing::Test {
     return response;
   }
   bool WaitForStatus(const std::function<bool(const v1::GetStatusResponse&)>& condition) {
-    const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    const auto give_up = std::chrono::steady_clock::now() + kLong;
     while (!condition(Status())) {
       if (std::chrono::steady_clock::now() > give_up) return false;
       std::this_thread::yield();

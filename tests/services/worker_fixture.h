@@ -27,14 +27,12 @@
 #include "shard_worker/service/follower.h"
 #include "shard_worker/service/group_link.h"
 #include "shard_worker/service/leader.h"
+#include "tests/base/patience.h"
 #include "tests/services/fake_rank.h"
 
 namespace facet::testing {
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
-
-// For what must come: more than a machine stands still.
-inline constexpr milliseconds kLong(120'000);
 
 inline EngineOptions SmallEngine() {
   EngineOptions options;
