@@ -175,6 +175,15 @@ void ReadLogits(TestRank* rank, std::span<const int32_t> rows, Told* told) {
   rank->device->CopyOut(logits, std::span(told->numbers).subspan(before));
 }
 
+void RunAndSearch(TestRank* rank, int index, const PlannedStep& plan, Told* told) {
+  const StepLayout layout{static_cast<int>(plan.tokens.size()), plan.runs};
+  rank->communicator->SetStep(static_cast<uint64_t>(index));
+  const absl::Status status =
+      rank->forward->Run(layout, plan.tokens, plan.last_rows, rank->communicator.get());
+  EXPECT_TRUE(status.ok()) << status;
+  Search(rank, index, plan.last_rows, told);
+}
+
 Told RunScript(int long_prompt, TestRank* rank) {
   Told told;
   const BlockTables tables = MakeBlockTables();
@@ -182,12 +191,7 @@ Told RunScript(int long_prompt, TestRank* rank) {
   int index = 0;
   for (const Step& step : Script(long_prompt)) {
     const PlannedStep plan = Plan(step, tables, rank->spec.vocabulary, &lengths);
-    const StepLayout layout{static_cast<int>(plan.tokens.size()), plan.runs};
-    rank->communicator->SetStep(static_cast<uint64_t>(++index));
-    const absl::Status status =
-        rank->forward->Run(layout, plan.tokens, plan.last_rows, rank->communicator.get());
-    EXPECT_TRUE(status.ok()) << status;
-    Search(rank, index, plan.last_rows, &told);
+    RunAndSearch(rank, ++index, plan, &told);
     if (index % 4 == 0) ReadLogits(rank, plan.last_rows, &told);
   }
   return told;
@@ -281,12 +285,7 @@ Told DecodeStepByStep(TestRank* rank) {
   int index = 0;
   for (const Step& step : StepsOfTwoBuckets()) {
     const PlannedStep plan = Plan(step, tables, rank->spec.vocabulary, &lengths);
-    const StepLayout layout{static_cast<int>(plan.tokens.size()), plan.runs};
-    rank->communicator->SetStep(static_cast<uint64_t>(++index));
-    const absl::Status status =
-        rank->forward->Run(layout, plan.tokens, plan.last_rows, rank->communicator.get());
-    EXPECT_TRUE(status.ok()) << status;
-    Search(rank, index, plan.last_rows, &told);
+    RunAndSearch(rank, ++index, plan, &told);
     EXPECT_TRUE(owners.insert(OwnersOf(*rank->plan, plan.tokens)).second) << *owners.rbegin();
   }
   return told;
