@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <numeric>
@@ -79,6 +80,8 @@ void Load(const GroupOfRanks& group, int rank, std::unique_ptr<Device> device,
   } else {
     to->communicator = MakeStagedCommunicator(to->device.get(), std::move(communicator));
   }
+  // A whole step is one exchange where devices exchange, and an instrumented device is slow.
+  to->communicator->SetTimeout(std::chrono::minutes(10));
 }
 
 // Rows of the sequences named, each its next ones.
@@ -175,13 +178,15 @@ void ReadLogits(TestRank* rank, std::span<const int32_t> rows, Told* told) {
   rank->device->CopyOut(logits, std::span(told->numbers).subspan(before));
 }
 
-void RunAndSearch(TestRank* rank, int index, const PlannedStep& plan, Told* told) {
+// False where the step failed, after which nothing more is to be expected of the rank.
+bool RunAndSearch(TestRank* rank, int index, const PlannedStep& plan, Told* told) {
   const StepLayout layout{static_cast<int>(plan.tokens.size()), plan.runs};
   rank->communicator->SetStep(static_cast<uint64_t>(index));
   const absl::Status status =
       rank->forward->Run(layout, plan.tokens, plan.last_rows, rank->communicator.get());
   EXPECT_TRUE(status.ok()) << status;
-  Search(rank, index, plan.last_rows, told);
+  if (status.ok()) Search(rank, index, plan.last_rows, told);
+  return status.ok();
 }
 
 Told RunScript(int long_prompt, TestRank* rank) {
@@ -191,7 +196,7 @@ Told RunScript(int long_prompt, TestRank* rank) {
   int index = 0;
   for (const Step& step : Script(long_prompt)) {
     const PlannedStep plan = Plan(step, tables, rank->spec.vocabulary, &lengths);
-    RunAndSearch(rank, ++index, plan, &told);
+    if (!RunAndSearch(rank, ++index, plan, &told)) break;
     if (index % 4 == 0) ReadLogits(rank, plan.last_rows, &told);
   }
   return told;
@@ -285,7 +290,7 @@ Told DecodeStepByStep(TestRank* rank) {
   int index = 0;
   for (const Step& step : StepsOfTwoBuckets()) {
     const PlannedStep plan = Plan(step, tables, rank->spec.vocabulary, &lengths);
-    RunAndSearch(rank, ++index, plan, &told);
+    if (!RunAndSearch(rank, ++index, plan, &told)) break;
     EXPECT_TRUE(owners.insert(OwnersOf(*rank->plan, plan.tokens)).second) << *owners.rbegin();
   }
   return told;
