@@ -37,6 +37,7 @@ function(facet_emulated_kernels name)
                               LANGUAGE CXX)
   target_include_directories(${name} BEFORE PRIVATE
     ${PROJECT_SOURCE_DIR}/tests/cuda_emulator/include)
+  target_compile_options(${name} PRIVATE ${FACET_EMULATOR_OPTIONS})
 endfunction()
 
 # facet_binary(name SOURCES a.cc ... DEPS target ...)
